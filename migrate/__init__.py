@@ -1,0 +1,8 @@
+"""The migration engine: versioned and repeatable SQL files, a ledger, and what proves the result.
+
+It needs psycopg and pglast only and knows neither Pulumi nor this platform.  `python -m migrate`
+is the command line; `engine` is the same as a Python API.
+"""
+
+VERSION = "1.0.0"
+"""Recorded in the ledger with every file that this engine applies."""

@@ -1,0 +1,143 @@
+"""The live catalog as a map of object -> definition, to compare and to fingerprint.
+
+It covers the schemas that belong to the role that owns the ledger, and `public`.  What an
+extension brought is left out, and so are the privileges of roles that can log in: those belong
+to whoever manages the accounts.  The owner of the ledger appears as `us`, so that two
+databases made by different roles compare equal.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+from migrate.connection import Connection
+from migrate.ledger import SCHEMA
+
+_QUERY = f"""
+with us as (select nspowner as role from pg_namespace where nspname = '{SCHEMA}'),
+role (oid, name) as (
+  select oid, case when oid = us.role then 'us' else rolname end from pg_roles, us
+),
+ours as (
+  select n.*, role.name as owner
+  from pg_namespace n join role on role.oid = n.nspowner, us
+  where (n.nspowner = us.role or n.nspname = 'public')
+    and n.nspname not in ('{SCHEMA}', 'information_schema') and n.nspname not like 'pg\\_%'
+),
+extension as (select classid, objid from pg_depend where deptype = 'e'),
+relation as (
+  select c.*, o.nspname, role.name as owner, format('%I.%I', o.nspname, c.relname) as full_name
+  from pg_class c join ours o on o.oid = c.relnamespace join role on role.oid = c.relowner
+  where not exists (select from extension e where e.classid = 'pg_class'::regclass
+                    and e.objid = c.oid)
+),
+routine as (
+  select p.*, role.name as owner, format('%I.%I(%s)', o.nspname, p.proname,
+         pg_get_function_identity_arguments(p.oid)) as full_name
+  from pg_proc p join ours o on o.oid = p.pronamespace join role on role.oid = p.proowner
+  where p.prokind in ('f', 'p') and not exists (
+    select from extension e where e.classid = 'pg_proc'::regclass and e.objid = p.oid)
+),
+privilege (object, acl, owner) as (
+  select format('schema %I', nspname), nspacl, nspowner from ours
+  union all
+  select case relkind when 'S' then 'sequence ' else 'table ' end || full_name, relacl, relowner
+  from relation where relkind in ('r', 'p', 'v', 'm', 'S', 'f')
+  union all
+  select format('column %s.%I', full_name, attname), attacl, relowner
+  from relation join pg_attribute on attrelid = relation.oid where attacl is not null
+  union all
+  select 'function ' || full_name, coalesce(proacl, acldefault('f', proowner)), proowner
+  from routine
+)
+select 'schema ' || quote_ident(nspname), 'owner ' || n.owner from ours n
+union all
+select format('table %s', full_name),
+       format('kind %s, owner %s, row security %s, forced %s, options %s', relkind,
+              relation.owner, relrowsecurity, relforcerowsecurity, reloptions)
+from relation where relkind in ('r', 'p', 'f')
+union all
+select format('column %s.%I', full_name, attname),
+       concat_ws(' ', format_type(atttypid, atttypmod), case when attnotnull then 'not null' end,
+                 case attgenerated when 's' then 'generated' end, nullif(attidentity::text, ''),
+                 'default ' || pg_get_expr(adbin, adrelid))
+from relation join pg_attribute on attrelid = relation.oid
+left join pg_attrdef on adrelid = attrelid and adnum = attnum
+where relkind in ('r', 'p', 'f') and attnum > 0 and not attisdropped
+union all
+select format('constraint %I on %s', conname, full_name), pg_get_constraintdef(k.oid)
+from relation join pg_constraint k on conrelid = relation.oid where contype not in ('n', 't')
+union all
+select format('index %s', full_name), format('valid %s: %s', indisvalid,
+                                              pg_get_indexdef(indexrelid))
+from relation join pg_index on indexrelid = relation.oid
+union all
+select format('policy %I on %s', polname, full_name),
+       format('%s for %s to %s using (%s) with check (%s)',
+              case when polpermissive then 'permissive' else 'restrictive' end, polcmd,
+              (select string_agg(coalesce(r.rolname, 'public'), ', ' order by r.rolname)
+               from unnest(polroles) as g (oid) left join pg_roles r on r.oid = g.oid),
+              pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid))
+from relation join pg_policy on polrelid = relation.oid
+union all
+select format('trigger %I on %s', tgname, tgrelid::regclass),
+       format('%s (enabled %s)', pg_get_triggerdef(t.oid), tgenabled)
+from pg_trigger t where not tgisinternal
+  and (tgfoid in (select oid from routine) or tgrelid in (select oid from relation))
+union all
+select format('view %s', full_name),
+       format('owner %s, options %s: %s', relation.owner, reloptions, pg_get_viewdef(relation.oid))
+from relation where relkind in ('v', 'm')
+union all
+select format('sequence %s', full_name), format('owner %s', relation.owner)
+from relation where relkind = 'S'
+union all
+select format('function %s', full_name),
+       format('owner %s: %s', routine.owner, pg_get_functiondef(routine.oid))
+from routine
+union all
+select format('type %I.%I', o.nspname, t.typname),
+       format('%s %s', t.typtype, coalesce(
+         (select string_agg(enumlabel, ', ' order by enumsortorder) from pg_enum
+          where enumtypid = t.oid), format_type(t.typbasetype, t.typtypmod)))
+from pg_type t join ours o on o.oid = t.typnamespace
+where t.typtype in ('e', 'd') and not exists (
+  select from extension e where e.classid = 'pg_type'::regclass and e.objid = t.oid)
+union all
+select format('privileges of %s on %s', coalesce(r.rolname, 'public'), p.object),
+       string_agg(a.privilege_type || case when a.is_grantable then '*' else '' end, ', '
+                  order by a.privilege_type)
+from privilege p cross join aclexplode(p.acl) a left join pg_roles r on r.oid = a.grantee
+where a.grantee <> p.owner and not coalesce(r.rolcanlogin, false)
+group by r.rolname, p.object
+"""
+
+
+def read(connection: Connection) -> dict[str, str]:
+    """Object -> definition of everything that is ours, in one query.
+
+    The database needs a ledger, whose owner tells what is ours.
+    """
+    with connection.transaction():
+        connection.execute("set local search_path = ''")
+        return dict(sorted(connection.execute(_QUERY)))
+
+
+def fingerprint(objects: Mapping[str, str]) -> str:
+    """One sha256 hex digest over all objects."""
+    return hashlib.sha256(json.dumps(objects, sort_keys=True).encode()).hexdigest()
+
+
+def object_digests(objects: Mapping[str, str]) -> dict[str, str]:
+    """Object -> a short digest of its definition."""
+    return {name: hashlib.sha256(text.encode()).hexdigest()[:12] for name, text in objects.items()}
+
+
+def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+    """Every object that differs, with its expected and its found definition."""
+    lines = []
+    for name in sorted(expected.keys() | found.keys()):
+        before, after = expected.get(name, "(absent)"), found.get(name, "(absent)")
+        if before != after:
+            lines.append(f"{name}\n  expected: {before}\n  found:    {after}")
+    return lines

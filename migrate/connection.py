@@ -1,0 +1,126 @@
+"""Connecting, and the one lock under which a database is changed."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+from psycopg import conninfo
+from psycopg.rows import TupleRow
+
+from migrate.errors import MigrateError, UnreachableError
+
+Connection = psycopg.Connection[TupleRow]
+
+OLDEST_SERVER = 15
+"""The oldest PostgreSQL major version that is supported."""
+
+TRANSACTION_POOLER_PORT = 6543
+"""Supabase's pooler in transaction mode, where session advisory locks do not hold."""
+
+LOCK_KEY = 0x6D69677261746500
+"""The advisory lock of a run: the letters of "migrate"."""
+
+APPLICATION = "migrate"
+
+TIMEOUTS = {"lock_timeout": "5s", "statement_timeout": "15min"}
+"""For every statement of a run, so that none queues behind a lock and blocks all others.
+A file that needs longer says `set local statement_timeout = ...`."""
+
+
+def connect(url: str, connect_timeout: int = 10) -> Connection:
+    """A connection in autocommit mode.
+
+    Args:
+        url: anything libpq understands; empty means libpq's environment and service files.
+        connect_timeout: seconds to wait for each address of the host, unless the URL says.
+
+    Raises:
+        UnreachableError: it cannot be reached or refuses us.
+        MigrateError: it is too old, or a transaction pooler.
+    """
+    try:
+        given = conninfo.conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        raise MigrateError(
+            "the database URL cannot be parsed (it is not shown, since it may hold a password): "
+            "write postgresql://USER:PASSWORD@HOST:PORT/DATABASE and percent-encode the password"
+        ) from None
+    options = {"application_name": APPLICATION, "connect_timeout": connect_timeout} | given
+    try:
+        connection = psycopg.connect(autocommit=True, **options)  # type: ignore[arg-type]
+    except psycopg.OperationalError as error:
+        raise UnreachableError(_refusal(error)) from None
+    place = f"{connection.info.host}:{connection.info.port}"
+    if connection.info.port == TRANSACTION_POOLER_PORT:
+        connection.close()
+        raise MigrateError(
+            f"{place} is a pooler in transaction mode, where the lock of a run does not hold: "
+            "use the session mode port 5432"
+        )
+    if connection.info.server_version < OLDEST_SERVER * 10000:
+        found = connection.info.server_version // 10000
+        connection.close()
+        raise MigrateError(
+            f"{place} is PostgreSQL {found}; {OLDEST_SERVER} or newer is needed: upgrade the server"
+        )
+    connection.execute(
+        "select " + ", ".join(["set_config(%s, %s, false)"] * len(TIMEOUTS)),
+        [text for pair in TIMEOUTS.items() for text in pair],
+    )
+    return connection
+
+
+def _refusal(error: psycopg.OperationalError) -> str:
+    text = str(error).strip()
+    hints = {
+        "password authentication failed": "check user and password",
+        "Connection refused": "is the server running, and is the port right?",
+        "could not translate host name": "check the host name",
+        "failed to resolve host": "check the host name",
+        "does not exist": "create it first, or check the name",
+        "timeout expired": "check host, port and firewall",
+    }
+    hint = next((hint for part, hint in hints.items() if part in text), None)
+    return f"cannot connect to the database: {text}" + (f"\n  what to do: {hint}" if hint else "")
+
+
+@contextmanager
+def lock(connection: Connection, wait: float) -> Iterator[None]:
+    """Hold the lock of a run.
+
+    Args:
+        connection: the connection that holds it; the server releases it if the connection dies.
+        wait: seconds to wait for another run to end.
+
+    Raises:
+        MigrateError: another run holds it for longer than that; the message names it.
+    """
+    deadline = time.monotonic() + wait
+    while connection.execute("select pg_try_advisory_lock(%s)", [LOCK_KEY]).fetchone() != (True,):
+        if time.monotonic() >= deadline:
+            raise MigrateError(_holder(connection, wait))
+        time.sleep(0.2)
+    try:
+        yield
+    finally:
+        if not connection.closed:
+            connection.execute("select pg_advisory_unlock(%s)", [LOCK_KEY])
+
+
+def _holder(connection: Connection, wait: float) -> str:
+    row = connection.execute(
+        """select pid, application_name, usename, date_trunc('second', now() - query_start)::text
+           from pg_locks join pg_stat_activity using (pid)
+           where locktype = 'advisory' and granted and objsubid = 1
+             and database = (select oid from pg_database where datname = current_database())
+             and (classid::bigint << 32) | objid::bigint = %s""",
+        [LOCK_KEY],
+    ).fetchone()
+    who = (
+        "a run that has just ended" if row is None else "pid {} ({}, user {}), for {}".format(*row)
+    )
+    return (
+        f"another run holds the migration lock: {who}; waited {wait:g} s\n"
+        "  what to do: wait for it and run again; nothing was changed by this run"
+    )

@@ -1,0 +1,27 @@
+"""Settings of a login role (`ALTER ROLE .. SET`), which belong to the server, not to a schema."""
+
+from collections.abc import Mapping
+
+from psycopg import sql
+
+from migrate.connection import Connection
+
+
+def settings(connection: Connection, role: str) -> dict[str, str]:
+    """The role's settings for every database, name -> value as it was written."""
+    rows = connection.execute(
+        """select unnest(setconfig) from pg_db_role_setting
+           join pg_roles on pg_roles.oid = setrole where rolname = %s and setdatabase = 0""",
+        [role],
+    )
+    return dict(row[0].split("=", 1) for row in rows)
+
+
+def set_settings(connection: Connection, role: str, wanted: Mapping[str, str]) -> None:
+    """Set these settings of the role and leave its others alone."""
+    for name, value in wanted.items():
+        connection.execute(
+            sql.SQL("alter role {} set {} = {}").format(
+                sql.Identifier(role), sql.Identifier(name), value
+            )
+        )
