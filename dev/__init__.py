@@ -1,0 +1,1 @@
+"""What a developer's machine needs beside the program itself."""

