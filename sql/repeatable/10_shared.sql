@@ -1,0 +1,148 @@
+-- What the tables' own files build on: timestamps, who is acting, the plan of an account, the audit log.
+--
+-- Functions behind triggers live in private. Those that read or write more than their own row are
+-- SECURITY DEFINER, because the writer (a user, a service) may not; nobody needs EXECUTE on a trigger
+-- function, so nobody has it. A trigger that judges a user's row runs AFTER, when row-level security
+-- has already refused a row of another account: it cannot be asked about other customers.
+--
+-- The migration engine sets both timeouts for every file.
+-- squawk-ignore-file require-lock-timeout, require-statement-timeout
+
+create or replace function private.set_updated_at() returns trigger
+language plpgsql set search_path = ''
+as $$
+begin
+  new.updated_at := now();
+  return new;
+end
+$$;
+
+-- True for a request made by a user through the API. Reads the role that was set, since current_user
+-- is the owner inside SECURITY DEFINER functions.
+create or replace function private.acting_as_user() returns boolean
+language sql stable set search_path = ''
+as $$
+  select coalesce(nullif(current_setting('role', true), 'none'), session_user)
+         in ('anon', 'authenticated')
+$$;
+
+-- Does the live subscription of an account have a feature? Live: active or trialing, and not past the
+-- end of its period or trial.
+create or replace function private.plan_has(account_id uuid, feature text) returns boolean
+language sql stable set search_path = ''
+as $$
+  select exists (
+    select from public.subscriptions s
+     where s.account_id = plan_has.account_id
+       and (
+         s.status = 'active' and coalesce(s.current_period_end, 'infinity') > now()
+         or s.status = 'trialing' and coalesce(s.trial_ends_at, s.current_period_end, 'infinity') > now()
+       )
+       and s.features -> plan_has.feature = 'true'
+  )
+$$;
+
+-- The one door to the audit log for functions and triggers of the database. The role that acts is the
+-- default of its column; the user, address and program come from the request, if there is one.
+create or replace function private.log_audit(
+  account_id uuid,
+  action text,
+  category text,
+  resource_type text,
+  resource_id uuid,
+  details jsonb default '{}',
+  success boolean default true
+) returns void
+language plpgsql set search_path = ''
+as $$
+declare
+  headers constant jsonb := nullif(current_setting('request.headers', true), '')::jsonb;
+  client inet;
+begin
+  if headers ? 'x-forwarded-for' then
+    begin
+      client := btrim(split_part(headers ->> 'x-forwarded-for', ',', 1))::inet;
+    exception
+      when invalid_text_representation then
+        client := null;  -- the header is the client's word: never a reason to refuse the change
+    end;
+  end if;
+
+  insert into public.audit_logs (
+    account_id, actor_user_id, action, category, resource_type, resource_id,
+    details, ip_address, user_agent, success
+  )
+  values (
+    account_id, auth.uid(), action, category, resource_type, resource_id,
+    details, client, left(headers ->> 'user-agent', 500), success
+  );
+end
+$$;
+
+-- Audits a change of a row, and only a change: an update that leaves all but bookkeeping as it was
+-- writes nothing. Arguments of the trigger: what the row is called, the category, the columns whose
+-- values may be told (those of all others stay out: they may be personal or secret), and the columns
+-- that are bookkeeping.
+create or replace function private.audit_change() returns trigger
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  resource constant text := tg_argv[0];
+  category constant text := tg_argv[1];
+  told constant text[] := string_to_array(tg_argv[2], ' ');
+  bookkeeping constant text[] := string_to_array(tg_argv[3], ' ') || array['updated_at'];
+  old_row constant jsonb := coalesce(to_jsonb(old), '{}');
+  new_row constant jsonb := coalesce(to_jsonb(new), '{}');
+  any_row constant jsonb := old_row || new_row;
+  changed text[];
+  details jsonb := '{}'::jsonb;
+begin
+  changed := array(
+    select key
+      from jsonb_object_keys(any_row) as key
+     where old_row -> key is distinct from new_row -> key
+       and key <> all (bookkeeping)
+     order by key
+  );
+  if cardinality(changed) = 0 then
+    return null;
+  end if;
+
+  if tg_op = 'UPDATE' then
+    details := jsonb_build_object('changed', changed);
+  end if;
+  if tg_op in ('UPDATE', 'DELETE') then
+    details := details || jsonb_build_object('old', (
+      select coalesce(jsonb_object_agg(key, old_row -> key), '{}')
+        from unnest(changed) as key where key = any (told)
+    ));
+  end if;
+  if tg_op in ('UPDATE', 'INSERT') then
+    details := details || jsonb_build_object('new', (
+      select coalesce(jsonb_object_agg(key, new_row -> key), '{}')
+        from unnest(changed) as key where key = any (told)
+    ));
+  end if;
+
+  perform private.log_audit(
+    -- accounts have no account_id: their id is what account_id means elsewhere
+    coalesce(any_row ->> 'account_id', any_row ->> 'id')::uuid,
+    resource || case tg_op
+      when 'INSERT' then '.created' when 'UPDATE' then '.updated' else '.deleted'
+    end,
+    category,
+    resource,
+    (any_row ->> 'id')::uuid,
+    details
+  );
+  return null;
+end
+$$;
+
+revoke all on function
+  private.set_updated_at(),
+  private.acting_as_user(),
+  private.plan_has(uuid, text),
+  private.log_audit(uuid, text, text, text, uuid, jsonb, boolean),
+  private.audit_change()
+from public, anon, authenticated, service_role;

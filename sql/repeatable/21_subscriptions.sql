@@ -1,0 +1,150 @@
+-- subscriptions: read by their owner, written by stripe-handler only.
+--
+-- The migration engine sets both timeouts for every file.
+-- squawk-ignore-file require-lock-timeout, require-statement-timeout
+
+-- Limits and features come from the tier, on insert and on a change of tier, unless the writer states
+-- them. Stated means: not null and, on a change of tier, not what it was before.
+create or replace function private.apply_tier() returns trigger
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  catalogue private.tiers;
+begin
+  select * into catalogue from private.tiers where tier = new.tier;
+  if not found then
+    raise exception 'unknown tier %', coalesce(quote_literal(new.tier), 'null')
+      using errcode = 'check_violation',
+            hint = 'Known tiers: ' || (select string_agg(tier, ', ' order by tier) from private.tiers) || '.';
+  end if;
+
+  if tg_op = 'UPDATE' and new.tier <> old.tier then
+    new.max_messages_per_day := nullif(new.max_messages_per_day, old.max_messages_per_day);
+    new.max_storage_gb := nullif(new.max_storage_gb, old.max_storage_gb);
+    new.max_agents := nullif(new.max_agents, old.max_agents);
+    new.max_platforms := nullif(new.max_platforms, old.max_platforms);
+    new.max_team_members := nullif(new.max_team_members, old.max_team_members);
+    new.features := nullif(new.features, old.features);
+  end if;
+
+  new.max_messages_per_day := coalesce(new.max_messages_per_day, catalogue.max_messages_per_day);
+  new.max_storage_gb := coalesce(new.max_storage_gb, catalogue.max_storage_gb);
+  new.max_agents := coalesce(new.max_agents, catalogue.max_agents);
+  new.max_platforms := coalesce(new.max_platforms, catalogue.max_platforms);
+  new.max_team_members := coalesce(new.max_team_members, catalogue.max_team_members);
+  new.features := coalesce(new.features, catalogue.features);
+  return new;
+end
+$$;
+
+create or replace function private.note_cancellation() returns trigger
+language plpgsql set search_path = ''
+as $$
+begin
+  if new.status = 'cancelled' then
+    new.cancelled_at := coalesce(new.cancelled_at, now());
+  elsif tg_op = 'UPDATE' and old.status = 'cancelled' then
+    new.cancelled_at := nullif(new.cancelled_at, old.cancelled_at);
+  end if;
+  return new;
+end
+$$;
+
+-- The instances are resized by the provisioner, which reads their rows.
+create or replace function private.resize_instances() returns trigger
+language plpgsql security definer set search_path = ''
+as $$
+begin
+  update public.instances as instance
+     set cpu_limit = catalogue.cpu_limit,
+         memory_limit_mb = catalogue.memory_limit_mb,
+         storage_limit_gb = catalogue.storage_limit_gb
+    from private.tiers as catalogue
+   where instance.subscription_id = new.id
+     and instance.status not in ('deprovisioning', 'deprovisioned')
+     and catalogue.tier = new.tier;
+  return null;
+end
+$$;
+
+-- A customer whose row is gone would still be charged.
+create or replace function private.keep_billed_subscription() returns trigger
+language plpgsql set search_path = ''
+as $$
+begin
+  if old.status <> 'cancelled' and old.stripe_subscription_id is not null then
+    raise exception 'subscription % is %, Stripe still bills it', old.id, old.status
+      using errcode = 'restrict_violation',
+            hint = 'Cancel it in Stripe first; delete it, or its account, when the status here is cancelled.';
+  end if;
+  return old;
+end
+$$;
+
+revoke all on function
+  private.apply_tier(),
+  private.note_cancellation(),
+  private.resize_instances(),
+  private.keep_billed_subscription()
+from public, anon, authenticated, service_role;
+
+create or replace trigger subscriptions_apply_tier
+  before insert or update on public.subscriptions
+  for each row execute function private.apply_tier();
+
+create or replace trigger subscriptions_note_cancellation
+  before insert or update of status on public.subscriptions
+  for each row execute function private.note_cancellation();
+
+create or replace trigger subscriptions_set_updated_at
+  before update on public.subscriptions
+  for each row execute function private.set_updated_at();
+
+create or replace trigger subscriptions_keep_billed
+  before delete on public.subscriptions
+  for each row execute function private.keep_billed_subscription();
+
+create or replace trigger subscriptions_resize_instances
+  after update of tier on public.subscriptions
+  for each row when (old.tier is distinct from new.tier)
+  execute function private.resize_instances();
+
+create or replace trigger subscriptions_audit
+  after insert or update or delete on public.subscriptions
+  for each row execute function private.audit_change(
+    'subscription', 'billing',
+    'tier status max_messages_per_day max_storage_gb max_agents max_platforms max_team_members features '
+    'stripe_price_id trial_started_at trial_ends_at current_period_start current_period_end cancelled_at',
+    'storage_used_gb'
+  );
+
+revoke all on public.subscriptions from public, anon, authenticated, service_role;
+grant select on public.subscriptions to authenticated;
+grant all on public.subscriptions to service_role;
+
+drop policy if exists "users read their own subscriptions" on public.subscriptions;
+create policy "users read their own subscriptions" on public.subscriptions
+  for select to authenticated
+  using (account_id = (select auth.uid()));
+
+drop policy if exists "services read every subscription" on public.subscriptions;
+create policy "services read every subscription" on public.subscriptions
+  for select to platform_service
+  using (true);
+
+drop policy if exists "services create subscriptions" on public.subscriptions;
+create policy "services create subscriptions" on public.subscriptions
+  for insert to platform_service
+  with check (true);
+
+drop policy if exists "services update every subscription" on public.subscriptions;
+create policy "services update every subscription" on public.subscriptions
+  for update to platform_service
+  using (true)
+  with check (true);
+
+drop policy if exists "service_role has full access" on public.subscriptions;
+create policy "service_role has full access" on public.subscriptions
+  for all to service_role
+  using (true)
+  with check (true);

@@ -1,0 +1,222 @@
+-- instances: read by their owner, who may change config and only it; all else is the
+-- instance-provisioner's.
+--
+-- The migration engine sets both timeouts for every file.
+-- squawk-ignore-file require-lock-timeout, require-statement-timeout
+
+-- An agent is an entry of config.agents, whether that is an object by name or a list.
+create or replace function private.count_agents(config jsonb) returns integer
+language sql immutable set search_path = ''
+as $$
+  select case jsonb_typeof(config -> 'agents')
+    when 'object' then (select count(*) from jsonb_object_keys(config -> 'agents'))
+    when 'array' then jsonb_array_length(config -> 'agents')
+    else 0
+  end
+$$;
+
+-- Resource limits come from the tier of the subscription, on insert and when the instance moves to
+-- another subscription, unless the writer states them (subscriptions follow the same rule).
+create or replace function private.apply_tier_resources() returns trigger
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  catalogue private.tiers;
+begin
+  if tg_op = 'UPDATE' then
+    new.cpu_limit := nullif(new.cpu_limit, old.cpu_limit);
+    new.memory_limit_mb := nullif(new.memory_limit_mb, old.memory_limit_mb);
+    new.storage_limit_gb := nullif(new.storage_limit_gb, old.storage_limit_gb);
+  end if;
+
+  select tiers.* into catalogue
+    from public.subscriptions
+    join private.tiers using (tier)
+   where subscriptions.id = new.subscription_id;
+  if not found then
+    raise exception 'instance % needs an existing subscription, not %',
+                    new.app_name, coalesce(new.subscription_id::text, 'null')
+      using errcode = 'foreign_key_violation',
+            hint = 'Create the subscription first: it decides the instance''s resources.';
+  end if;
+
+  new.cpu_limit := coalesce(new.cpu_limit, catalogue.cpu_limit);
+  new.memory_limit_mb := coalesce(new.memory_limit_mb, catalogue.memory_limit_mb);
+  new.storage_limit_gb := coalesce(new.storage_limit_gb, catalogue.storage_limit_gb);
+  return new;
+end
+$$;
+
+create or replace function private.check_status_transition() returns trigger
+language plpgsql security definer set search_path = ''
+as $$
+begin
+  if not exists (
+    select from private.instance_status_transitions
+     where from_status = old.status and to_status = new.status
+  ) then
+    raise exception 'instance % cannot go from % to %', old.id, old.status, coalesce(new.status, 'null')
+      using errcode = 'check_violation',
+            hint = coalesce(
+              'From ' || old.status || ' it may go to: ' || (
+                select string_agg(to_status, ', ' order by to_status)
+                  from private.instance_status_transitions where from_status = old.status
+              ) || '.',
+              'This status is final: provision a new instance.'
+            );
+  end if;
+
+  if new.status = 'running' then
+    new.provisioned_at := coalesce(new.provisioned_at, now());
+  elsif new.status = 'stopped' then
+    new.stopped_at := now();
+  elsif new.status = 'deprovisioned' then
+    new.deprovisioned_at := now();
+  end if;
+  return new;
+end
+$$;
+
+-- Not check constraints: those would read the whole config again at every heartbeat.
+create or replace function private.check_instance_config() returns trigger
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  max_bytes constant integer := 1048576;
+  agents integer;
+  max_agents integer;
+begin
+  if jsonb_typeof(new.config) <> 'object' or jsonb_typeof(new.app_config) <> 'object' then
+    raise exception 'config and app_config of an instance are JSON objects'
+      using errcode = 'check_violation',
+            hint = 'Send {} for an empty one.';
+  end if;
+  if octet_length(new.config::text) > max_bytes then
+    raise exception 'instance config has % bytes, the limit is %', octet_length(new.config::text), max_bytes
+      using errcode = 'check_violation',
+            hint = 'Keep documents and prompts of that size in the instance''s storage.';
+  end if;
+  if jsonb_typeof(new.config -> 'agents') not in ('object', 'array', 'null') then
+    raise exception 'agents in an instance config are an object by name or a list, not a %',
+                    jsonb_typeof(new.config -> 'agents')
+      using errcode = 'check_violation',
+            hint = 'Send {"agents": {"name": {...}}}.';
+  end if;
+
+  agents := private.count_agents(new.config);
+  select subscriptions.max_agents into max_agents
+    from public.subscriptions where id = new.subscription_id;
+  if max_agents <> -1 and agents > max_agents then
+    raise exception 'instance config has % agents, the plan allows %', agents, max_agents
+      using errcode = 'check_violation',
+            hint = 'Remove agents or upgrade the plan (max_agents of the subscription).';
+  end if;
+  return null;
+end
+$$;
+
+-- The provisioner never touches a release that no row speaks of: deleting the row of a deployed
+-- instance would leave it, with the customer's data, running for ever.
+create or replace function private.keep_deployed_instance() returns trigger
+language plpgsql set search_path = ''
+as $$
+begin
+  if old.status <> 'deprovisioned' then
+    raise exception 'instance % (%) is %, not deprovisioned', old.id, old.app_name, old.status
+      using errcode = 'restrict_violation',
+            hint = 'Deprovision it first; delete it, or its account, when it is deprovisioned.';
+  end if;
+  return old;
+end
+$$;
+
+revoke all on function
+  private.count_agents(jsonb),
+  private.apply_tier_resources(),
+  private.check_status_transition(),
+  private.check_instance_config(),
+  private.keep_deployed_instance()
+from public, anon, authenticated, service_role;
+
+create or replace trigger instances_apply_tier_resources
+  before insert on public.instances
+  for each row execute function private.apply_tier_resources();
+
+create or replace trigger instances_apply_other_tier_resources
+  before update of subscription_id on public.instances
+  for each row when (old.subscription_id is distinct from new.subscription_id)
+  execute function private.apply_tier_resources();
+
+create or replace trigger instances_check_status_transition
+  before update of status on public.instances
+  for each row when (old.status is distinct from new.status)
+  execute function private.check_status_transition();
+
+-- Being used is no change of the instance, and is written too often to pay for one.
+create or replace trigger instances_set_updated_at
+  before update on public.instances
+  for each row when (old.last_active_at is not distinct from new.last_active_at)
+  execute function private.set_updated_at();
+
+create or replace trigger instances_keep_deployed
+  before delete on public.instances
+  for each row execute function private.keep_deployed_instance();
+
+create or replace trigger instances_check_first_config
+  after insert on public.instances
+  for each row execute function private.check_instance_config();
+
+create or replace trigger instances_check_config
+  after update of config, app_config on public.instances
+  for each row when (
+    old.config is distinct from new.config or old.app_config is distinct from new.app_config
+  )
+  execute function private.check_instance_config();
+
+create or replace trigger instances_audit
+  after insert or delete on public.instances
+  for each row execute function private.audit_change(
+    'instance', 'instance', 'status runtime app_name subdomain', ''
+  );
+
+create or replace trigger instances_audit_status
+  after update of status on public.instances
+  for each row when (old.status is distinct from new.status)
+  execute function private.audit_change('instance', 'instance', 'status', '');
+
+revoke all on public.instances from public, anon, authenticated, service_role;
+grant select, update (config) on public.instances to authenticated;
+grant all on public.instances to service_role;
+
+drop policy if exists "users read their own instances" on public.instances;
+create policy "users read their own instances" on public.instances
+  for select to authenticated
+  using (account_id = (select auth.uid()));
+
+drop policy if exists "users configure their own instances" on public.instances;
+create policy "users configure their own instances" on public.instances
+  for update to authenticated
+  using (account_id = (select auth.uid()))
+  with check (account_id = (select auth.uid()));
+
+drop policy if exists "services read every instance" on public.instances;
+create policy "services read every instance" on public.instances
+  for select to platform_service
+  using (true);
+
+drop policy if exists "services create instances" on public.instances;
+create policy "services create instances" on public.instances
+  for insert to platform_service
+  with check (true);
+
+drop policy if exists "services update every instance" on public.instances;
+create policy "services update every instance" on public.instances
+  for update to platform_service
+  using (true)
+  with check (true);
+
+drop policy if exists "service_role has full access" on public.instances;
+create policy "service_role has full access" on public.instances
+  for all to service_role
+  using (true)
+  with check (true);

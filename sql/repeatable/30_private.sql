@@ -1,0 +1,38 @@
+-- The private tables: no API role reaches them, service_role included. What a service needs of them is
+-- granted to its login role by name; these policies bound what could be granted.
+--
+-- The migration engine sets both timeouts for every file.
+-- squawk-ignore-file require-lock-timeout, require-statement-timeout
+
+revoke all on schema private from public, anon, authenticated, service_role;
+revoke all on
+  private.tiers,
+  private.instance_status_transitions,
+  private.instance_secrets,
+  private.api_key_hashes
+from public, anon, authenticated, service_role;
+
+create or replace trigger instance_secrets_set_updated_at
+  before update on private.instance_secrets
+  for each row execute function private.set_updated_at();
+
+drop policy if exists "services read the tier catalogue" on private.tiers;
+create policy "services read the tier catalogue" on private.tiers
+  for select to platform_service
+  using (true);
+
+drop policy if exists "services read the transitions" on private.instance_status_transitions;
+create policy "services read the transitions" on private.instance_status_transitions
+  for select to platform_service
+  using (true);
+
+drop policy if exists "services keep the secrets of instances" on private.instance_secrets;
+create policy "services keep the secrets of instances" on private.instance_secrets
+  for all to platform_service
+  using (true)
+  with check (true);
+
+drop policy if exists "services look keys up by their hash" on private.api_key_hashes;
+create policy "services look keys up by their hash" on private.api_key_hashes
+  for select to platform_service
+  using (true);

@@ -1,0 +1,148 @@
+-- Who may do what: the privileges of the API roles, of PUBLIC and of the service group.
+
+-- promise: The privileges of PUBLIC, anon and authenticated on tables, columns and sequences of public and private are exactly these.
+with expected (name, privilege, columns) as (
+  values
+    ('accounts', 'SELECT', null),
+    ('accounts', 'UPDATE', '{full_name,company_name}'),
+    ('subscriptions', 'SELECT', null),
+    ('instances', 'SELECT', null),
+    ('instances', 'UPDATE', '{config}'),
+    ('usage_metrics', 'SELECT', null),
+    ('audit_logs', 'SELECT', null),
+    ('support_tickets', 'SELECT', null),
+    ('support_tickets', 'INSERT', '{account_id,instance_id,subject,description,priority}'),
+    ('support_tickets', 'UPDATE', '{subject,description,priority}'),
+    ('instance_backups', 'SELECT', null),
+    ('instance_backups', 'INSERT', '{account_id,instance_id,backup_type}'),
+    ('api_keys', 'SELECT', null),
+    ('api_keys', 'INSERT', '{account_id,name,key_prefix,key_hash,permissions,expires_at}'),
+    ('api_keys', 'UPDATE', '{name,is_active}')
+),
+wanted as (
+  select to_regclass('public.' || name)::oid as relation,
+         coalesce(named, '') as column_name,
+         to_regrole('authenticated')::oid as grantee,
+         privilege
+    from expected
+    left join lateral unnest(columns::text[]) as named on true
+),
+relation as (
+  select c.oid, c.relacl, c.relowner, c.relkind
+    from pg_catalog.pg_class c
+   where c.relnamespace in (to_regnamespace('public'), to_regnamespace('private'))
+     and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S')
+     and not exists (select from pg_catalog.pg_depend d where d.objid = c.oid and d.deptype = 'e')
+),
+found as (
+  select r.oid as relation, '' as column_name, acl.grantee, acl.privilege_type as privilege
+    from relation r
+   cross join aclexplode(r.relacl) as acl
+  union all
+  select r.oid, a.attname::text, acl.grantee, acl.privilege_type
+    from relation r
+    join pg_catalog.pg_attribute a on a.attrelid = r.oid and not a.attisdropped
+   cross join aclexplode(a.attacl) as acl
+)
+select relation::regclass as table,
+       column_name as column,
+       case when grantee = 0 then 'PUBLIC' else grantee::regrole::text end as role,
+       privilege,
+       case when found.privilege is null then 'missing' else 'too much' end as problem
+  from wanted
+  full join (
+    select *, true as is_granted from found
+     where grantee in (0, to_regrole('anon'), to_regrole('authenticated'))
+  ) as found using (relation, column_name, grantee, privilege)
+ where wanted.privilege is null or found.is_granted is null;
+
+-- promise: service_role reads and writes all eight tables, also where new tables are granted to nobody.
+select t.name as table, privilege as missing_privilege
+  from (values
+    ('accounts'), ('subscriptions'), ('instances'), ('usage_metrics'), ('audit_logs'),
+    ('support_tickets'), ('instance_backups'), ('api_keys')
+  ) as t (name)
+ cross join unnest(array['SELECT', 'INSERT', 'UPDATE', 'DELETE']) as privilege
+ where not has_table_privilege('service_role', to_regclass('public.' || t.name), privilege);
+
+-- promise: Nothing in private is within reach of an API role: neither the schema nor any table.
+select role, 'schema private' as object
+  from unnest(array['anon', 'authenticated', 'service_role']) as role
+ where has_schema_privilege(role, 'private', 'USAGE') or has_schema_privilege(role, 'private', 'CREATE')
+union all
+select role, c.oid::regclass::text
+  from pg_catalog.pg_class c
+ cross join unnest(array['anon', 'authenticated', 'service_role']) as role
+ where c.relnamespace = to_regnamespace('private')
+   and c.relkind in ('r', 'p', 'v', 'm')
+   and (
+     has_table_privilege(role, c.oid, 'SELECT, INSERT, UPDATE, DELETE, TRUNCATE, REFERENCES, TRIGGER')
+     or has_any_column_privilege(role, c.oid, 'SELECT, INSERT, UPDATE, REFERENCES')
+   );
+
+-- promise: API roles use the schema public and create nothing in it.
+select role,
+       has_schema_privilege(role, 'public', 'USAGE') as may_use,
+       has_schema_privilege(role, 'public', 'CREATE') as may_create
+  from unnest(array['anon', 'authenticated', 'service_role']) as role
+ where not has_schema_privilege(role, 'public', 'USAGE') or has_schema_privilege(role, 'public', 'CREATE');
+
+-- promise: API roles cannot log in, only service_role passes row-level security, and none of them is a superuser.
+select rolname as role, rolcanlogin as login, rolsuper as superuser, rolbypassrls as bypassrls
+  from pg_catalog.pg_roles
+ where rolname in ('anon', 'authenticated', 'service_role')
+   and (rolcanlogin or rolsuper or rolbypassrls <> (rolname = 'service_role'));
+
+-- promise: The group of the services cannot log in, passes no row-level security, is member of nothing, and holds no privilege by itself.
+select 'role platform_service' as object, 'missing, or may log in, pass row-level security or create' as problem
+ where not exists (
+   select from pg_catalog.pg_roles
+    where rolname = 'platform_service'
+      and not (rolcanlogin or rolsuper or rolbypassrls or rolcreaterole or rolcreatedb or rolreplication)
+ )
+union all
+select roleid::regrole::text, 'platform_service is a member'
+  from pg_catalog.pg_auth_members where member = to_regrole('platform_service')
+union all
+select c.oid::regclass::text, 'privileges granted to the group'
+  from pg_catalog.pg_class c
+ where c.relnamespace in (to_regnamespace('public'), to_regnamespace('private'))
+   and (
+     exists (select from aclexplode(c.relacl) as acl where acl.grantee = to_regrole('platform_service'))
+     or exists (
+       select from pg_catalog.pg_attribute a
+        cross join aclexplode(a.attacl) as acl
+        where a.attrelid = c.oid and acl.grantee = to_regrole('platform_service')
+     )
+   );
+
+-- promise: No member of the service group passes row-level security or is a superuser.
+select r.rolname as role, r.rolsuper as superuser, r.rolbypassrls as bypassrls
+  from pg_catalog.pg_auth_members m
+  join pg_catalog.pg_roles r on r.oid = m.member
+  join pg_catalog.pg_class c on c.oid = to_regclass('public.accounts')
+ where m.roleid = to_regrole('platform_service')
+   -- On Supabase the owner of the tables created the group and so administers it.
+   and r.oid <> c.relowner
+   and (r.rolsuper or r.rolbypassrls);
+
+-- promise: What the owner of the tables creates next in public or private is granted to nobody by default.
+select coalesce(n.nspname, 'every schema') as schema,
+       case d.defaclobjtype when 'r' then 'tables' when 'S' then 'sequences' when 'f' then 'functions' end as objects,
+       case when acl.grantee = 0 then 'PUBLIC' else acl.grantee::regrole::text end as role,
+       acl.privilege_type as privilege
+  from pg_catalog.pg_default_acl d
+  join pg_catalog.pg_class c on c.oid = to_regclass('public.accounts') and c.relowner = d.defaclrole
+  left join pg_catalog.pg_namespace n on n.oid = d.defaclnamespace
+ cross join aclexplode(d.defaclacl) as acl
+ where d.defaclobjtype in ('r', 'S', 'f')
+   and (d.defaclnamespace = 0 or n.nspname in ('public', 'private'))
+   and acl.grantee in (0, to_regrole('anon'), to_regrole('authenticated'), to_regrole('service_role'))
+union all
+-- Without an entry of its own, the built-in default holds: functions for PUBLIC.
+select 'every schema', 'functions', 'PUBLIC', 'EXECUTE'
+ where not exists (
+   select from pg_catalog.pg_default_acl d
+     join pg_catalog.pg_class c on c.oid = to_regclass('public.accounts') and c.relowner = d.defaclrole
+    where d.defaclnamespace = 0 and d.defaclobjtype = 'f'
+ );
