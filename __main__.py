@@ -1,0 +1,81 @@
+"""MindRoom's data platform, one stack an environment.
+
+Config is explained in Pulumi.yaml, the outputs in docs/outputs.md.
+"""
+
+import pulumi
+
+from components import config as stack_config
+from components.access import API_ROLES, Grants, GrantsArgs, Roles, RolesArgs
+from components.database import Database, DatabaseArgs
+from components.instance_provisioner import InstanceProvisioner, InstanceProvisionerArgs
+from components.schema import Schema, SchemaArgs
+
+
+def main() -> None:
+    """Declare the platform."""
+    config = stack_config.load()
+    passwords = {
+        role: pulumi.Output.secret(word.get_secret_value())
+        for role, word in config.service_passwords.items()
+    }
+    urls = pulumi.Output.secret(
+        {
+            role: config.connection.url_for(role, word.get_secret_value())
+            for role, word in config.service_passwords.items()
+        }
+    )
+
+    database = Database(
+        "database", DatabaseArgs(config.platform, config.connection, config.protect)
+    )
+    schema = Schema(
+        "schema", SchemaArgs(config.protect), pulumi.ResourceOptions(depends_on=database)
+    )
+    roles = Roles(
+        "roles",
+        RolesArgs(database.provider, passwords, config.protect),
+        pulumi.ResourceOptions(depends_on=schema),
+    )
+    grants = Grants(
+        "grants",
+        GrantsArgs(database.provider, database.name),
+        pulumi.ResourceOptions(depends_on=[schema, roles]),
+    )
+    provisioner = InstanceProvisioner(
+        "instance-provisioner",
+        InstanceProvisionerArgs(
+            context=config.kubernetes_context,
+            render_directory=config.render_directory,
+            image=config.provisioner_image,
+            base_domain=config.base_domain,
+            database_url=urls["instance_provisioner"],
+            database_port=config.database_port,
+            api_token=pulumi.Output.secret(config.provisioner_api_token.get_secret_value()),
+            protect=config.protect,
+        ),
+        pulumi.ResourceOptions(depends_on=grants),
+    )
+
+    # The contract with the other services: see docs/outputs.md before changing any of it.
+    pulumi.export("contract_version", "1.0.0")
+    pulumi.export("schema_version", schema.version)
+    pulumi.export("schema_fingerprint", schema.fingerprint)
+    pulumi.export("applied_migrations", schema.applied)
+    pulumi.export(
+        "database",
+        {
+            "host": config.database_host,
+            "port": config.database_port,
+            "name": database.name,
+            "sslmode": config.database_sslmode,
+            "platform": config.platform,
+        },
+    )
+    pulumi.export("service_database_urls", urls)
+    pulumi.export("api_roles", list(API_ROLES))
+    pulumi.export("instance_provisioner", provisioner.description)
+    pulumi.export("automation", {"scheduler": "none", "jobs": {}})
+
+
+main()

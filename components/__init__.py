@@ -1,0 +1,1 @@
+"""What Pulumi declares, one file a component; `config` is the only reader of stack config."""

@@ -1,0 +1,315 @@
+"""Who may do what: the service roles, their privileges as data, and the Pulumi resources of both.
+
+The privileges of the API roles are in sql/repeatable/, beside the policies that they belong to.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pulumi
+import pulumi_postgresql as postgresql
+from pulumi.dynamic import CreateResult, DiffResult, ReadResult, Resource, UpdateResult
+
+from components.session import DatabaseProvider
+from migrate import roles
+
+API_ROLES = ("anon", "authenticated", "service_role")
+"""The roles that requests through Supabase's API take; Supabase brings them."""
+
+GROUP = "platform_service"
+"""The group role that the services' row-level policies name; a migration creates it."""
+
+ALL: tuple[str, ...] = ()
+"""In a privilege's place of columns: the whole table."""
+
+READ = {"SELECT": ALL}
+
+APPEND = {
+    "INSERT": (
+        "account_id",
+        "actor_user_id",
+        "action",
+        "category",
+        "resource_type",
+        "resource_id",
+        "details",
+        "ip_address",
+        "user_agent",
+        "success",
+    )
+}
+"""To audit_logs: who acted (`actor_role`) and when are the database's to say."""
+
+
+Privileges = Mapping[str, tuple[str, ...]]
+"""Privilege -> the columns it is limited to, or ALL."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """A login role and exactly what its job needs.
+
+    Attributes:
+        tables: table -> privilege -> columns, `ALL` for the whole table.
+        member_of: the roles it is a member of.
+        inherit: whether it has their privileges by itself, or only after `SET ROLE`.
+        connection_limit: most connections at once.
+        statement_timeout: milliseconds that a statement may run.
+        lock_timeout: milliseconds that a statement may wait for a lock.
+    """
+
+    tables: Mapping[str, Privileges] = field(default_factory=dict)
+    member_of: tuple[str, ...] = (GROUP,)
+    inherit: bool = True
+    connection_limit: int = 20
+    statement_timeout: int = 15_000
+    lock_timeout: int = 5_000
+
+
+SERVICES: Mapping[str, Service] = {
+    "stripe_handler": Service(
+        tables={
+            # No INSERT: an account is made by a trigger when its user signs up.
+            "public.accounts": READ
+            | {"UPDATE": ("stripe_customer_id", "full_name", "company_name")},
+            "public.subscriptions": {"SELECT": ALL, "INSERT": ALL, "UPDATE": ALL},
+        },
+    ),
+    "instance_provisioner": Service(
+        tables={
+            "public.subscriptions": READ,
+            "public.usage_metrics": READ,
+            "public.instances": {
+                "SELECT": ALL,
+                "INSERT": (
+                    "account_id",
+                    "subscription_id",
+                    "runtime",
+                    "app_name",
+                    "app_config",
+                    "subdomain",
+                    "config",
+                    "cpu_limit",
+                    "memory_limit_mb",
+                    "storage_limit_gb",
+                ),
+                "UPDATE": (
+                    "runtime",
+                    "app_config",
+                    "subdomain",
+                    "status",
+                    "frontend_url",
+                    "api_url",
+                    "matrix_url",
+                    "cpu_limit",
+                    "memory_limit_mb",
+                    "storage_limit_gb",
+                    "health_status",
+                    "health_details",
+                    "last_health_check",
+                    "error_message",
+                    "cpu_used",
+                    "memory_used_mb",
+                    "storage_used_gb",
+                ),
+            },
+            "public.instance_backups": {
+                "SELECT": ALL,
+                "INSERT": ("account_id", "instance_id", "backup_type", "retention_days"),
+                "UPDATE": (
+                    "status",
+                    "location",
+                    "size_bytes",
+                    "retention_days",
+                    "started_at",
+                    "completed_at",
+                    "error_message",
+                ),
+            },
+            "public.audit_logs": APPEND,
+            "private.instance_secrets": {
+                "SELECT": ALL,
+                "INSERT": ALL,
+                "UPDATE": ALL,
+                "DELETE": ALL,
+            },
+        },
+    ),
+    # Like PostgREST's authenticator: nothing of its own, it takes the role of its request.
+    "customer_portal": Service(member_of=("anon", "authenticated"), inherit=False),
+    "admin_dashboard": Service(
+        tables={
+            "public.accounts": READ,
+            "public.subscriptions": READ,
+            "public.instances": READ,
+            "public.usage_metrics": READ,
+            "public.audit_logs": READ | APPEND,
+            "public.support_tickets": {
+                "SELECT": ALL,
+                "INSERT": ("account_id", "instance_id", "subject", "description", "priority"),
+                "UPDATE": ("priority", "status", "assignee", "resolution"),
+            },
+            "public.instance_backups": READ,
+            "public.api_keys": READ,
+        },
+    ),
+}
+
+
+class RoleSettingsProvider(DatabaseProvider):
+    """Role settings that pulumi-postgresql cannot declare; the inputs are `role` and `settings`."""
+
+    def diff(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
+        """Compare with the last state; another role is another resource."""
+        replaces = ["role"] if olds["role"] != news["role"] else []
+        return DiffResult(
+            changes=bool(replaces) or olds["settings"] != news["settings"], replaces=replaces
+        )
+
+    def create(self, props: dict[str, Any]) -> CreateResult:
+        """Set them."""
+        return CreateResult(props["role"], self._set(props))
+
+    def update(self, _id: str, _olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
+        """Set them."""
+        return UpdateResult(self._set(news))
+
+    def _set(self, props: dict[str, Any]) -> dict[str, Any]:
+        with self.session() as session:
+            roles.set_settings(session, props["role"], props["settings"])
+        return props
+
+    def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
+        """The live settings, of those that were declared."""
+        with self.session() as session:
+            found = roles.settings(session, props["role"])
+        live = {name: found[name] for name in props["settings"] if name in found}
+        return ReadResult(id_, props | {"settings": live}, props | {"settings": live})
+
+
+class RoleSettings(Resource, module="access", name="RoleSettings"):
+    """Settings of a login role."""
+
+    def __init__(
+        self, name: str, role: str, settings: Mapping[str, str], opts: pulumi.ResourceOptions
+    ) -> None:
+        props = {"role": role, "settings": dict(settings)}
+        super().__init__(RoleSettingsProvider(), name, props, opts)
+
+
+@dataclass(frozen=True)
+class RolesArgs:
+    """Arguments of Roles.
+
+    Attributes:
+        provider: the way to the server.
+        passwords: role -> password, secrets.
+        protect: refuse to destroy them.
+    """
+
+    provider: postgresql.Provider
+    passwords: Mapping[str, pulumi.Output[str]]
+    protect: bool
+
+
+class Roles(pulumi.ComponentResource):
+    """The services' login roles, each with limits; what they may do is Grants' part."""
+
+    def __init__(
+        self, name: str, args: RolesArgs, opts: pulumi.ResourceOptions | None = None
+    ) -> None:
+        super().__init__("mindroom:access:Roles", name, None, opts)
+        for role, service in SERVICES.items():
+            declared = postgresql.Role(
+                role,
+                name=role,
+                login=True,
+                password=args.passwords[role],
+                roles=service.member_of,
+                inherit=service.inherit,
+                connection_limit=service.connection_limit,
+                statement_timeout=service.statement_timeout,
+                opts=pulumi.ResourceOptions(
+                    parent=self, provider=args.provider, protect=args.protect
+                ),
+            )
+            RoleSettings(
+                f"{role}-settings",
+                role,
+                {"lock_timeout": str(service.lock_timeout)},
+                pulumi.ResourceOptions(parent=self, depends_on=declared),
+            )
+        self.register_outputs({"names": list(SERVICES)})
+
+
+@dataclass(frozen=True)
+class GrantsArgs:
+    """Arguments of Grants.
+
+    Attributes:
+        provider: the way to the server.
+        database: the database's name.
+    """
+
+    provider: postgresql.Provider
+    database: pulumi.Input[str]
+
+
+class Grants(pulumi.ComponentResource):
+    """The service roles' privileges.
+
+    One resource for a role and table, never a list of tables: a change of such a list replaces
+    the grant, and for a moment the role would have nothing.
+    """
+
+    def __init__(
+        self, name: str, args: GrantsArgs, opts: pulumi.ResourceOptions | None = None
+    ) -> None:
+        super().__init__("mindroom:access:Grants", name, None, opts)
+        for role, service in SERVICES.items():
+            for suffix, grant in _grants(role, service, args.database).items():
+                postgresql.Grant(
+                    f"{role}-{suffix}",
+                    grant,
+                    pulumi.ResourceOptions(parent=self, provider=args.provider),
+                )
+        self.register_outputs({})
+
+
+def _grants(
+    role: str, service: Service, database: pulumi.Input[str]
+) -> dict[str, postgresql.GrantArgs]:
+    grants = {
+        schema: postgresql.GrantArgs(
+            role=role,
+            database=database,
+            object_type="schema",
+            schema=schema,
+            privileges=["USAGE"],
+        )
+        for schema in sorted({table.split(".")[0] for table in service.tables})
+    }
+    for qualified, privileges in service.tables.items():
+        schema, table = qualified.split(".")
+        if whole := [privilege for privilege, columns in privileges.items() if not columns]:
+            grants[qualified] = postgresql.GrantArgs(
+                role=role,
+                database=database,
+                object_type="table",
+                schema=schema,
+                objects=[table],
+                privileges=whole,
+            )
+        for privilege, columns in privileges.items():
+            if columns:
+                grants[f"{qualified}-{privilege.lower()}"] = postgresql.GrantArgs(
+                    role=role,
+                    database=database,
+                    object_type="column",
+                    schema=schema,
+                    objects=[table],
+                    columns=columns,
+                    privileges=[privilege],
+                )
+    return grants

@@ -1,0 +1,78 @@
+"""Database: the database itself, made on a plain server, adopted on hosted Supabase."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pulumi
+import pulumi_postgresql as postgresql
+
+from components.schema import PLATFORM, RepeatableSet
+from components.session import Connection
+
+MAINTENANCE = "postgres"
+"""The database that every plain server has, from which others are created."""
+
+
+@dataclass(frozen=True)
+class DatabaseArgs:
+    """Arguments of Database.
+
+    Attributes:
+        platform: "postgres" for a plain server, "supabase" for a hosted project.
+        connection: the administrator's way to the database.
+        protect: refuse to destroy it.
+    """
+
+    platform: Literal["postgres", "supabase"]
+    connection: Connection
+    protect: bool
+
+
+class Database(pulumi.ComponentResource):
+    """The database, ready for the schema: API roles, `auth` and its functions are there.
+
+    On a plain server it creates the database and, from sql/platform/, what Supabase would bring.
+    On Supabase all of that exists: it declares the provider only and manages none of Supabase's
+    reserved roles and schemas.
+
+    Attributes:
+        name: the database's name.
+        provider: the way to the server for roles and grants.
+    """
+
+    name: pulumi.Output[str]
+    provider: postgresql.Provider
+
+    def __init__(
+        self, name: str, args: DatabaseArgs, opts: pulumi.ResourceOptions | None = None
+    ) -> None:
+        super().__init__("mindroom:database:Database", name, None, opts)
+        to, plain = args.connection, args.platform == "postgres"
+        self.provider = postgresql.Provider(
+            "server",
+            host=to.host,
+            port=to.port,
+            username=to.user,
+            database_username=to.role,
+            password=pulumi.Output.secret(to.password),
+            sslmode=to.sslmode,
+            sslrootcert=to.sslrootcert or None,
+            database=MAINTENANCE if plain else to.database,
+            superuser=plain,
+            opts=pulumi.ResourceOptions(parent=self),
+        )
+        self.name = pulumi.Output.from_input(to.database)
+        if plain:
+            database = postgresql.Database(
+                "database",
+                name=to.database,
+                encoding="UTF8",
+                opts=pulumi.ResourceOptions(
+                    parent=self, provider=self.provider, protect=args.protect
+                ),
+            )
+            RepeatableSet(
+                "platform", PLATFORM, pulumi.ResourceOptions(parent=self, depends_on=database)
+            )
+            self.name = database.name
+        self.register_outputs({"name": self.name})

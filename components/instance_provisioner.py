@@ -1,0 +1,116 @@
+"""InstanceProvisioner: its namespaces, its secret and its chart."""
+
+import hashlib
+from dataclasses import dataclass
+
+import pulumi
+import pulumi_kubernetes as kubernetes
+import yaml
+
+from components.config import ROOT
+
+CHART = ROOT / "charts" / "instance-provisioner"
+NAME = "instance-provisioner"
+NAMESPACE = "mindroom"
+INSTANCES_NAMESPACE = "mindroom-instances"
+PORT = 8080
+
+RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
+
+
+@dataclass(frozen=True)
+class InstanceProvisionerArgs:
+    """Arguments of InstanceProvisioner.
+
+    Attributes:
+        context: the kubeconfig context to deploy to; empty to render only.
+        render_directory: where to write the manifests instead; empty to deploy.
+        image: repository:tag or repository@sha256:digest.
+        base_domain: the domain under which instances get their subdomains.
+        database_url: the service's own connection URL, a secret.
+        database_port: the port in that URL, for the network policy.
+        api_token: what callers of its API present, a secret.
+        protect: refuse to destroy the namespace of the customers' instances, and their data with it.
+    """
+
+    context: str
+    render_directory: str
+    image: str
+    base_domain: str
+    database_url: pulumi.Output[str]
+    database_port: int
+    api_token: pulumi.Output[str]
+    protect: bool
+
+
+class InstanceProvisioner(pulumi.ComponentResource):
+    """The service that turns rows of `instances` into Helm releases.
+
+    Attributes:
+        description: namespace, service_url, service_account and chart_version, for its callers.
+    """
+
+    description: pulumi.Output[dict[str, str]]
+
+    def __init__(
+        self,
+        name: str,
+        args: InstanceProvisionerArgs,
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        super().__init__("mindroom:instance_provisioner:InstanceProvisioner", name, None, opts)
+        cluster = kubernetes.Provider(
+            "cluster",
+            context=args.context or None,
+            render_yaml_to_directory=args.render_directory or None,
+            opts=pulumi.ResourceOptions(parent=self),
+        )
+        child = pulumi.ResourceOptions(parent=self, provider=cluster)
+        kept = pulumi.ResourceOptions(parent=self, provider=cluster, protect=args.protect)
+        namespace, instances = (
+            kubernetes.core.v1.Namespace(
+                each, metadata={"name": each, "labels": RESTRICTED}, opts=opts
+            )
+            for each, opts in ((NAMESPACE, child), (INSTANCES_NAMESPACE, kept))
+        )
+        content = {"DATABASE_URL": args.database_url, "API_TOKEN": args.api_token}
+        secret = kubernetes.core.v1.Secret(
+            NAME,
+            metadata={"name": NAME, "namespace": namespace.metadata.name},
+            string_data=content,
+            opts=child,
+        )
+        repository, separator, reference = args.image.partition("@")
+        if not separator:
+            repository, _, reference = args.image.rpartition(":")
+        kubernetes.helm.v4.Chart(
+            NAME,
+            chart=str(CHART.relative_to(ROOT)),
+            namespace=NAMESPACE,
+            values={
+                "image": {
+                    "repository": repository,
+                    "digest" if separator else "tag": reference,
+                },
+                "existingSecret": NAME,
+                # Only a digest of long random passwords: no secret, and a diff may show it.
+                "secretChecksum": pulumi.Output.unsecret(pulumi.Output.json_dumps(content)).apply(
+                    lambda text: hashlib.sha256(text.encode()).hexdigest()
+                ),
+                "instancesNamespace": INSTANCES_NAMESPACE,
+                "config": {"baseDomain": args.base_domain},
+                "networkPolicy": {"databasePort": args.database_port},
+            },
+            opts=pulumi.ResourceOptions(
+                parent=self, provider=cluster, depends_on=[namespace, instances, secret]
+            ),
+        )
+        self.description = pulumi.Output.from_input(
+            {
+                "namespace": NAMESPACE,
+                "service_url": f"http://{NAME}.{NAMESPACE}.svc:{PORT}",
+                "service_account": NAME,
+                "chart_version": yaml.safe_load((CHART / "Chart.yaml").read_text())["version"],
+            }
+        )
+        self.register_outputs({"description": self.description})
