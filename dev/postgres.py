@@ -138,31 +138,30 @@ class Server:
         """
         with self._locked(claim=True):
             run_as, major = self._run_as()
+            for leftover in self.directory.glob("initdb-*"):  # of a process that was killed
+                shutil.rmtree(leftover, ignore_errors=True)
             if self.data.exists():
                 self._check_data(major)
             else:
                 self._initdb(run_as, major)
-            running = self._postmaster()
+            running = self._postmaster(forget_others=True)
             if running and self._comes_up(running):
                 return False
-            # Left by a crash: PostgreSQL would take whoever has its number today for a server.
-            # Of a real survivor it still learns from the shared memory of the data directory.
-            (self.data / "postmaster.pid").unlink(missing_ok=True)
-            kept = (self.directory / "port").exists()
-            for _ in range(1 if kept else 10):  # a new port may be taken just before we have it
-                port = self.port if kept else _free_port()
-                if self._launch(run_as, port):
+            file = self.directory / "port"
+            if file.exists():
+                if self._launch(run_as, self.port):
+                    return True
+                raise PostgresError(
+                    f"Port {self.port} on 127.0.0.1, kept for this server in {file}, is taken by "
+                    f"{_listener(self.port)}. Stop that program and start again, or delete {file} "
+                    "to have another port chosen."
+                )
+            for port in random.sample(PORTS, len(PORTS)):
+                # It may be taken between the look and the start: then the next one.
+                if _is_free(port) and self._launch(run_as, port):
                     self._write("port", str(port))
                     return True
-            if not kept:
-                raise PostgresError(
-                    "None of ten free ports on 127.0.0.1 could be had. Start again."
-                )
-            raise PostgresError(
-                f"Port {port} on 127.0.0.1, kept for this server in {self.directory / 'port'}, is "
-                f"taken by {_listener(port)}. Stop that program and start again, or delete "
-                f"{self.directory / 'port'} to have another port chosen."
-            )
+            raise PostgresError(f"No port from {PORTS[0]} to {PORTS[-1]} is free on 127.0.0.1.")
 
     def stop(self) -> bool:
         """Stop the server, ending its clients' connections.
@@ -213,15 +212,14 @@ class Server:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.directory.chmod(0o700)
         if os.geteuid() == 0 and self.directory.stat().st_uid == 0:
-            for name in ("postgres", "nobody"):
-                with suppress(KeyError):
-                    account = pwd.getpwnam(name)
-                    return os.chown(self.directory, account.pw_uid, account.pw_gid)
-            raise PostgresError(
-                "PostgreSQL does not run as root, and this machine has neither an account "
-                "`postgres` nor `nobody` to run it as. Create one, or run this as another user."
-            )
-        return None
+            known = [entry for entry in pwd.getpwall() if entry.pw_name in ("postgres", "nobody")]
+            if not known:
+                raise PostgresError(
+                    "PostgreSQL does not run as root, and this machine has neither an account "
+                    "`postgres` nor `nobody` to run it as. Create one, or run this as another user."
+                )
+            account = max(known, key=lambda entry: entry.pw_name)
+            os.chown(self.directory, account.pw_uid, account.pw_gid)
 
     def _own(self, path: Path | int) -> None:
         """Give what root made to the account that the server runs as."""
@@ -318,8 +316,6 @@ class Server:
 
     def _initdb(self, run_as: list[str], major: int) -> None:
         """Create the cluster beside its place; it gets there complete, or not at all."""
-        for leftover in self.directory.glob("initdb-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
         self._write("password", secrets.token_urlsafe(32))
         new = Path(tempfile.mkdtemp(prefix="initdb-", dir=self.directory))
         process = None
@@ -333,7 +329,8 @@ class Server:
             command += ["--pwfile", str(self.directory / "password"), "--auth=scram-sha-256"]
             command += ["--encoding=UTF8", *locale]
             command += ["--no-sync"] if self.settings.get("fsync") == "off" else []
-            process = _spawn(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            # Should we be killed, the broken pipes end it too.
+            process = _spawn(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
             _, errors = process.communicate()
             if process.returncode:
                 raise PostgresError(
@@ -359,14 +356,25 @@ class Server:
         """postmaster.pid: process, directory, start, port, socket, address, memory, state."""
         with suppress(FileNotFoundError):
             return (self.data / "postmaster.pid").read_text().split("\n")
-        return []
+        return [""]
 
-    def _postmaster(self) -> psutil.Process | None:
-        """This cluster's server process, if it runs; not one that merely got its number."""
-        with suppress(ValueError, IndexError, FileNotFoundError, psutil.Error):
-            process = psutil.Process(int(self._postmaster_file()[0]))
+    def _postmaster(self, *, forget_others: bool = False) -> psutil.Process | None:
+        """This cluster's server process, if it runs; not one that merely got its number.
+
+        After a crash PostgreSQL itself takes any process of its user with that number for a server:
+        on request the file is removed. Of a real survivor it still learns from shared memory.
+        """
+        lines = self._postmaster_file()
+        try:
+            process = psutil.Process(int(lines[0]))
             if os.path.samefile(process.cwd(), self.data) and _alive(process):
                 return process
+        except psutil.AccessDenied:
+            return None  # another user's process: PostgreSQL judges that well
+        except (ValueError, IndexError, OSError, psutil.NoSuchProcess):
+            pass
+        if forget_others:
+            (self.data / "postmaster.pid").unlink(missing_ok=True)
         return None
 
     def _comes_up(self, process: psutil.Process, port: int = 0) -> bool:
@@ -374,9 +382,7 @@ class Server:
         deadline = time.monotonic() + self.timeout
         while _alive(process):
             lines = self._postmaster_file()
-            if lines[0:1] == [str(process.pid)] and [text.strip() for text in lines[7:8]] == [
-                "ready"
-            ]:
+            if lines[0] == str(process.pid) and lines[7:] and lines[7].strip() == "ready":
                 if not port and not (self.directory / "port").exists():
                     self._write("port", lines[3])
                 return self._answers(process.pid, port or self.port)
@@ -488,10 +494,6 @@ def _is_free(port: int) -> bool:
         attempt.bind(("127.0.0.1", port))
         return True
     return False
-
-
-def _free_port() -> int:
-    return next(port for port in random.sample(PORTS, len(PORTS)) if _is_free(port))
 
 
 def _listener(port: int) -> str:

@@ -1,0 +1,64 @@
+# The commands are explained by `make help`.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+PYTHON := .venv/bin/python
+TOOLS := .tools/bin/helm .tools/bin/actionlint
+CHART := charts/instance-provisioner
+
+.PHONY: help up preview down clean test check bench tools lock generate
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+up: .venv/.installed ## Bring the dev platform up (a second time changes nothing)
+	@$(PYTHON) -m dev up
+
+preview: .venv/.installed ## Show what `make up` would change
+	@$(PYTHON) -m dev preview --diff
+
+down: .venv/.installed ## Stop the dev PostgreSQL; its data stays
+	@$(PYTHON) -m dev down
+
+clean: .venv/.installed ## Remove the dev platform with all its data (.state/)
+	@$(PYTHON) -m dev clean
+
+test: .venv/.installed $(TOOLS) ## Run all tests
+	$(PYTHON) -m pytest -n 2 tests
+
+check: .venv/.installed $(TOOLS) ## Lint, type-check, and see that generated files are current
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy .
+	.venv/bin/squawk --config .squawk.toml sql/migrations/*.sql
+	.venv/bin/yamllint --strict .
+	.tools/bin/actionlint
+	.tools/bin/helm lint --strict --quiet $(CHART) --values $(CHART)/ci/minimal-values.yaml
+	$(PYTHON) -m migrate bundle | diff -u sql/all-migrations.sql - || { echo "run make generate"; exit 1; }
+
+bench: .venv/.installed ## Measure, each against a baseline in the same run
+	$(PYTHON) -m bench
+
+generate: .venv/.installed ## Write the generated files again
+	$(PYTHON) -m migrate bundle > sql/all-migrations.sql
+
+tools: $(TOOLS) ## Build helm and actionlint from their Go modules
+
+lock: .venv/.installed ## Lock the dependencies of pyproject.toml again
+	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	  --no-header --no-annotate --group dev pyproject.toml --output-file requirements.txt
+
+.venv/.installed: requirements.txt
+	python3 -m venv .venv
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.txt
+	touch $@
+
+# The linker sets Helm's own version and the Kubernetes version that helm template assumes.
+$(TOOLS) &: tools/go.mod tools/go.sum
+	version() { go list -C tools -m -f '{{.Version}}' "$$1"; }; \
+	helm=$$(version helm.sh/helm/v3) && minor=$$(version k8s.io/client-go | cut -d. -f2) && \
+	CGO_ENABLED=0 go build -C tools -trimpath -o ../.tools/bin/ -ldflags "-s -w \
+	  -X helm.sh/helm/v3/internal/version.version=$$helm \
+	  -X helm.sh/helm/v3/pkg/chartutil.k8sVersionMinor=$$minor \
+	  -X helm.sh/helm/v3/pkg/lint/rules.k8sVersionMinor=$$minor" tool
+	touch $(TOOLS)

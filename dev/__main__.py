@@ -1,0 +1,259 @@
+"""The dev stack from make: `python -m dev up|preview|down|clean`.
+
+Everything it generates is kept in .state/, which git ignores: the embedded PostgreSQL, passwords,
+Pulumi's state, the stack's config with what was generated, and the rendered manifests.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import yaml
+from psycopg.conninfo import conninfo_to_dict
+from pulumi.automation import PulumiCommand
+
+from components.access import SERVICES
+from components.config import NAMESPACE, ROOT
+from dev import in_process
+from dev.postgres import PostgresError, Server, embedded_bin
+
+STATE = ROOT / ".state"
+STACK = "dev"
+STACK_FILE = STATE / f"Pulumi.{STACK}.yaml"
+DOWNLOAD_TIMEOUT = 20.0
+
+
+class DevError(Exception):
+    """One clear message: what is wrong, where, what to do."""
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command; returns the exit code."""
+    commands = {"up": up, "preview": preview, "down": down, "clean": clean}
+    if not arguments or arguments[0] not in commands:
+        print(f"usage: python -m dev {'|'.join(commands)}", file=sys.stderr)
+        return 2
+    try:
+        return commands[arguments[0]](arguments[1:])
+    except (DevError, PostgresError, in_process.InProcessError) as error:
+        print(f"error: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"error: {error.filename or STATE}: {error.strerror}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("error: interrupted; `make up` goes on where it stopped", file=sys.stderr)
+    return 1
+
+
+def up(options: list[str]) -> int:
+    """Bring the platform up and print its outputs; a second time it changes nothing."""
+    config, hidden = _config()
+    pulumi = _find_pulumi()
+    if pulumi:
+        _prepare_stack(pulumi, config, hidden)
+        return _pulumi(pulumi, "up", "--yes", "--skip-preview", *options)
+    _ensure_helm()
+    plain = {k: v if isinstance(v, str) else json.dumps(v) for k, v in config.items()}
+    result = in_process.run(plain, hidden, STACK)
+    print("\nOutputs (of an in-process run, which is no Pulumi deployment and keeps no state):")
+    shown = {
+        name: "[secret]" if name in result.secrets else value
+        for name, value in sorted(result.outputs.items())
+    }
+    print(yaml.safe_dump(shown, sort_keys=False).rstrip())
+    changed = f"{len(result.changed)} resources changed" if result.changed else "nothing changed"
+    print(f"\n{changed}, {result.unchanged} unchanged")
+    return 0
+
+
+def preview(options: list[str]) -> int:
+    """Show what `up` would change."""
+    config, hidden = _config()
+    pulumi = _find_pulumi()
+    if not pulumi:
+        raise DevError(
+            "a preview needs the Pulumi CLI; without it, `python -m migrate plan` says which "
+            "migrations are pending"
+        )
+    _prepare_stack(pulumi, config, hidden)
+    return _pulumi(pulumi, "preview", *options)
+
+
+def down(_options: list[str]) -> int:
+    """Stop the embedded PostgreSQL; its data stays for the next `up`."""
+    print("stopped PostgreSQL" if _embedded().stop() else "PostgreSQL was not running")
+    return 0
+
+
+def clean(_options: list[str]) -> int:
+    """Stop it and remove all that the dev stack ever generated, its data included."""
+    _embedded().destroy()
+    if STATE.exists():
+        shutil.rmtree(STATE)
+    print(f"removed {STATE.name}/")
+    return 0
+
+
+def _embedded() -> Server:
+    return Server(STATE / "postgres", embedded_bin())
+
+
+def _config() -> tuple[dict[str, Any], list[str]]:
+    """The dev stack's whole config, keyed as in Pulumi.yaml, and the keys that are secret.
+
+    Generates what is missing and starts the embedded server, unless DEV_DATABASE_URL names one.
+
+    Raises:
+        DevError: DEV_DATABASE_URL cannot be understood.
+        PostgresError: the embedded server does not come up.
+    """
+    STATE.mkdir(mode=0o700, exist_ok=True)
+    url = os.environ.get("DEV_DATABASE_URL")
+    if url is None:
+        server = _embedded()
+        if server.start():
+            print(f"started PostgreSQL on 127.0.0.1:{server.port}")
+        url = server.url()
+    try:
+        given = conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        raise DevError(
+            "DEV_DATABASE_URL cannot be parsed (it is not shown, since it may hold a password): "
+            "write postgresql://SUPERUSER:PASSWORD@HOST:PORT"
+        ) from None
+    declared = yaml.safe_load((ROOT / "Pulumi.yaml").read_text())["config"]
+    committed = yaml.safe_load((ROOT / f"Pulumi.{STACK}.yaml").read_text())["config"]
+    config = {key: each["default"] for key, each in declared.items()}
+    config |= {key.removeprefix(f"{NAMESPACE}:"): value for key, value in committed.items()}
+    config |= {
+        "databaseHost": str(given.get("host") or "127.0.0.1"),
+        "databasePort": int(given.get("port") or 5432),
+        "databaseUser": str(given.get("user") or "postgres"),
+        "databaseSslmode": str(given.get("sslmode") or config["databaseSslmode"]),
+    }
+    kept = _generated(str(given.get("password") or ""))
+    return config | kept, list(kept)
+
+
+def _generated(admin_password: str) -> dict[str, Any]:
+    """The secrets, generated on first use; the file changes only when one of them does."""
+    path = STATE / "secrets.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
+    words = before.get("servicePasswords", {})
+    after = {
+        "databasePassword": admin_password,
+        "provisionerApiToken": before.get("provisionerApiToken") or secrets.token_urlsafe(32),
+        "servicePasswords": {
+            role: words.get(role) or secrets.token_urlsafe(32) for role in SERVICES
+        },
+    }
+    if after != before:
+        _write(path, json.dumps(after, indent=2))
+    return after
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file by one that only its owner may read, whole or not at all."""
+    new = path.with_name(f"{path.name}.new")
+    with open(os.open(new, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text)
+    new.replace(path)
+
+
+def _find_pulumi() -> str | None:
+    """The CLI on PATH, else one that the SDK downloads; None where neither is possible."""
+    if found := shutil.which("pulumi"):
+        return found
+    # The SDK's downloader has no time limit of its own.
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
+    try:
+        return PulumiCommand.install(root=str(STATE / "pulumi-cli")).command
+    except Exception as error:  # whatever the network or the script did
+        print(f"no Pulumi CLI on PATH, nor can it be downloaded ({error}): running in-process")
+        return None
+    finally:
+        socket.setdefaulttimeout(None)
+
+
+def _environment() -> dict[str, str]:
+    backend = STATE / "pulumi"
+    backend.mkdir(exist_ok=True)
+    passphrase = STATE / "passphrase"
+    if not passphrase.exists():
+        _write(passphrase, secrets.token_urlsafe(32))
+    return {
+        "PULUMI_BACKEND_URL": backend.as_uri(),
+        "PULUMI_CONFIG_PASSPHRASE_FILE": str(passphrase),
+        "PULUMI_SKIP_UPDATE_CHECK": "true",
+    } | os.environ
+
+
+def _pulumi(pulumi: str, command: str, *options: str) -> int:
+    """Run a command on the stack, its output straight to ours; returns its exit code.
+
+    The config is checked by components/config.py, which names all problems at once.
+    """
+    common = ["--stack", STACK, "--config-file", str(STACK_FILE), "--non-interactive"]
+    return subprocess.run(
+        [pulumi, command, *common, "--skip-config-validation", *options],
+        cwd=ROOT,
+        env=_environment(),
+        check=False,
+    ).returncode
+
+
+def _prepare_stack(pulumi: str, config: dict[str, Any], hidden: list[str]) -> None:
+    """Create the stack on first use, and write its config with the secrets encrypted.
+
+    It is created from .state/, with a project file of its own, so that the salt of its encryption
+    goes to .state/Pulumi.dev.yaml and not into the committed one.
+    """
+
+    def quietly(*arguments: str, stdin: str | None = None) -> None:
+        done = subprocess.run(
+            [pulumi, *arguments, "--stack", STACK, "--non-interactive"],
+            cwd=STATE,
+            env=_environment(),
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise DevError(f"pulumi {arguments[0]} {arguments[1]} failed: {done.stderr.strip()}")
+
+    secrets_file = STATE / "secrets.json"
+    if not STACK_FILE.exists():
+        (STATE / "Pulumi.yaml").write_text(f"name: {NAMESPACE}\nruntime: python\n")
+        quietly("stack", "select", "--create")
+    stack = yaml.safe_load(STACK_FILE.read_text())
+    present = stack.get("config", {})
+    encrypted = {f"{NAMESPACE}:{key}": present.get(f"{NAMESPACE}:{key}") for key in hidden}
+    stale = not all(encrypted.values()) or secrets_file.stat().st_mtime > STACK_FILE.stat().st_mtime
+    plain = {f"{NAMESPACE}:{k}": v for k, v in config.items() if k not in hidden and v != ""}
+    if stale or plain | encrypted != present:
+        stack["config"] = plain if stale else plain | encrypted
+        _write(STACK_FILE, yaml.safe_dump(stack))
+    if stale:
+        for key in hidden:
+            words = config[key] if isinstance(config[key], dict) else {None: config[key]}
+            for name, word in words.items():
+                path = f"{NAMESPACE}:{key}" + (f".{name}" if name else "")
+                quietly("config", "set", "--secret", "--path", path, stdin=word)
+
+
+def _ensure_helm() -> None:
+    if not in_process.HELM.exists():
+        print("building helm, which renders the chart where Pulumi does not")
+        if subprocess.run(["make", "--silent", "tools"], cwd=ROOT, check=False).returncode:
+            raise DevError("helm could not be built: see above")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

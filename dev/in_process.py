@@ -1,0 +1,361 @@
+"""The program without Pulumi: `__main__.py`, run in this process against the real database.
+
+Each resource that the program declares is made so, on the database or as a manifest file, through
+the SDK's own seam for tests.  There is no state: what exists is compared with what is declared
+every time, nothing is ever deleted, and a resource of a type that is not known here is refused.
+"""
+
+import base64
+import json
+import os
+import runpy
+import subprocess
+import threading
+from collections.abc import Callable, Collection, Mapping
+from contextlib import closing, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any, cast
+
+import dill  # type: ignore[import-untyped]
+import psycopg
+import pulumi
+import yaml
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+from pulumi.dynamic import Config, ConfigureRequest
+from pulumi.runtime import config as runtime_config
+from pulumi.runtime import mocks, rpc
+from pulumi.runtime.settings import get_root_resource
+
+from components.config import NAMESPACE, ROOT
+from migrate.errors import MigrateError
+
+HELM = ROOT / ".tools" / "bin" / "helm"
+
+Properties = dict[str, Any]
+
+
+class InProcessError(Exception):
+    """The program or one of its resources failed; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run made.
+
+    Attributes:
+        outputs: the stack outputs, secrets in plain text.
+        secrets: names of the outputs that are secret.
+        changed: names of the resources that were not as declared.
+        unchanged: how many were.
+    """
+
+    outputs: Properties
+    secrets: frozenset[str]
+    changed: list[str]
+    unchanged: int
+
+
+def run(config: Mapping[str, str], secrets: Collection[str], stack: str) -> Result:
+    """Run the program, once a process: the SDK does not forget an earlier run.
+
+    Args:
+        config: the stack's config, keyed as in Pulumi.yaml, defaults included.
+        secrets: the keys among them that are secret.
+        stack: the stack's name.
+
+    Raises:
+        InProcessError: the config is wrong, or a resource cannot be made so.
+    """
+    realiser = Realiser(config)
+    outputs: Properties = {}
+    secret: set[str] = set()
+
+    async def collect(declared: Mapping[str, pulumi.Output[Any]]) -> None:
+        for name, value in declared.items():
+            output = pulumi.Output.from_input(value)
+            outputs[name] = await output.future()
+            if await output.is_secret():
+                secret.add(name)
+
+    @mocks.test  # type: ignore[untyped-decorator]
+    def program() -> Any:
+        runtime_config.set_all_config(
+            {f"{NAMESPACE}:{key}": value for key, value in config.items()},
+            [f"{NAMESPACE}:{key}" for key in secrets],
+        )
+        runpy.run_path(str(ROOT / "__main__.py"), run_name="__main__")
+        return collect(cast("Any", get_root_resource()).outputs)
+
+    mocks.set_mocks(realiser, project=NAMESPACE, stack=stack, preview=False)
+    try:
+        program()
+    except Exception as error:
+        raise InProcessError(str(realiser.failure or error)) from error
+    return Result(outputs, frozenset(secret), realiser.changed, len(realiser.unchanged))
+
+
+class Realiser(mocks.Mocks):
+    """Makes each declared resource so.
+
+    Attributes:
+        changed: names of the resources that were not as declared.
+        unchanged: names of those that were.
+    """
+
+    def __init__(self, config: Mapping[str, str]) -> None:
+        self.config = config
+        self.changed: list[str] = []
+        self.unchanged: list[str] = []
+        self.failure: InProcessError | None = None
+        self.providers: dict[str, Properties] = {}
+        self.lock = threading.Lock()
+
+    def call(self, args: mocks.MockCallArgs) -> tuple[Properties, None]:
+        """Refuse: the program calls no provider function."""
+        raise InProcessError(f"{args.token}: provider functions are not known in-process")
+
+    def new_resource(self, args: mocks.MockResourceArgs) -> tuple[str, Properties]:
+        """Make one resource so; returns its id and outputs."""
+        args.inputs = _plain(args.inputs)
+        if args.typ.startswith("mindroom:"):
+            return "", args.inputs
+        if args.typ.startswith("pulumi:providers:"):
+            self.providers[args.name] = args.inputs
+            return args.name, args.inputs
+        realise = _REALISE.get("dynamic" if "__provider" in args.inputs else args.typ)
+        if realise is None:
+            raise InProcessError(f"{args.name}: resources of type {args.typ} are not known here")
+        with self.lock:
+            try:
+                changed, outputs = realise(self, args)
+            except (MigrateError, psycopg.Error) as error:
+                self.failure = InProcessError(f"{args.name}: {error}")
+                raise self.failure from error
+            except InProcessError as error:
+                self.failure = error
+                raise
+        (self.changed if changed else self.unchanged).append(args.name)
+        return args.name, outputs
+
+    def provider_of(self, args: mocks.MockResourceArgs) -> Properties:
+        """The inputs of the provider that a resource names."""
+        return self.providers[(args.provider or "").rpartition("::")[2] or "?"]
+
+    def connect(self, args: mocks.MockResourceArgs, database: str = "") -> psycopg.Connection:
+        """A connection of the resource's postgresql provider."""
+        to = self.provider_of(args)
+        return psycopg.connect(
+            make_conninfo(
+                host=to["host"],
+                port=int(to["port"]),
+                user=to["username"],
+                password=to["password"],
+                sslmode=to["sslmode"],
+                sslrootcert=to.get("sslrootcert"),
+                dbname=database or to["database"],
+            ),
+            autocommit=True,
+        )
+
+
+def _plain(value: Any) -> Any:
+    """The value with every secret in it unwrapped."""
+    value = rpc.unwrap_rpc_secret(value)
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list) else value
+
+
+def _database(realiser: Realiser, args: mocks.MockResourceArgs) -> tuple[bool, Properties]:
+    name = args.inputs["name"]
+    with closing(realiser.connect(args)) as connection:
+        if connection.execute("select 1 from pg_database where datname = %s", [name]).fetchone():
+            return False, args.inputs
+        connection.execute(
+            sql.SQL("create database {} template template0 encoding {}").format(
+                sql.Identifier(name), args.inputs["encoding"]
+            )
+        )
+    return True, args.inputs
+
+
+def _role(realiser: Realiser, args: mocks.MockResourceArgs) -> tuple[bool, Properties]:
+    wanted = args.inputs
+    name, timeout = wanted["name"], f"statement_timeout={int(wanted['statementTimeout'])}"
+    with closing(realiser.connect(args)) as connection:
+        found = connection.execute(
+            """select rolcanlogin, rolinherit, rolconnlimit, coalesce(
+                 (select array_agg(roleid::regrole::text order by 1) from pg_auth_members
+                  where member = pg_roles.oid), '{}'),
+               coalesce((select setconfig from pg_db_role_setting
+                         where setrole = pg_roles.oid and setdatabase = 0), '{}')
+               from pg_roles where rolname = %s""",
+            [name],
+        ).fetchone()
+        members = sorted(wanted["roles"])
+        declared = (wanted["login"], wanted["inherit"], int(wanted["connectionLimit"]), members)
+        if (
+            found
+            and found[:4] == declared
+            and timeout in found[4]
+            and _can_log_in(connection, name, wanted["password"])
+        ):
+            return False, wanted
+        role = sql.Identifier(name)
+        statement = "alter role {} with" if found else "create role {} with"
+        connection.execute(
+            sql.SQL(
+                statement + " {} {} nosuperuser nobypassrls connection limit {} password {}"
+            ).format(
+                role,
+                sql.SQL("login" if wanted["login"] else "nologin"),
+                sql.SQL("inherit" if wanted["inherit"] else "noinherit"),
+                int(wanted["connectionLimit"]),
+                wanted["password"],
+            )
+        )
+        for group in set(found[3] if found else ()) - set(members):
+            connection.execute(sql.SQL("revoke {} from {}").format(sql.Identifier(group), role))
+        for group in members:
+            connection.execute(sql.SQL("grant {} to {}").format(sql.Identifier(group), role))
+        connection.execute(
+            sql.SQL("alter role {} set statement_timeout to {}").format(
+                role, int(wanted["statementTimeout"])
+            )
+        )
+    return True, wanted
+
+
+def _can_log_in(connection: psycopg.Connection, role: str, password: str) -> bool:
+    try:
+        psycopg.connect(connection.info.dsn, user=role, password=password).close()
+    except psycopg.OperationalError as error:
+        return "too many connections" in str(error)
+    return True
+
+
+_PRIVILEGES = {
+    "schema": """select privilege_type from pg_namespace, aclexplode(nspacl) a
+                 where nspname = %(schema)s and a.grantee = %(role)s::regrole""",
+    "table": """select privilege_type from pg_class, aclexplode(relacl) a
+                where pg_class.oid = format('%%I.%%I', %(schema)s::text, %(object)s::text)::regclass
+                and a.grantee = %(role)s::regrole""",
+    "column": """select attname from pg_attribute, aclexplode(attacl) a
+                 where attrelid = format('%%I.%%I', %(schema)s::text, %(object)s::text)::regclass
+                 and a.grantee = %(role)s::regrole and privilege_type = %(privilege)s""",
+}
+
+
+def _grant(realiser: Realiser, args: mocks.MockResourceArgs) -> tuple[bool, Properties]:
+    wanted = args.inputs
+    kind, privileges = wanted["objectType"], wanted["privileges"]
+    table = wanted.get("objects", [""])[0]
+    with closing(realiser.connect(args, wanted["database"])) as connection:
+        rows = connection.execute(
+            _PRIVILEGES[kind],
+            {
+                "schema": wanted["schema"],
+                "object": table,
+                "role": wanted["role"],
+                "privilege": privileges[0],
+            },
+        )
+        found = {row[0] for row in rows}
+        declared = set(wanted["columns"] if kind == "column" else privileges)
+        if found == declared:
+            return False, wanted
+        target = (
+            sql.SQL("schema {}").format(sql.Identifier(wanted["schema"]))
+            if kind == "schema"
+            else sql.SQL("table {}").format(sql.Identifier(wanted["schema"], table))
+        )
+
+        def what(names: set[str]) -> sql.Composable:
+            if kind != "column":
+                return sql.SQL(", ").join(map(sql.SQL, sorted(names)))
+            columns = sql.SQL(", ").join(map(sql.Identifier, sorted(names)))
+            return sql.SQL("{} ({})").format(sql.SQL(privileges[0]), columns)
+
+        role = sql.Identifier(wanted["role"])
+        with connection.transaction():
+            connection.execute(
+                sql.SQL("revoke {} on {} from {}").format(what(found | declared), target, role)
+            )
+            connection.execute(sql.SQL("grant {} on {} to {}").format(what(declared), target, role))
+    return True, wanted
+
+
+def _dynamic(realiser: Realiser, args: mocks.MockResourceArgs) -> tuple[bool, Properties]:
+    inputs = dict(args.inputs)
+    provider = dill.loads(base64.b64decode(inputs.pop("__provider")))  # noqa: S301 our own class
+    raw = {f"{NAMESPACE}:{key}": value for key, value in realiser.config.items()}
+    provider.configure(ConfigureRequest(Config(raw, NAMESPACE)))
+    failures = provider.check({}, inputs).failures
+    if failures:
+        raise InProcessError("\n".join(failure.reason for failure in failures))
+    live = provider.read(args.name, inputs).outs
+    with redirect_stdout(StringIO()):  # what it would say of pending files, create says better
+        changed = provider.diff(args.name, live, inputs).changes
+    return bool(changed), provider.create(inputs).outs
+
+
+def _manifest(realiser: Realiser, args: mocks.MockResourceArgs) -> tuple[bool, Properties]:
+    directory = realiser.provider_of(args).get("renderYamlToDirectory")
+    if not directory:
+        raise InProcessError(
+            f"{args.name}: only manifests rendered to files are known in-process: set "
+            f"{NAMESPACE}:renderDirectory, or install Pulumi"
+        )
+    return _write(ROOT / directory, args.inputs), args.inputs
+
+
+def _chart(realiser: Realiser, args: mocks.MockResourceArgs) -> tuple[bool, Properties]:
+    if not HELM.exists():
+        raise InProcessError(f"{HELM} is missing: run `make tools`")
+    inputs = args.inputs
+    rendered = subprocess.run(
+        [HELM, "template", args.name, inputs["chart"], "--namespace", inputs["namespace"], "-f-"],
+        input=json.dumps(inputs["values"]),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    if rendered.returncode:
+        raise InProcessError(f"{args.name}: {rendered.stderr.strip()}")
+    directory = ROOT / realiser.provider_of(args)["renderYamlToDirectory"]
+    manifests = filter(None, yaml.safe_load_all(rendered.stdout))
+    changed = sum(_write(directory, manifest) for manifest in manifests)
+    return changed > 0, {}
+
+
+def _write(directory: Path, manifest: Properties) -> bool:
+    """Write a manifest where the Kubernetes provider would; whether that changed the file."""
+    version, kind = manifest["apiVersion"].replace("/", "_"), manifest["kind"].lower()
+    namespace = manifest["metadata"].get("namespace", "default")
+    path = (
+        directory
+        / "1-manifest"
+        / f"{version}-{kind}-{namespace}-{manifest['metadata']['name']}.yaml"
+    )
+    text = yaml.safe_dump(manifest)
+    if path.exists() and path.read_text() == text:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text)
+    return True
+
+
+_REALISE: Mapping[str, Callable[[Realiser, mocks.MockResourceArgs], tuple[bool, Properties]]] = {
+    "postgresql:index/database:Database": _database,
+    "postgresql:index/role:Role": _role,
+    "postgresql:index/grant:Grant": _grant,
+    "dynamic": _dynamic,
+    "kubernetes:core/v1:Namespace": _manifest,
+    "kubernetes:core/v1:Secret": _manifest,
+    "kubernetes:helm.sh/v4:Chart": _chart,
+}
