@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from platforms import Platform, run, stack_config
 from psycopg import sql
 
 from dev.postgres import Server, embedded_bin
@@ -73,3 +74,11 @@ def database(server: Server) -> Iterator[str]:
     yield server.url(name)
     with psycopg.connect(server.url(), autocommit=True) as connection:
         connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture(scope="session")
+def platform(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Platform:
+    """The whole platform on a server of its own database, made by an in-process run."""
+    url = server.url("mindroom")
+    config = stack_config(url, tmp_path_factory.mktemp("manifests"))
+    return Platform(url, config, run(config))

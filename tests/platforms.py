@@ -1,0 +1,125 @@
+"""Whole platforms for the tests: a stack's config, an in-process run of it, a Supabase stand-in."""
+
+import json
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import yaml
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
+
+from components.access import SERVICES
+from components.config import NAMESPACE, ROOT
+from dev import in_process
+from dev.postgres import Server
+
+SECRETS = ("databasePassword", "servicePasswords", "provisionerApiToken")
+PASSWORDS = {role: f"{role}: p@ss/word %20 of 16+" for role in SERVICES}
+TOKEN = "an-api-token-of-some-length"
+
+
+def stack_config(url: str, render: Path, **changes: Any) -> dict[str, Any]:
+    """The dev stack's config on the database of a URL, keyed as in Pulumi.yaml."""
+    declared = yaml.safe_load((ROOT / "Pulumi.yaml").read_text())["config"]
+    committed = yaml.safe_load((ROOT / "Pulumi.dev.yaml").read_text())["config"]
+    to = conninfo_to_dict(url)
+    return (
+        {key: each["default"] for key, each in declared.items()}
+        | {key.removeprefix(f"{NAMESPACE}:"): value for key, value in committed.items()}
+        | {
+            "databaseHost": to["host"],
+            "databasePort": int(str(to["port"])),
+            "databaseUser": to["user"],
+            "databasePassword": to["password"],
+            "databaseName": to["dbname"],
+            "servicePasswords": PASSWORDS,
+            "provisionerApiToken": TOKEN,
+            "renderDirectory": str(render),
+        }
+        | changes
+    )
+
+
+def run(config: dict[str, Any]) -> in_process.Result:
+    """Run the program in-process, in a process of its own: the SDK is good for one run each."""
+    plain = {k: v if isinstance(v, str) else json.dumps(v) for k, v in config.items()}
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(in_process.run, plain, SECRETS, "dev").result(timeout=120)
+
+
+@dataclass(frozen=True)
+class Platform:
+    """A platform that an in-process run made.
+
+    Attributes:
+        url: the administrator's URL.
+        config: what it was made with.
+        result: what the run said.
+    """
+
+    url: str
+    config: dict[str, Any]
+    result: in_process.Result
+
+    def service_url(self, role: str) -> str:
+        """A service role's URL, from the stack outputs."""
+        return str(self.result.outputs["service_database_urls"][role])
+
+
+def sql_files(folder: str) -> list[Path]:
+    """The files of a folder of sql/ in name order."""
+    return sorted((ROOT / "sql" / folder).glob("*.sql"))
+
+
+def emulate_supabase(server: Server, *, grants_all: bool) -> str:
+    """Make a server's `postgres` database like a new hosted project's; the URL of its `postgres`.
+
+    Roles, ownerships and default privileges are those of Supabase's public repositories and
+    documentation.  The server's superuser has to be `supabase_admin`.
+
+    Args:
+        server: a new server.
+        grants_all: the default privileges of projects made before 2026-05-30.
+    """
+    assert server.superuser == "supabase_admin"
+    password = "the-owner-of-the-project"
+    with psycopg.connect(server.url(), autocommit=True) as connection:
+        for path in sql_files("platform"):
+            connection.execute(path.read_bytes())
+        connection.execute(
+            sql.SQL(
+                "create role postgres nosuperuser createdb createrole login replication bypassrls"
+                " password {}"
+            ).format(password)
+        )
+        admin = " with admin option" if server_major(connection) >= 16 else ""
+        for statement in (
+            f"grant anon, authenticated, service_role, authenticator to postgres{admin}",
+            "alter database postgres owner to postgres",
+            "grant usage on schema auth to postgres with grant option",
+            "grant all on auth.users to postgres",
+            "grant all on schema extensions to postgres with grant option",
+            "create publication supabase_realtime",
+            "alter publication supabase_realtime owner to postgres",
+        ):
+            connection.execute(statement.encode())
+        for kind in ("tables", "functions", "sequences"):
+            change = (
+                "grant all on {} to anon, authenticated, service_role"
+                if grants_all
+                else "revoke all on {} from anon, authenticated, service_role"
+            )
+            connection.execute(
+                f"alter default privileges for role postgres in schema public "
+                f"{change.format(kind)}".encode()
+            )
+    return server.url().replace(f"supabase_admin:{server.password}", f"postgres:{password}")
+
+
+def server_major(connection: psycopg.Connection) -> int:
+    """The server's major version."""
+    return connection.info.server_version // 10000

@@ -1,0 +1,359 @@
+"""The real Pulumi engine through the Automation API, where the CLI is on PATH.
+
+Each test works on a copy of the project, so that it may add and edit migrations, and on a server
+of its own, because roles belong to the server.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import yaml
+from platforms import PASSWORDS, SECRETS, TOKEN, emulate_supabase, run, sql_files, stack_config
+from pulumi import automation
+
+from components.config import NAMESPACE, ROOT
+from dev.postgres import Server
+from migrate import catalog
+from migrate.connection import connect
+
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.skipif(not shutil.which("pulumi"), reason="needs the Pulumi CLI on PATH"),
+]
+
+COPIED = ("__main__.py", "Pulumi.yaml", "components", "migrate", "sql", "charts")
+
+
+@dataclass(frozen=True)
+class Project:
+    """A copy of the project with a stack of its own."""
+
+    directory: Path
+    stack: automation.Stack
+    config: dict[str, Any]
+    url: str
+
+    def up(self, **options: Any) -> automation.UpResult:
+        return self.stack.up(color="never", **options)
+
+    def preview(self, **options: Any) -> automation.PreviewResult:
+        return self.stack.preview(color="never", diff=True, **options)
+
+    def shown(self, **options: Any) -> str:
+        """All that a preview prints; what a provider says goes to stderr."""
+        result = self.preview(**options)
+        return result.stdout + result.stderr
+
+    def resources(self) -> list[dict[str, Any]]:
+        """What the state holds."""
+        deployment = self.stack.export_stack().deployment
+        assert deployment is not None
+        return list(deployment["resources"])
+
+    def migration(self, name: str, text: str) -> Path:
+        path = self.directory / "sql" / "migrations" / name
+        path.write_text(text)
+        return path
+
+
+def make_project(directory: Path, config: dict[str, Any], url: str) -> Project:
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, directory / name)
+    (directory / ".venv").symlink_to(ROOT / ".venv")
+    backend = directory / "backend"
+    backend.mkdir()
+    stack = automation.create_stack(
+        "test",
+        work_dir=str(directory),
+        opts=automation.LocalWorkspaceOptions(
+            env_vars={
+                "PULUMI_BACKEND_URL": backend.as_uri(),
+                "PULUMI_CONFIG_PASSPHRASE": "for this test only",
+                "PULUMI_SKIP_UPDATE_CHECK": "true",
+            }
+        ),
+    )
+    values = {}
+    for key, value in config.items():
+        words = value if isinstance(value, dict) else {"": value}
+        for name, word in words.items():
+            path = f"{NAMESPACE}:{key}" + (f".{name}" if name else "")
+            text = word if isinstance(word, str) else json.dumps(word)
+            values[path] = automation.ConfigValue(text, secret=key in SECRETS)
+    stack.set_all_config(values, path=True)
+    return Project(directory, stack, config, url)
+
+
+def live_catalog(url: str) -> dict[str, str]:
+    with connect(url) as connection:
+        return catalog.read(connection)
+
+
+def execute(url: str, statement: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(statement.encode())
+
+
+def new_server(directory: Path, postgres_bin: Path, superuser: str = "postgres") -> Server:
+    settings = {"fsync": "off"}
+    return Server(directory / "server", postgres_bin, superuser=superuser, settings=settings)
+
+
+@pytest.fixture(scope="module")
+def own_server(postgres_bin: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = new_server(tmp_path_factory.mktemp("engine"), postgres_bin)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.destroy()
+
+
+@pytest.fixture(scope="module")
+def project(own_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A copy of the project, brought up on a plain server."""
+    directory = tmp_path_factory.mktemp("project with a space")
+    url = own_server.url("mindroom")
+    made = make_project(directory, stack_config(url, directory / "manifests"), url)
+    made.up()
+    return made
+
+
+def changes(
+    result: automation.UpResult | automation.RefreshResult | automation.PreviewResult,
+) -> dict[str, int]:
+    summary = (
+        result.change_summary
+        if isinstance(result, automation.PreviewResult)
+        else result.summary.resource_changes
+    )
+    return {str(getattr(op, "value", op)): count for op, count in (summary or {}).items()}
+
+
+def test_second_preview_and_up_change_nothing(project: Project) -> None:
+    assert set(changes(project.preview(expect_no_changes=True))) == {"same"}
+    assert set(changes(project.up(expect_no_changes=True))) == {"same"}
+
+
+def test_no_drift_right_after_up(project: Project) -> None:
+    # The Kubernetes provider has no cluster to refresh from when it renders to files.
+    targets = [
+        resource["urn"]
+        for resource in project.resources()
+        if not resource["type"].startswith("kubernetes:")
+        and "kubernetes" not in resource.get("provider", "")
+    ]
+    assert set(changes(project.stack.refresh(target=targets, color="never"))) == {"same"}
+
+
+def test_outputs_by_plain_json(project: Project) -> None:
+    outputs = project.stack.outputs()
+    migrations = [path.name for path in sql_files("migrations")]
+    assert outputs["applied_migrations"].value == migrations
+    assert outputs["schema_fingerprint"].value == catalog.fingerprint(live_catalog(project.url))
+    assert [name for name, output in outputs.items() if output.secret] == ["service_database_urls"]
+    for url in outputs["service_database_urls"].value.values():
+        psycopg.connect(url).close()
+
+
+def test_engine_and_in_process_run_leave_the_same_catalog(
+    project: Project, own_server: Server, tmp_path: Path
+) -> None:
+    url = own_server.url("made_in_process")
+    run(stack_config(url, tmp_path))
+    try:
+        assert live_catalog(url) == live_catalog(project.url)
+    finally:
+        execute(own_server.url(), "drop database made_in_process with (force)")
+
+
+def test_new_file_shows_in_the_preview_and_is_applied_by_up(project: Project) -> None:
+    name = f"{len(sql_files('migrations')) + 1:04d}_added.sql"
+    project.migration(name, "comment on table public.accounts is 'Customers';\n")
+    shown = project.shown()
+    assert f"pending: migrations/{name}" in shown
+    assert "+ " + name in shown.replace('"', "")
+    result = project.up()
+    assert f"applied migrations/{name}" in result.stdout
+    assert result.outputs["schema_version"].value == name.removesuffix(".sql")
+    assert set(changes(project.up())) == {"same"}
+
+
+def test_edited_file_fails_the_preview_with_both_digests(project: Project) -> None:
+    path = sorted((project.directory / "sql" / "migrations").glob("*.sql"))[1]
+    before = path.read_text()
+    recorded = project.resources()
+    (migrations,) = (r for r in recorded if r["type"].endswith(":MigrationSet"))
+    path.write_text(before + "-- edited\n")
+    try:
+        with pytest.raises(automation.CommandError) as caught:
+            project.preview()
+    finally:
+        path.write_text(before)
+    assert f"{path.name}: was edited" in str(caught.value)
+    assert migrations["inputs"]["files"][path.name][:16] in str(caught.value)
+    assert "present" in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_failing_migration_says_where_and_leaves_nothing(project: Project) -> None:
+    count = len(list((project.directory / "sql" / "migrations").glob("*.sql")))
+    path = project.migration(
+        f"{count + 1:04d}_broken.sql",
+        "create table public.half ();\n\nselect *\nfrom public.nowhere;\n",
+    )
+    try:
+        with pytest.raises(automation.CommandError) as caught:
+            project.up()
+        text = str(caught.value)
+        assert f"sql/migrations/{path.name}:4:6: relation" in text
+        assert "SQLSTATE 42P01" in text
+        assert "Traceback" not in text
+        assert "table public.half" not in live_catalog(project.url)
+    finally:
+        path.unlink()
+    assert set(changes(project.up())) == {"same"}
+
+
+def test_drift_is_named_by_the_preview_and_refused_by_up(project: Project) -> None:
+    execute(project.url, "alter table public.api_keys disable row level security")
+    try:
+        assert "drift: table public.api_keys" in project.shown()
+        with pytest.raises(automation.CommandError, match=r"table public\.api_keys"):
+            project.up()
+    finally:
+        execute(project.url, "alter table public.api_keys enable row level security")
+    project.up()
+    assert set(changes(project.preview())) == {"same"}
+
+
+def test_unreachable_database_is_a_warning_in_the_preview(project: Project) -> None:
+    port = project.config["databasePort"]
+    project.stack.set_config(f"{NAMESPACE}:databasePort", automation.ConfigValue("1"))
+    try:
+        shown = project.shown()
+    finally:
+        project.stack.set_config(f"{NAMESPACE}:databasePort", automation.ConfigValue(str(port)))
+    assert "warning: what is pending in migrations/ is not known" in shown
+    assert "Connection refused" in shown
+
+
+def test_revoked_grant_is_shown_by_refresh_and_repaired_by_up(project: Project) -> None:
+    execute(project.url, "revoke update on public.subscriptions from stripe_handler")
+    (grant,) = (
+        resource["urn"]
+        for resource in project.resources()
+        if resource["urn"].endswith("::stripe_handler-public.subscriptions")
+    )
+    shown = project.shown(refresh=True, target=[grant])
+    assert "stripe_handler-public.subscriptions" in shown
+    assert "UPDATE" in shown
+    project.up(refresh=True, target=[grant])
+    url = project.stack.outputs()["service_database_urls"].value["stripe_handler"]
+    execute(url, "update public.subscriptions set status = status where false")
+
+
+def test_rotated_password_changes_its_role_only(project: Project) -> None:
+    path = f"{NAMESPACE}:servicePasswords.stripe_handler"
+    word = "another-password-for-it"
+    project.stack.set_config(path, automation.ConfigValue(word, secret=True), path=True)
+    result = project.up()
+    assert word not in result.stdout
+    replaced = [
+        line for line in result.stdout.splitlines() if "updat" in line and "postgresql:" in line
+    ]
+    assert replaced
+    assert all("stripe_handler" in line for line in replaced)
+    psycopg.connect(result.outputs["service_database_urls"].value["stripe_handler"]).close()
+
+
+def test_no_secret_in_state_or_history(project: Project) -> None:
+    words = [*PASSWORDS.values(), TOKEN, project.config["databasePassword"]]
+    for path in (project.directory / "backend").rglob("*"):
+        if path.is_file():
+            text = path.read_text(errors="replace")
+            assert not [word for word in words if word in text], path
+
+
+def test_wrong_config_names_every_problem(project: Project) -> None:
+    wrong = {"platform": "oracle", "baseDomain": ""}
+    right = {key: project.config[key] for key in wrong}
+    for values in (wrong, right):
+        project.stack.set_all_config(
+            {f"{NAMESPACE}:{k}": automation.ConfigValue(v) for k, v in values.items()}
+        )
+        if values is wrong:
+            with pytest.raises(automation.CommandError) as caught:
+                project.preview()
+    assert "mindroom:platform must be 'postgres' or 'supabase', not 'oracle'" in str(caught.value)
+    assert "mindroom:baseDomain is missing" in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_protected_stack_refuses_destroy(project: Project) -> None:
+    key = f"{NAMESPACE}:protect"
+    project.stack.set_config(key, automation.ConfigValue("true"))
+    project.up()
+    with pytest.raises(automation.CommandError, match="protected"):
+        project.stack.destroy(color="never")
+    assert "table public.accounts" in live_catalog(project.url)
+    project.stack.set_config(key, automation.ConfigValue("false"))
+    project.up()
+
+
+def test_destroy_on_dev_leaves_nothing(project: Project, own_server: Server) -> None:
+    project.stack.destroy(color="never")
+    with psycopg.connect(own_server.url()) as connection:
+        names = connection.execute(
+            """select datname from pg_database where datname = 'mindroom'
+               union all select rolname from pg_roles where rolname = any(%s)""",
+            [list(PASSWORDS)],
+        ).fetchall()
+    assert names == []
+    assert not list((project.directory / "manifests").rglob("*.yaml"))
+    project.up()
+    assert "table public.accounts" in live_catalog(project.url)
+
+
+def test_supabase(postgres_bin: Path, tmp_path: Path) -> None:
+    server = new_server(tmp_path, postgres_bin, "supabase_admin")
+    directory = tmp_path / "project"
+    directory.mkdir()
+    try:
+        server.start()
+        url = emulate_supabase(server, grants_all=True)
+        config = stack_config(url, directory / "manifests", platform="supabase", protect=True)
+        hosted = make_project(directory, config, url)
+        hosted.up()
+        assert set(changes(hosted.up())) == {"same"}
+        resources = hosted.resources()
+        assert "postgresql:index/database:Database" not in {each["type"] for each in resources}
+        with pytest.raises(automation.CommandError, match="protected"):
+            hosted.stack.destroy(color="never")
+    finally:
+        server.destroy()
+
+
+def test_prod_stack_file_needs_only_its_secrets_and_certificate(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Pulumi.prod.yaml", tmp_path / "Pulumi.test.yaml")
+    committed = yaml.safe_load((ROOT / "Pulumi.prod.yaml").read_text())["config"]
+    values = {key.removeprefix(f"{NAMESPACE}:"): value for key, value in committed.items()}
+    made = make_project(tmp_path, values, "")
+    with pytest.raises(automation.CommandError) as caught:
+        made.preview()
+    found = {
+        line.strip().partition(" ")[0].removeprefix(f"{NAMESPACE}:")
+        for line in str(caught.value).splitlines()
+        if line.strip().startswith(f"{NAMESPACE}:") and " is missing" in line
+    }
+    assert found == {*SECRETS, "databaseSslrootcert"}
