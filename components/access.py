@@ -1,11 +1,13 @@
-"""Who may do what: the service roles, their privileges as data, and the Pulumi resources of both.
+"""Who may do what: the authorization matrix as data, and the Pulumi resources of the service roles.
 
-The privileges of the API roles are in sql/repeatable/, beside the policies that they belong to.
+`MATRIX` is all of it. The services' privileges are granted from it; the API roles' are granted in
+sql/repeatable/, beside the policies that they belong to. tests/test_authorization.py holds the
+server to every cell, docs/authorization.md shows them (`python -m dev.authorization`).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import pulumi
 import pulumi_postgresql as postgresql
@@ -14,16 +16,32 @@ from pulumi.dynamic import CreateResult, DiffResult, ReadResult, Resource, Updat
 from components.session import DatabaseProvider
 from migrate import roles
 
-API_ROLES = ("anon", "authenticated", "service_role")
-"""The roles that requests through Supabase's API take; Supabase brings them."""
-
 GROUP = "platform_service"
 """The group role that the services' row-level policies name; a migration creates it."""
+
+TABLES = (
+    "public.accounts",
+    "public.subscriptions",
+    "public.instances",
+    "public.usage_metrics",
+    "public.audit_logs",
+    "public.support_tickets",
+    "public.instance_backups",
+    "public.api_keys",
+    "private.tiers",
+    "private.instance_status_transitions",
+    "private.instance_secrets",
+    "private.api_key_hashes",
+)
+"""Every table. What is not said of a table below, nobody may."""
 
 ALL: tuple[str, ...] = ()
 """In a privilege's place of columns: the whole table."""
 
 READ = {"SELECT": ALL}
+
+FULL = {"SELECT": ALL, "INSERT": ALL, "UPDATE": ALL, "DELETE": ALL}
+"""No TRUNCATE: it passes by the triggers that keep what still runs or is billed, and the audit."""
 
 APPEND = {
     "INSERT": (
@@ -47,11 +65,72 @@ Privileges = Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
-class Service:
-    """A login role and exactly what its job needs.
+class Access:
+    """What a role may do, and nothing else.
 
     Attributes:
         tables: table -> privilege -> columns, `ALL` for the whole table.
+        rows: whose rows: every customer's, or those of the user's own account only.
+    """
+
+    tables: Mapping[str, Privileges] = field(default_factory=dict)
+    rows: Literal["all", "own"] = "all"
+
+
+API_ROLES: Mapping[str, Access] = {
+    "anon": Access(),
+    "authenticated": Access(
+        rows="own",
+        tables={
+            "public.accounts": READ | {"UPDATE": ("full_name", "company_name")},
+            "public.subscriptions": READ,
+            "public.instances": READ | {"UPDATE": ("config",)},
+            "public.usage_metrics": READ,
+            "public.audit_logs": READ,
+            "public.support_tickets": {
+                "SELECT": ALL,
+                "INSERT": ("account_id", "instance_id", "subject", "description", "priority"),
+                "UPDATE": ("subject", "description", "priority"),
+            },
+            "public.instance_backups": {
+                "SELECT": ALL,
+                "INSERT": ("account_id", "instance_id", "backup_type"),
+            },
+            "public.api_keys": {
+                "SELECT": ALL,
+                "INSERT": (
+                    "account_id",
+                    "name",
+                    "key_prefix",
+                    "key_hash",
+                    "permissions",
+                    "expires_at",
+                ),
+                "UPDATE": ("name", "is_active"),
+            },
+        },
+    ),
+    "service_role": Access(
+        tables={
+            "public.accounts": FULL,
+            "public.subscriptions": FULL,
+            "public.instances": FULL,
+            "public.usage_metrics": FULL,
+            "public.audit_logs": FULL,
+            "public.support_tickets": FULL,
+            "public.instance_backups": FULL,
+            "public.api_keys": FULL,
+        },
+    ),
+}
+"""The roles that requests through Supabase's API take; Supabase brings them."""
+
+
+@dataclass(frozen=True)
+class Service(Access):
+    """A login role and exactly what its job needs.
+
+    Attributes:
         member_of: the roles it is a member of.
         inherit: whether it has their privileges by itself, or only after `SET ROLE`.
         connection_limit: most connections at once.
@@ -59,7 +138,6 @@ class Service:
         lock_timeout: milliseconds that a statement may wait for a lock.
     """
 
-    tables: Mapping[str, Privileges] = field(default_factory=dict)
     member_of: tuple[str, ...] = (GROUP,)
     inherit: bool = True
     connection_limit: int = 20
@@ -128,12 +206,7 @@ SERVICES: Mapping[str, Service] = {
                 ),
             },
             "public.audit_logs": APPEND,
-            "private.instance_secrets": {
-                "SELECT": ALL,
-                "INSERT": ALL,
-                "UPDATE": ALL,
-                "DELETE": ALL,
-            },
+            "private.instance_secrets": FULL,
         },
     ),
     # Like PostgREST's authenticator: nothing of its own, it takes the role of its request.
@@ -155,6 +228,9 @@ SERVICES: Mapping[str, Service] = {
         },
     ),
 }
+
+MATRIX: Mapping[str, Access] = {**API_ROLES, **SERVICES}
+"""The authorization matrix: role -> what it may do."""
 
 
 class RoleSettingsProvider(DatabaseProvider):
@@ -260,19 +336,24 @@ class Grants(pulumi.ComponentResource):
     """The service roles' privileges.
 
     One resource for a role and table, never a list of tables: a change of such a list replaces
-    the grant, and for a moment the role would have nothing.
+    the grant, and for a moment the role would have nothing.  Grants on one table or schema follow
+    each other, because PostgreSQL refuses two at once ("tuple concurrently updated").
     """
 
     def __init__(
         self, name: str, args: GrantsArgs, opts: pulumi.ResourceOptions | None = None
     ) -> None:
         super().__init__("mindroom:access:Grants", name, None, opts)
+        last: dict[str, postgresql.Grant] = {}
         for role, service in SERVICES.items():
             for suffix, grant in _grants(role, service, args.database).items():
-                postgresql.Grant(
+                target = suffix.partition("-")[0]
+                last[target] = postgresql.Grant(
                     f"{role}-{suffix}",
                     grant,
-                    pulumi.ResourceOptions(parent=self, provider=args.provider),
+                    pulumi.ResourceOptions(
+                        parent=self, provider=args.provider, depends_on=last.get(target)
+                    ),
                 )
         self.register_outputs({})
 

@@ -996,7 +996,7 @@ create or replace trigger accounts_audit
 
 revoke all on public.accounts from public, anon, authenticated, service_role;
 grant select, update (full_name, company_name) on public.accounts to authenticated;
-grant all on public.accounts to service_role;
+grant select, insert, update, delete on public.accounts to service_role;
 
 drop policy if exists "users read their own account" on public.accounts;
 create policy "users read their own account" on public.accounts
@@ -1039,7 +1039,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('repeatable', '20_accounts.sql', 'a2b11f72a3c17f8041dc922b20ad26cb62ca285480cf86568facf51757401efd', '0', '1.0.0')
+values ('repeatable', '20_accounts.sql', 'dd4115075d1d56e02cf863e97a44f56c172aef5d4fab1ea316483b6bab15913b', '0', '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, applied_at = default, applied_by = default,
     duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
@@ -1168,7 +1168,7 @@ create or replace trigger subscriptions_audit
 
 revoke all on public.subscriptions from public, anon, authenticated, service_role;
 grant select on public.subscriptions to authenticated;
-grant all on public.subscriptions to service_role;
+grant select, insert, update, delete on public.subscriptions to service_role;
 
 drop policy if exists "users read their own subscriptions" on public.subscriptions;
 create policy "users read their own subscriptions" on public.subscriptions
@@ -1205,7 +1205,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('repeatable', '21_subscriptions.sql', '5cf62ebdab36af949f673912ca4904cf1dd6107c03499ff62c2411bdd2bd67eb', '0', '1.0.0')
+values ('repeatable', '21_subscriptions.sql', 'a3091eb3f3724500819ae7d47d76b0d51c61b583b85a6324b84a41a604d47b0d', '0', '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, applied_at = default, applied_by = default,
     duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
@@ -1400,7 +1400,7 @@ create or replace trigger instances_audit_status
 
 revoke all on public.instances from public, anon, authenticated, service_role;
 grant select, update (config) on public.instances to authenticated;
-grant all on public.instances to service_role;
+grant select, insert, update, delete on public.instances to service_role;
 
 drop policy if exists "users read their own instances" on public.instances;
 create policy "users read their own instances" on public.instances
@@ -1443,7 +1443,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('repeatable', '22_instances.sql', '0c3c5be0e20f4387cdef4fb8305015be488e9f054d6b61339e2a71cfcd5deae6', '0', '1.0.0')
+values ('repeatable', '22_instances.sql', '26218b95fe03aeb340a9242bd9477fef261fd47b2f79766a8d9d076fd8423e66', '0', '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, applied_at = default, applied_by = default,
     duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
@@ -1480,7 +1480,7 @@ create or replace trigger usage_metrics_check_day
 
 revoke all on public.usage_metrics from public, anon, authenticated, service_role;
 grant select on public.usage_metrics to authenticated;
-grant all on public.usage_metrics to service_role;
+grant select, insert, update, delete on public.usage_metrics to service_role;
 
 drop policy if exists "users read their own usage" on public.usage_metrics;
 create policy "users read their own usage" on public.usage_metrics
@@ -1506,7 +1506,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('repeatable', '23_usage_metrics.sql', '33412165097ed13ab318f43891c89d620e1cde88d6217b4e68c97d437c9915af', '0', '1.0.0')
+values ('repeatable', '23_usage_metrics.sql', '54c6a17c1841908c2e8bb36e32126f80d6355101c82de7e85812b4f59b6346ad', '0', '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, applied_at = default, applied_by = default,
     duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
@@ -1521,7 +1521,7 @@ set sha256 = excluded.sha256, applied_at = default, applied_by = default,
 
 revoke all on public.audit_logs from public, anon, authenticated, service_role;
 grant select on public.audit_logs to authenticated;
-grant all on public.audit_logs to service_role;
+grant select, insert, update, delete on public.audit_logs to service_role;
 
 drop policy if exists "users read their own audit log" on public.audit_logs;
 create policy "users read their own audit log" on public.audit_logs
@@ -1555,7 +1555,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('repeatable', '24_audit_logs.sql', 'e5047dcdea85b34bad676c677003aba1a9e40df8c68bc7c2c670a9fc0a471324', '0', '1.0.0')
+values ('repeatable', '24_audit_logs.sql', '8bc6c07eab0c4c0e6982127533b4618bea25c0315e26ac6bada3cb520dd0c405', '0', '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, applied_at = default, applied_by = default,
     duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
@@ -1622,7 +1622,7 @@ grant
   insert (account_id, instance_id, subject, description, priority),
   update (subject, description, priority)
 on public.support_tickets to authenticated;
-grant all on public.support_tickets to service_role;
+grant select, insert, update, delete on public.support_tickets to service_role;
 
 drop policy if exists "users read their own tickets" on public.support_tickets;
 create policy "users read their own tickets" on public.support_tickets
@@ -1670,7 +1670,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('repeatable', '25_support_tickets.sql', '787cbcec896c8ef4e513a74ff0eb36ef68f19421258b011cec5ae895e05638cf', '0', '1.0.0')
+values ('repeatable', '25_support_tickets.sql', 'b7d6b4bb9868c0d32264d2c835e55bac824516031bdd6e2fa58f10e80cced5ba', '0', '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, applied_at = default, applied_by = default,
     duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
@@ -1717,7 +1717,7 @@ grant
   select,
   insert (account_id, instance_id, backup_type)
 on public.instance_backups to authenticated;
-grant all on public.instance_backups to service_role;
+grant select, insert, update, delete on public.instance_backups to service_role;
 
 drop policy if exists "users read their own backups" on public.instance_backups;
 create policy "users read their own backups" on public.instance_backups
@@ -1759,7 +1759,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('repeatable', '26_instance_backups.sql', '772574aed7fd1f923eb68d81dd097723d21cad6334535f147b4a56997164c3c2', '0', '1.0.0')
+values ('repeatable', '26_instance_backups.sql', '874ccb1c581d4c8a62c0e8ea89bf6af970273241d60772da9b935c8bdd5640da', '0', '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, applied_at = default, applied_by = default,
     duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
@@ -1867,7 +1867,7 @@ grant
   insert (account_id, name, key_prefix, key_hash, permissions, expires_at),
   update (name, is_active)
 on public.api_keys to authenticated;
-grant all on public.api_keys to service_role;
+grant select, insert, update, delete on public.api_keys to service_role;
 
 drop policy if exists "users read their own keys" on public.api_keys;
 create policy "users read their own keys" on public.api_keys
@@ -1904,7 +1904,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('repeatable', '27_api_keys.sql', '8b860baefa510204fad6ab95f0809d207b51ed2844d4281e7c9674cd8ae4619a', '0', '1.0.0')
+values ('repeatable', '27_api_keys.sql', '5c33bb264d6e3730c74d3d1c84e85e15bc916ff56e466ad09b4fe1dc0d01bad5', '0', '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, applied_at = default, applied_by = default,
     duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;

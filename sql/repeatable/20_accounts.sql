@@ -46,7 +46,7 @@ create or replace trigger accounts_audit
 
 revoke all on public.accounts from public, anon, authenticated, service_role;
 grant select, update (full_name, company_name) on public.accounts to authenticated;
-grant all on public.accounts to service_role;
+grant select, insert, update, delete on public.accounts to service_role;
 
 drop policy if exists "users read their own account" on public.accounts;
 create policy "users read their own account" on public.accounts

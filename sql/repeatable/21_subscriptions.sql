@@ -120,7 +120,7 @@ create or replace trigger subscriptions_audit
 
 revoke all on public.subscriptions from public, anon, authenticated, service_role;
 grant select on public.subscriptions to authenticated;
-grant all on public.subscriptions to service_role;
+grant select, insert, update, delete on public.subscriptions to service_role;
 
 drop policy if exists "users read their own subscriptions" on public.subscriptions;
 create policy "users read their own subscriptions" on public.subscriptions

@@ -186,7 +186,7 @@ create or replace trigger instances_audit_status
 
 revoke all on public.instances from public, anon, authenticated, service_role;
 grant select, update (config) on public.instances to authenticated;
-grant all on public.instances to service_role;
+grant select, insert, update, delete on public.instances to service_role;
 
 drop policy if exists "users read their own instances" on public.instances;
 create policy "users read their own instances" on public.instances

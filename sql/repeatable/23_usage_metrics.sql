@@ -28,7 +28,7 @@ create or replace trigger usage_metrics_check_day
 
 revoke all on public.usage_metrics from public, anon, authenticated, service_role;
 grant select on public.usage_metrics to authenticated;
-grant all on public.usage_metrics to service_role;
+grant select, insert, update, delete on public.usage_metrics to service_role;
 
 drop policy if exists "users read their own usage" on public.usage_metrics;
 create policy "users read their own usage" on public.usage_metrics

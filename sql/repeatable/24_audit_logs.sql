@@ -6,7 +6,7 @@
 
 revoke all on public.audit_logs from public, anon, authenticated, service_role;
 grant select on public.audit_logs to authenticated;
-grant all on public.audit_logs to service_role;
+grant select, insert, update, delete on public.audit_logs to service_role;
 
 drop policy if exists "users read their own audit log" on public.audit_logs;
 create policy "users read their own audit log" on public.audit_logs

@@ -58,7 +58,7 @@ grant
   insert (account_id, instance_id, subject, description, priority),
   update (subject, description, priority)
 on public.support_tickets to authenticated;
-grant all on public.support_tickets to service_role;
+grant select, insert, update, delete on public.support_tickets to service_role;
 
 drop policy if exists "users read their own tickets" on public.support_tickets;
 create policy "users read their own tickets" on public.support_tickets

@@ -38,7 +38,7 @@ grant
   select,
   insert (account_id, instance_id, backup_type)
 on public.instance_backups to authenticated;
-grant all on public.instance_backups to service_role;
+grant select, insert, update, delete on public.instance_backups to service_role;
 
 drop policy if exists "users read their own backups" on public.instance_backups;
 create policy "users read their own backups" on public.instance_backups

@@ -99,7 +99,7 @@ grant
   insert (account_id, name, key_prefix, key_hash, permissions, expires_at),
   update (name, is_active)
 on public.api_keys to authenticated;
-grant all on public.api_keys to service_role;
+grant select, insert, update, delete on public.api_keys to service_role;
 
 drop policy if exists "users read their own keys" on public.api_keys;
 create policy "users read their own keys" on public.api_keys

@@ -1,0 +1,70 @@
+"""docs/authorization.md from the authorization matrix: `python -m dev.authorization`."""
+
+from components.access import API_ROLES, MATRIX, SERVICES, TABLES, Privileges
+
+COMMANDS = ("SELECT", "INSERT", "UPDATE", "DELETE")
+
+INTRO = f"""\
+# Who may do what
+
+Generated from `MATRIX` in `components/access.py` by `make generate`: edit that, not this.
+`tests/test_authorization.py` tries every cell on a real server.
+
+- What is not listed is refused. Nobody but the owner of the tables has TRUNCATE, REFERENCES or
+  TRIGGER, and nobody may pass a privilege on.
+- Rows: `authenticated`, a user, reaches the rows of the own account only; all others reach every
+  customer's. Row-level security says so to everyone, to the services by policies of their own.
+- API roles ({", ".join(f"`{role}`" for role in API_ROLES)}) are taken by requests through
+  Supabase's API; services ({", ".join(f"`{role}`" for role in SERVICES)}) log in.
+"""
+
+
+def main() -> None:
+    """Print the document."""
+    print(INTRO)
+    print("## Overview\n")
+    print("S = SELECT, I = INSERT, U = UPDATE, D = DELETE; * = some columns only, listed below.\n")
+    print(_table(["table", *MATRIX], [[f"`{table}`", *_letters(table)] for table in TABLES]))
+    print(_memberships())
+    for table in TABLES:
+        rows = [
+            [f"`{role}`", access.rows, *(_columns(access.tables[table], each) for each in COMMANDS)]
+            for role, access in MATRIX.items()
+            if table in access.tables
+        ]
+        print(f"## {table}\n")
+        print(_table(["role", "rows", *COMMANDS], rows) if rows else "Nobody.\n")
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _letters(table: str) -> list[str]:
+    return [
+        " ".join(
+            command[0] + ("*" if columns else "")
+            for command, columns in access.tables.get(table, {}).items()
+        )
+        for access in MATRIX.values()
+    ]
+
+
+def _columns(privileges: Privileges, command: str) -> str:
+    if command not in privileges:
+        return ""
+    return ", ".join(f"`{column}`" for column in privileges[command]) or "all"
+
+
+def _memberships() -> str:
+    return "".join(
+        f"`{role}` has nothing of its own; it only takes the role "
+        f"{' or '.join(f'`{each}`' for each in service.member_of)} (`SET ROLE`).\n"
+        for role, service in SERVICES.items()
+        if not service.inherit
+    )
+
+
+if __name__ == "__main__":
+    main()
