@@ -3,6 +3,8 @@
 Config is explained in Pulumi.yaml, the outputs in docs/outputs.md.
 """
 
+import signal
+
 import pulumi
 
 from components import config as stack_config
@@ -14,6 +16,10 @@ from components.schema import Schema, SchemaArgs
 
 def main() -> None:
     """Declare the platform."""
+    # When a resource fails, the engine interrupts this program, and the language host would print
+    # a traceback of the interruption behind the error.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     config = stack_config.load()
     passwords = {
         role: pulumi.Output.secret(word.get_secret_value())
@@ -53,8 +59,8 @@ def main() -> None:
             database_port=config.database_port,
             api_token=pulumi.Output.secret(config.provisioner_api_token.get_secret_value()),
             protect=config.protect,
+            after=[schema, grants],
         ),
-        pulumi.ResourceOptions(depends_on=grants),
     )
 
     # The contract with the other services: see docs/outputs.md before changing any of it.

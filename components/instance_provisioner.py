@@ -1,6 +1,7 @@
 """InstanceProvisioner: its namespaces, its secret and its chart."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pulumi
@@ -30,7 +31,8 @@ class InstanceProvisionerArgs:
         database_url: the service's own connection URL, a secret.
         database_port: the port in that URL, for the network policy.
         api_token: what callers of its API present, a secret.
-        protect: refuse to destroy the namespace of the customers' instances, and their data with it.
+        protect: refuse to destroy the namespace of the customers' instances, with their data.
+        after: what has to be there before its pods start.
     """
 
     context: str
@@ -41,6 +43,7 @@ class InstanceProvisionerArgs:
     database_port: int
     api_token: pulumi.Output[str]
     protect: bool
+    after: Sequence[pulumi.Resource]
 
 
 class InstanceProvisioner(pulumi.ComponentResource):
@@ -102,7 +105,9 @@ class InstanceProvisioner(pulumi.ComponentResource):
                 "networkPolicy": {"databasePort": args.database_port},
             },
             opts=pulumi.ResourceOptions(
-                parent=self, provider=cluster, depends_on=[namespace, instances, secret]
+                parent=self,
+                provider=cluster,
+                depends_on=[namespace, instances, secret, *args.after],
             ),
         )
         self.description = pulumi.Output.from_input(
