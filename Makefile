@@ -37,7 +37,7 @@ check: .venv/.installed $(TOOLS) ## Lint, type-check, and see that generated fil
 	$(PYTHON) -m migrate bundle | diff -u sql/all-migrations.sql - || { echo "run make generate"; exit 1; }
 
 bench: .venv/.installed ## Measure, each against a baseline in the same run
-	$(PYTHON) -m bench
+	$(PYTHON) -m bench.make_up
 
 generate: .venv/.installed ## Write the generated files again
 	$(PYTHON) -m migrate bundle > sql/all-migrations.sql

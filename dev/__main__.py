@@ -8,11 +8,12 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psycopg
 import yaml
@@ -47,8 +48,14 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         print(f"error: {error.filename or STATE}: {error.strerror}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("error: interrupted; `make up` goes on where it stopped", file=sys.stderr)
+        _interrupted()
     return 1
+
+
+def _interrupted(*_: object) -> None:
+    """End at once: a thread may wait for a statement, which the server gives up without us."""
+    print("error: interrupted; `make up` goes on where it stopped", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def up(options: list[str]) -> int:
@@ -57,8 +64,10 @@ def up(options: list[str]) -> int:
     pulumi = _find_pulumi()
     if pulumi:
         _prepare_stack(pulumi, config, hidden)
-        return _pulumi(pulumi, "up", "--yes", "--skip-preview", *options)
+        _pulumi(pulumi, "up", "--yes", "--skip-preview", *options)
     _ensure_helm()
+    # The SDK would wait for what is under way before it passes an interruption on.
+    signal.signal(signal.SIGINT, _interrupted)
     plain = {k: v if isinstance(v, str) else json.dumps(v) for k, v in config.items()}
     result = in_process.run(plain, hidden, STACK)
     print("\nOutputs (of an in-process run, which is no Pulumi deployment and keeps no state):")
@@ -82,7 +91,7 @@ def preview(options: list[str]) -> int:
             "migrations are pending"
         )
     _prepare_stack(pulumi, config, hidden)
-    return _pulumi(pulumi, "preview", *options)
+    _pulumi(pulumi, "preview", *options)
 
 
 def down(_options: list[str]) -> int:
@@ -194,18 +203,19 @@ def _environment() -> dict[str, str]:
     } | os.environ
 
 
-def _pulumi(pulumi: str, command: str, *options: str) -> int:
-    """Run a command on the stack, its output straight to ours; returns its exit code.
+def _pulumi(pulumi: str, command: str, *options: str) -> NoReturn:
+    """Become a Pulumi command on the stack, so that Ctrl-C is Pulumi's alone to handle.
 
     The config is checked by components/config.py, which names all problems at once.
     """
     common = ["--stack", STACK, "--config-file", str(STACK_FILE), "--non-interactive"]
-    return subprocess.run(
+    sys.stdout.flush()
+    os.chdir(ROOT)
+    os.execve(
+        pulumi,
         [pulumi, command, *common, "--skip-config-validation", *options],
-        cwd=ROOT,
-        env=_environment(),
-        check=False,
-    ).returncode
+        _environment(),
+    )
 
 
 def _prepare_stack(pulumi: str, config: dict[str, Any], hidden: list[str]) -> None:

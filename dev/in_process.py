@@ -9,6 +9,7 @@ import base64
 import json
 import os
 import runpy
+import signal
 import subprocess
 import threading
 from collections.abc import Callable, Collection, Mapping
@@ -86,7 +87,9 @@ def run(config: Mapping[str, str], secrets: Collection[str], stack: str) -> Resu
             {f"{NAMESPACE}:{key}": value for key, value in config.items()},
             [f"{NAMESPACE}:{key}" for key in secrets],
         )
+        on_interrupt = signal.getsignal(signal.SIGINT)
         runpy.run_path(str(ROOT / "__main__.py"), run_name="__main__")
+        signal.signal(signal.SIGINT, on_interrupt)  # the program has set its own
         return collect(cast("Any", get_root_resource()).outputs)
 
     mocks.set_mocks(realiser, project=NAMESPACE, stack=stack, preview=False)

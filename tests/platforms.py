@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import shutil
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,30 @@ from dev.postgres import Server
 SECRETS = ("databasePassword", "servicePasswords", "provisionerApiToken")
 PASSWORDS = {role: f"{role}: p@ss/word %20 of 16+" for role in SERVICES}
 TOKEN = "an-api-token-of-some-length"
+
+
+COPIED = (
+    "__main__.py",
+    "Pulumi.yaml",
+    "Pulumi.dev.yaml",
+    "components",
+    "migrate",
+    "sql",
+    "charts",
+    "dev",
+)
+
+
+def copy_project(directory: Path) -> None:
+    """The program in another directory, for a test that edits it; tools are shared."""
+    for name in COPIED:
+        if (ROOT / name).is_dir():
+            leave_out = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, directory / name, ignore=leave_out)
+        else:
+            shutil.copy(ROOT / name, directory / name)
+    for name in (".venv", ".tools"):
+        (directory / name).symlink_to(ROOT / name)
 
 
 def stack_config(url: str, render: Path, **changes: Any) -> dict[str, Any]:

@@ -14,7 +14,16 @@ from typing import Any
 import psycopg
 import pytest
 import yaml
-from platforms import PASSWORDS, SECRETS, TOKEN, emulate_supabase, run, sql_files, stack_config
+from platforms import (
+    PASSWORDS,
+    SECRETS,
+    TOKEN,
+    copy_project,
+    emulate_supabase,
+    run,
+    sql_files,
+    stack_config,
+)
 from pulumi import automation
 
 from components.config import NAMESPACE, ROOT
@@ -26,8 +35,6 @@ pytestmark = [
     pytest.mark.engine,
     pytest.mark.skipif(not shutil.which("pulumi"), reason="needs the Pulumi CLI on PATH"),
 ]
-
-COPIED = ("__main__.py", "Pulumi.yaml", "components", "migrate", "sql", "charts")
 
 
 @dataclass(frozen=True)
@@ -63,13 +70,7 @@ class Project:
 
 
 def make_project(directory: Path, config: dict[str, Any], url: str) -> Project:
-    for name in COPIED:
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, directory / name)
-    (directory / ".venv").symlink_to(ROOT / ".venv")
+    copy_project(directory)
     backend = directory / "backend"
     backend.mkdir()
     stack = automation.create_stack(
