@@ -24,7 +24,7 @@ clean: .venv/.installed ## Remove the dev platform with all its data (.state/)
 	@$(PYTHON) -m dev clean
 
 test: .venv/.installed $(TOOLS) ## Run all tests
-	$(PYTHON) -m pytest -n 2 tests
+	$(PYTHON) -m pytest -n 2 --dist loadfile tests
 
 check: .venv/.installed $(TOOLS) ## Lint, type-check, and see that generated files are current
 	.venv/bin/ruff check .
@@ -35,12 +35,14 @@ check: .venv/.installed $(TOOLS) ## Lint, type-check, and see that generated fil
 	.tools/bin/actionlint
 	.tools/bin/helm lint --strict --quiet $(CHART) --values $(CHART)/ci/minimal-values.yaml
 	$(PYTHON) -m migrate bundle | diff -u sql/all-migrations.sql - || { echo "run make generate"; exit 1; }
+	$(PYTHON) -m dev.authorization | diff -u docs/authorization.md - || { echo "run make generate"; exit 1; }
 
 bench: .venv/.installed ## Measure, each against a baseline in the same run
 	$(PYTHON) -m bench.make_up
 
 generate: .venv/.installed ## Write the generated files again
 	$(PYTHON) -m migrate bundle > sql/all-migrations.sql
+	$(PYTHON) -m dev.authorization > docs/authorization.md
 
 tools: $(TOOLS) ## Build helm and actionlint from their Go modules
 

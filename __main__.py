@@ -8,9 +8,10 @@ import signal
 import pulumi
 
 from components import config as stack_config
-from components.access import API_ROLES, Grants, GrantsArgs, Roles, RolesArgs
+from components.access import Grants, GrantsArgs, Roles, RolesArgs
 from components.database import Database, DatabaseArgs
 from components.instance_provisioner import InstanceProvisioner, InstanceProvisionerArgs
+from components.matrix import API_ROLES
 from components.schema import Schema, SchemaArgs
 
 

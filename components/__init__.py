@@ -1,1 +1,9 @@
 """What Pulumi declares, one file a component; `config` is the only reader of stack config."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+"""The project's directory."""
+
+PROJECT = "mindroom"
+"""The project's name in Pulumi.yaml, which is also the namespace of its config."""

@@ -9,7 +9,6 @@ import json
 import re
 import textwrap
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pulumi
@@ -25,13 +24,10 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
-from components.access import SERVICES
+from components import PROJECT, ROOT
+from components.matrix import SERVICES
 from components.session import Connection
 
-ROOT = Path(__file__).parent.parent
-"""The project's directory."""
-
-NAMESPACE = "mindroom"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 SHORTEST_PASSWORD = 16
 
@@ -85,7 +81,7 @@ def load() -> Config:
     Raises:
         pulumi.RunError: with every problem, where it is, and the YAML to add.
     """
-    prefix = f"{NAMESPACE}:"
+    prefix = f"{PROJECT}:"
     values = {
         key.removeprefix(prefix): value
         for key, value in runtime_config.CONFIG.get().items()
@@ -212,7 +208,7 @@ def _message(problems: list[tuple[str, str]], stack: str) -> str:
     described = yaml.safe_load((ROOT / "Pulumi.yaml").read_text())["config"]
     lines = [f"the config of stack {stack} has {len(problems)} problem(s)"]
     for key, text in problems:
-        lines.append(f"\n{NAMESPACE}:{key} {text}")
+        lines.append(f"\n{PROJECT}:{key} {text}")
         if key not in _FIELDS:
             lines.append(f"  remove or rename it in Pulumi.{stack}.yaml")
             continue
@@ -232,6 +228,6 @@ def _message(problems: list[tuple[str, str]], stack: str) -> str:
         else:
             lines.append(f"  add to Pulumi.{stack}.yaml, below config, for example:")
             value = Config.model_fields[_FIELDS[key]].examples[0]  # type: ignore[index]
-        added = yaml.safe_dump({f"{NAMESPACE}:{key}": value}, sort_keys=False)
+        added = yaml.safe_dump({f"{PROJECT}:{key}": value}, sort_keys=False)
         lines.append(textwrap.indent(added.rstrip(), "    "))
     return "\n".join(lines)

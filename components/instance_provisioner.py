@@ -8,7 +8,7 @@ import pulumi
 import pulumi_kubernetes as kubernetes
 import yaml
 
-from components.config import ROOT
+from components import ROOT
 
 CHART = ROOT / "charts" / "instance-provisioner"
 NAME = "instance-provisioner"

@@ -16,7 +16,7 @@ from pulumi.dynamic import (
     UpdateResult,
 )
 
-from components.config import ROOT
+from components import ROOT
 from components.session import DatabaseProvider
 from migrate import catalog, files, ledger, run
 from migrate.connection import Connection as Session

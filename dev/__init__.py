@@ -1,1 +1,5 @@
-"""What a developer's machine needs beside the program itself."""
+"""The dev stack: what `make up` runs, and the program without Pulumi."""
+
+
+class DevError(Exception):
+    """One clear message: what is wrong, where, what to do."""

@@ -18,21 +18,16 @@ from typing import Any, NoReturn
 import psycopg
 import yaml
 from psycopg.conninfo import conninfo_to_dict
-from pulumi.automation import PulumiCommand
 
-from components.access import SERVICES
-from components.config import NAMESPACE, ROOT
-from dev import in_process
+from components import PROJECT, ROOT
+from components.matrix import SERVICES
+from dev import DevError
 from dev.postgres import PostgresError, Server, embedded_bin
 
 STATE = ROOT / ".state"
 STACK = "dev"
 STACK_FILE = STATE / f"Pulumi.{STACK}.yaml"
 DOWNLOAD_TIMEOUT = 20.0
-
-
-class DevError(Exception):
-    """One clear message: what is wrong, where, what to do."""
 
 
 def main(arguments: list[str]) -> int:
@@ -43,7 +38,7 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         return commands[arguments[0]](arguments[1:])
-    except (DevError, PostgresError, in_process.InProcessError) as error:
+    except (DevError, PostgresError) as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
         print(f"error: {error.filename or STATE}: {error.strerror}", file=sys.stderr)
@@ -65,7 +60,9 @@ def up(options: list[str]) -> int:
     if pulumi:
         _prepare_stack(pulumi, config, hidden)
         _pulumi(pulumi, "up", "--yes", "--skip-preview", *options)
-    _ensure_helm()
+    from dev import in_process  # here, because it takes half a second to import
+
+    _ensure_helm(in_process.HELM)
     # The SDK would wait for what is under way before it passes an interruption on.
     signal.signal(signal.SIGINT, _interrupted)
     plain = {k: v if isinstance(v, str) else json.dumps(v) for k, v in config.items()}
@@ -139,7 +136,7 @@ def _config() -> tuple[dict[str, Any], list[str]]:
     declared = yaml.safe_load((ROOT / "Pulumi.yaml").read_text())["config"]
     committed = yaml.safe_load((ROOT / f"Pulumi.{STACK}.yaml").read_text())["config"]
     config = {key: each["default"] for key, each in declared.items()}
-    config |= {key.removeprefix(f"{NAMESPACE}:"): value for key, value in committed.items()}
+    config |= {key.removeprefix(f"{PROJECT}:"): value for key, value in committed.items()}
     config |= {
         "databaseHost": str(given.get("host") or "127.0.0.1"),
         "databasePort": int(given.get("port") or 5432),
@@ -179,6 +176,8 @@ def _find_pulumi() -> str | None:
     """The CLI on PATH, else one that the SDK downloads; None where neither is possible."""
     if found := shutil.which("pulumi"):
         return found
+    from pulumi.automation import PulumiCommand  # here, because it takes as long to import
+
     # The SDK's downloader has no time limit of its own.
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
@@ -240,13 +239,13 @@ def _prepare_stack(pulumi: str, config: dict[str, Any], hidden: list[str]) -> No
 
     secrets_file = STATE / "secrets.json"
     if not STACK_FILE.exists():
-        (STATE / "Pulumi.yaml").write_text(f"name: {NAMESPACE}\nruntime: python\n")
+        (STATE / "Pulumi.yaml").write_text(f"name: {PROJECT}\nruntime: python\n")
         quietly("stack", "select", "--create")
     stack = yaml.safe_load(STACK_FILE.read_text())
     present = stack.get("config", {})
-    encrypted = {f"{NAMESPACE}:{key}": present.get(f"{NAMESPACE}:{key}") for key in hidden}
+    encrypted = {f"{PROJECT}:{key}": present.get(f"{PROJECT}:{key}") for key in hidden}
     stale = not all(encrypted.values()) or secrets_file.stat().st_mtime > STACK_FILE.stat().st_mtime
-    plain = {f"{NAMESPACE}:{k}": v for k, v in config.items() if k not in hidden and v != ""}
+    plain = {f"{PROJECT}:{k}": v for k, v in config.items() if k not in hidden and v != ""}
     if stale or plain | encrypted != present:
         stack["config"] = plain if stale else plain | encrypted
         _write(STACK_FILE, yaml.safe_dump(stack))
@@ -254,12 +253,12 @@ def _prepare_stack(pulumi: str, config: dict[str, Any], hidden: list[str]) -> No
         for key in hidden:
             words = config[key] if isinstance(config[key], dict) else {None: config[key]}
             for name, word in words.items():
-                path = f"{NAMESPACE}:{key}" + (f".{name}" if name else "")
+                path = f"{PROJECT}:{key}" + (f".{name}" if name else "")
                 quietly("config", "set", "--secret", "--path", path, stdin=word)
 
 
-def _ensure_helm() -> None:
-    if not in_process.HELM.exists():
+def _ensure_helm(helm: Path) -> None:
+    if not helm.exists():
         print("building helm, which renders the chart where Pulumi does not")
         if subprocess.run(["make", "--silent", "tools"], cwd=ROOT, check=False).returncode:
             raise DevError("helm could not be built: see above")

@@ -1,13 +1,13 @@
 """docs/authorization.md from the authorization matrix: `python -m dev.authorization`."""
 
-from components.access import API_ROLES, MATRIX, SERVICES, TABLES, Privileges
+from components.matrix import API_ROLES, MATRIX, SERVICES, TABLES, Privileges
 
 COMMANDS = ("SELECT", "INSERT", "UPDATE", "DELETE")
 
 INTRO = f"""\
 # Who may do what
 
-Generated from `MATRIX` in `components/access.py` by `make generate`: edit that, not this.
+Generated from `MATRIX` in `components/matrix.py` by `make generate`: edit that, not this.
 `tests/test_authorization.py` tries every cell on a real server.
 
 - What is not listed is refused. Nobody but the owner of the tables has TRUNCATE, REFERENCES or

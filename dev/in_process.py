@@ -30,7 +30,8 @@ from pulumi.runtime import config as runtime_config
 from pulumi.runtime import mocks, rpc
 from pulumi.runtime.settings import get_root_resource
 
-from components.config import NAMESPACE, ROOT
+from components import PROJECT, ROOT
+from dev import DevError
 from migrate.errors import MigrateError
 
 HELM = ROOT / ".tools" / "bin" / "helm"
@@ -38,7 +39,7 @@ HELM = ROOT / ".tools" / "bin" / "helm"
 Properties = dict[str, Any]
 
 
-class InProcessError(Exception):
+class InProcessError(DevError):
     """The program or one of its resources failed; the message says which and why."""
 
 
@@ -84,15 +85,15 @@ def run(config: Mapping[str, str], secrets: Collection[str], stack: str) -> Resu
     @mocks.test  # type: ignore[untyped-decorator]
     def program() -> Any:
         runtime_config.set_all_config(
-            {f"{NAMESPACE}:{key}": value for key, value in config.items()},
-            [f"{NAMESPACE}:{key}" for key in secrets],
+            {f"{PROJECT}:{key}": value for key, value in config.items()},
+            [f"{PROJECT}:{key}" for key in secrets],
         )
         on_interrupt = signal.getsignal(signal.SIGINT)
         runpy.run_path(str(ROOT / "__main__.py"), run_name="__main__")
         signal.signal(signal.SIGINT, on_interrupt)  # the program has set its own
         return collect(cast("Any", get_root_resource()).outputs)
 
-    mocks.set_mocks(realiser, project=NAMESPACE, stack=stack, preview=False)
+    mocks.set_mocks(realiser, project=PROJECT, stack=stack, preview=False)
     try:
         program()
     except Exception as error:
@@ -294,8 +295,8 @@ def _grant(realiser: Realiser, args: mocks.MockResourceArgs) -> tuple[bool, Prop
 def _dynamic(realiser: Realiser, args: mocks.MockResourceArgs) -> tuple[bool, Properties]:
     inputs = dict(args.inputs)
     provider = dill.loads(base64.b64decode(inputs.pop("__provider")))  # noqa: S301 our own class
-    raw = {f"{NAMESPACE}:{key}": value for key, value in realiser.config.items()}
-    provider.configure(ConfigureRequest(Config(raw, NAMESPACE)))
+    raw = {f"{PROJECT}:{key}": value for key, value in realiser.config.items()}
+    provider.configure(ConfigureRequest(Config(raw, PROJECT)))
     failures = provider.check({}, inputs).failures
     if failures:
         raise InProcessError("\n".join(failure.reason for failure in failures))
@@ -310,7 +311,7 @@ def _manifest(realiser: Realiser, args: mocks.MockResourceArgs) -> tuple[bool, P
     if not directory:
         raise InProcessError(
             f"{args.name}: only manifests rendered to files are known in-process: set "
-            f"{NAMESPACE}:renderDirectory, or install Pulumi"
+            f"{PROJECT}:renderDirectory, or install Pulumi"
         )
     return _write(ROOT / directory, args.inputs), args.inputs
 

@@ -6,7 +6,6 @@
 
 begin;
 reset session authorization;
-reset role;
 reset all;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
@@ -76,7 +75,6 @@ alter default privileges in schema public revoke all on functions from anon, aut
 alter default privileges revoke execute on functions from public;
 
 reset session authorization;
-reset role;
 reset all;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
@@ -167,7 +165,6 @@ values
   );
 
 reset session authorization;
-reset role;
 reset all;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
@@ -227,7 +224,6 @@ end
 $$;
 
 reset session authorization;
-reset role;
 reset all;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
@@ -307,7 +303,6 @@ comment on column public.subscriptions.cancelled_at is
   'When it was cancelled. May be set while still active: Stripe cancels at the end of a period.';
 
 reset session authorization;
-reset role;
 reset all;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
@@ -460,7 +455,6 @@ comment on table private.instance_secrets is
   'Tokens and environment values of instances. Only the instance-provisioner reads and writes them.';
 
 reset session authorization;
-reset role;
 reset all;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
@@ -525,7 +519,6 @@ comment on column public.usage_metrics.tool_counts is 'Uses per tool: {"name": c
 comment on column public.usage_metrics.platform_counts is 'Messages per platform: {"name": count}; its keys are the platforms active.';
 
 reset session authorization;
-reset role;
 reset all;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
@@ -583,7 +576,6 @@ comment on column public.audit_logs.details is
 comment on column public.audit_logs.ip_address is 'As the API gateway''s headers state it.';
 
 reset session authorization;
-reset role;
 reset all;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
@@ -643,7 +635,6 @@ comment on column public.support_tickets.resolved_at is
   'Set when the status becomes resolved or closed, cleared when it is opened again.';
 
 reset session authorization;
-reset role;
 reset all;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
@@ -703,7 +694,6 @@ comment on column public.instance_backups.retention_days is 'From the tier''s ba
 comment on column public.instance_backups.expires_at is 'created_at plus retention_days; cannot be written.';
 
 reset session authorization;
-reset role;
 reset all;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
@@ -770,7 +760,6 @@ alter table private.api_key_hashes enable row level security;
 comment on table private.api_key_hashes is 'The SHA-256 hashes of API keys, kept apart so that no user can read one.';
 
 reset session authorization;
-reset role;
 reset all;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
@@ -934,7 +923,6 @@ revoke all on function
 from public, anon, authenticated, service_role;
 
 reset session authorization;
-reset role;
 reset all;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
@@ -1032,7 +1020,6 @@ create policy "service_role has full access" on public.accounts
   with check (true);
 
 reset session authorization;
-reset role;
 reset all;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
@@ -1198,7 +1185,6 @@ create policy "service_role has full access" on public.subscriptions
   with check (true);
 
 reset session authorization;
-reset role;
 reset all;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
@@ -1436,7 +1422,6 @@ create policy "service_role has full access" on public.instances
   with check (true);
 
 reset session authorization;
-reset role;
 reset all;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
@@ -1499,7 +1484,6 @@ create policy "service_role has full access" on public.usage_metrics
   with check (true);
 
 reset session authorization;
-reset role;
 reset all;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
@@ -1548,7 +1532,6 @@ create policy "service_role has full access" on public.audit_logs
   with check (true);
 
 reset session authorization;
-reset role;
 reset all;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
@@ -1663,7 +1646,6 @@ create policy "service_role has full access" on public.support_tickets
   with check (true);
 
 reset session authorization;
-reset role;
 reset all;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
@@ -1752,7 +1734,6 @@ create policy "service_role has full access" on public.instance_backups
   with check (true);
 
 reset session authorization;
-reset role;
 reset all;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
@@ -1897,7 +1878,6 @@ create policy "service_role has full access" on public.api_keys
   with check (true);
 
 reset session authorization;
-reset role;
 reset all;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
@@ -1951,7 +1931,6 @@ create policy "services look keys up by their hash" on private.api_key_hashes
   using (true);
 
 reset session authorization;
-reset role;
 reset all;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
@@ -1986,7 +1965,6 @@ end
 $$;
 
 reset session authorization;
-reset role;
 reset all;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';

@@ -13,8 +13,8 @@ import yaml
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
-from components.access import SERVICES
-from components.config import NAMESPACE, ROOT
+from components import PROJECT, ROOT
+from components.matrix import SERVICES
 from dev import in_process
 from dev.postgres import Server
 
@@ -54,7 +54,7 @@ def stack_config(url: str, render: Path, **changes: Any) -> dict[str, Any]:
     to = conninfo_to_dict(url)
     return (
         {key: each["default"] for key, each in declared.items()}
-        | {key.removeprefix(f"{NAMESPACE}:"): value for key, value in committed.items()}
+        | {key.removeprefix(f"{PROJECT}:"): value for key, value in committed.items()}
         | {
             "databaseHost": to["host"],
             "databasePort": int(str(to["port"])),

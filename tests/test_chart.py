@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CHART = ROOT / "charts" / "instance-provisioner"
 MINIMAL = CHART / "ci" / "minimal-values.yaml"
 RELEASE = "instance-provisioner"
-NAMESPACE = "mindroom"
+PROJECT = "mindroom"
 DIGEST = "sha256:" + "0a" * 32
 MAJOR, LATEST_MINOR = (int(part) for part in kubernetes_validate.latest_version().split(".")[:2])
 KUBERNETES = [f"{MAJOR}.{LATEST_MINOR - age}" for age in range(3)]
@@ -69,7 +69,7 @@ def run(helm: Path, *arguments: str | Path, stdin: str = "") -> subprocess.Compl
 
 
 def template(
-    helm: Path, values: Values, namespace: str = NAMESPACE
+    helm: Path, values: Values, namespace: str = PROJECT
 ) -> subprocess.CompletedProcess[str]:
     target = ("--namespace", namespace, "--values", "-")
     return run(helm, "template", RELEASE, CHART, *target, stdin=json.dumps(values))
@@ -175,7 +175,7 @@ class TestRenderedManifests:
         }
         own = ["ConfigMap", "Deployment", "NetworkPolicy", "PodDisruptionBudget"]
         own += ["Service", "ServiceAccount", "ServiceMonitor"]
-        assert found == {(kind, NAMESPACE, RELEASE) for kind in own} | {
+        assert found == {(kind, PROJECT, RELEASE) for kind in own} | {
             (kind, values["instancesNamespace"], RELEASE) for kind in ("Role", "RoleBinding")
         }
 

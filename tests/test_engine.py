@@ -26,7 +26,7 @@ from platforms import (
 )
 from pulumi import automation
 
-from components.config import NAMESPACE, ROOT
+from components import PROJECT, ROOT
 from dev.postgres import Server
 from migrate import catalog
 from migrate.connection import connect
@@ -88,7 +88,7 @@ def make_project(directory: Path, config: dict[str, Any], url: str) -> Project:
     for key, value in config.items():
         words = value if isinstance(value, dict) else {"": value}
         for name, word in words.items():
-            path = f"{NAMESPACE}:{key}" + (f".{name}" if name else "")
+            path = f"{PROJECT}:{key}" + (f".{name}" if name else "")
             text = word if isinstance(word, str) else json.dumps(word)
             values[path] = automation.ConfigValue(text, secret=key in SECRETS)
     stack.set_all_config(values, path=True)
@@ -240,11 +240,11 @@ def test_drift_is_named_by_the_preview_and_refused_by_up(project: Project) -> No
 
 def test_unreachable_database_is_a_warning_in_the_preview(project: Project) -> None:
     port = project.config["databasePort"]
-    project.stack.set_config(f"{NAMESPACE}:databasePort", automation.ConfigValue("1"))
+    project.stack.set_config(f"{PROJECT}:databasePort", automation.ConfigValue("1"))
     try:
         shown = project.shown()
     finally:
-        project.stack.set_config(f"{NAMESPACE}:databasePort", automation.ConfigValue(str(port)))
+        project.stack.set_config(f"{PROJECT}:databasePort", automation.ConfigValue(str(port)))
     assert "warning: what is pending in migrations/ is not known" in shown
     assert "Connection refused" in shown
 
@@ -265,7 +265,7 @@ def test_revoked_grant_is_shown_by_refresh_and_repaired_by_up(project: Project) 
 
 
 def test_rotated_password_changes_its_role_only(project: Project) -> None:
-    path = f"{NAMESPACE}:servicePasswords.stripe_handler"
+    path = f"{PROJECT}:servicePasswords.stripe_handler"
     word = "another-password-for-it"
     project.stack.set_config(path, automation.ConfigValue(word, secret=True), path=True)
     result = project.up()
@@ -291,7 +291,7 @@ def test_wrong_config_names_every_problem(project: Project) -> None:
     right = {key: project.config[key] for key in wrong}
     for values in (wrong, right):
         project.stack.set_all_config(
-            {f"{NAMESPACE}:{k}": automation.ConfigValue(v) for k, v in values.items()}
+            {f"{PROJECT}:{k}": automation.ConfigValue(v) for k, v in values.items()}
         )
         if values is wrong:
             with pytest.raises(automation.CommandError) as caught:
@@ -302,7 +302,7 @@ def test_wrong_config_names_every_problem(project: Project) -> None:
 
 
 def test_protected_stack_refuses_destroy(project: Project) -> None:
-    key = f"{NAMESPACE}:protect"
+    key = f"{PROJECT}:protect"
     project.stack.set_config(key, automation.ConfigValue("true"))
     project.up()
     with pytest.raises(automation.CommandError, match="protected"):
@@ -348,13 +348,13 @@ def test_supabase(postgres_bin: Path, tmp_path: Path) -> None:
 def test_prod_stack_file_needs_only_its_secrets_and_certificate(tmp_path: Path) -> None:
     shutil.copy(ROOT / "Pulumi.prod.yaml", tmp_path / "Pulumi.test.yaml")
     committed = yaml.safe_load((ROOT / "Pulumi.prod.yaml").read_text())["config"]
-    values = {key.removeprefix(f"{NAMESPACE}:"): value for key, value in committed.items()}
+    values = {key.removeprefix(f"{PROJECT}:"): value for key, value in committed.items()}
     made = make_project(tmp_path, values, "")
     with pytest.raises(automation.CommandError) as caught:
         made.preview()
     found = {
-        line.strip().partition(" ")[0].removeprefix(f"{NAMESPACE}:")
+        line.strip().partition(" ")[0].removeprefix(f"{PROJECT}:")
         for line in str(caught.value).splitlines()
-        if line.strip().startswith(f"{NAMESPACE}:") and " is missing" in line
+        if line.strip().startswith(f"{PROJECT}:") and " is missing" in line
     }
     assert found == {*SECRETS, "databaseSslrootcert"}

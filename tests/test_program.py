@@ -13,8 +13,8 @@ from platforms import PASSWORDS, TOKEN, Platform, emulate_supabase, run, sql_fil
 from psycopg.conninfo import conninfo_to_dict
 from pulumi.runtime.mocks import MockResourceArgs
 
-from components.access import API_ROLES, SERVICES
-from components.config import ROOT
+from components import ROOT
+from components.matrix import API_ROLES, SERVICES
 from dev.in_process import InProcessError, Realiser
 from dev.postgres import Server
 from migrate import catalog
