@@ -4,7 +4,9 @@ import argparse
 import os
 import re
 import sys
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from migrate import files, ledger, run
 from migrate.bundle import bundle
@@ -34,9 +36,16 @@ _TEMPLATE = """\
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Exit with ERROR, argparse's own 2 being PENDING; a misplaced URL may hold a password."""
+        self.print_usage(sys.stderr)
+        self.exit(ERROR, "error: " + re.sub(r"://\S*", "://...", message) + "\n")
+
+
 def main(arguments: list[str]) -> int:
     """Run one command; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m migrate",
         description="Apply SQL migrations to a PostgreSQL database, each once, and prove them.",
         epilog=_HELP,
@@ -74,8 +83,15 @@ def main(arguments: list[str]) -> int:
     except MigrateError as error:
         print(f"error: {error}", file=sys.stderr)
         return ERROR
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return ERROR
     except KeyboardInterrupt:
-        print("error: interrupted: the file under way was rolled back", file=sys.stderr)
+        print(
+            "error: interrupted: the file under way was rolled back, "
+            "unless it runs without a transaction",
+            file=sys.stderr,
+        )
         return ERROR
 
 
@@ -92,6 +108,8 @@ def _status(options: argparse.Namespace) -> int:
                 f"  {entry.applied_at:%Y-%m-%d %H:%M:%S%z} by {entry.applied_by}" if entry else ""
             )
             print(f"{state}  {folder.name}/{file.name}{when}")
+        for name in folder.gone:
+            print(f"removed  {folder.name}/{name}")
     files.refuse([problem for folder in found for problem in folder.problems])
     return PENDING if any(folder.work for folder in found) else UP_TO_DATE
 
@@ -99,6 +117,7 @@ def _status(options: argparse.Namespace) -> int:
 def _plan(options: argparse.Namespace) -> int:
     if options.offline:
         bundle(options.directory)
+        files.refuse(files.content_problems(files.read(options.directory / files.VERIFY)))
         print("the files are sound; which of them are pending only a database knows")
         return UP_TO_DATE
     with connect(options.database_url) as connection:
@@ -110,7 +129,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _up(options: argparse.Namespace) -> int:
     with connect(options.database_url) as connection:
-        applied = run.up(connection, options.directory, report=print)
+        applied = run.up(connection, options.directory, report=partial(print, flush=True))
     print(f"applied {len(applied)} files" if applied else "nothing to do")
     return UP_TO_DATE
 
@@ -125,7 +144,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _bundle(options: argparse.Namespace) -> int:
-    print(bundle(options.directory), end="")
+    sys.stdout.buffer.write(bundle(options.directory).encode())
     return UP_TO_DATE
 
 
@@ -138,7 +157,7 @@ def _new(options: argparse.Namespace) -> int:
     present = files.read(folder)
     files.refuse(files.number_problems(present))
     path = folder / f"{len(present) + 1:04d}_{name}.sql"
-    path.write_text(_TEMPLATE.format(title=options.name))
+    path.write_text(_TEMPLATE.format(title=options.name), encoding="utf-8")
     print(path)
     return UP_TO_DATE
 

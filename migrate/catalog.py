@@ -7,10 +7,10 @@ databases made by different roles compare equal.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 
 from migrate.connection import Connection
+from migrate.failure import readable
 from migrate.ledger import SCHEMA
 
 _QUERY = f"""
@@ -113,19 +113,15 @@ group by r.rolname, p.object
 """
 
 
+@readable()
 def read(connection: Connection) -> dict[str, str]:
     """Object -> definition of everything that is ours, in one query.
 
     The database needs a ledger, whose owner tells what is ours.
     """
-    with connection.transaction():
+    with connection.transaction(force_rollback=True):  # takes the setting back, too
         connection.execute("set local search_path = ''")
         return dict(sorted(connection.execute(_QUERY)))
-
-
-def fingerprint(objects: Mapping[str, str]) -> str:
-    """One sha256 hex digest over all objects."""
-    return hashlib.sha256(json.dumps(objects, sort_keys=True).encode()).hexdigest()
 
 
 def object_digests(objects: Mapping[str, str]) -> dict[str, str]:

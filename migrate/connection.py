@@ -1,8 +1,10 @@
 """Connecting, and the one lock under which a database is changed."""
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import psycopg
 from psycopg import conninfo
@@ -23,9 +25,22 @@ LOCK_KEY = 0x6D69677261746500
 
 APPLICATION = "migrate"
 
-TIMEOUTS = {"lock_timeout": "5s", "statement_timeout": "15min"}
-"""For every statement of a run, so that none queues behind a lock and blocks all others.
-A file that needs longer says `set local statement_timeout = ...`."""
+SESSION = """\
+reset session authorization;
+reset all;
+set client_encoding = 'UTF8';
+set client_connection_check_interval = '2s';
+set lock_timeout = '5s';
+set statement_timeout = '15min';
+"""
+"""What every file begins with, whatever the one before it set.
+
+The files are UTF-8, whatever PGCLIENTENCODING says.  The server sees within seconds that a run was
+killed, and lets its lock go.  No statement queues behind a lock for long and blocks all others; a
+file that needs longer says `set local statement_timeout = ...`."""
+
+_URL = re.compile(r"postgres(ql)?://([^/?@]*@)?[^@?]*(\?.*)?", re.DOTALL)
+"""Not a password with a raw @ or /, which libpq takes for the host's begin, and then shows it."""
 
 
 def connect(url: str, connect_timeout: int = 10) -> Connection:
@@ -39,17 +54,10 @@ def connect(url: str, connect_timeout: int = 10) -> Connection:
         UnreachableError: it cannot be reached or refuses us.
         MigrateError: it is too old, or a transaction pooler.
     """
-    try:
-        given = conninfo.conninfo_to_dict(url)
-    except psycopg.ProgrammingError:
-        raise MigrateError(
-            "the database URL cannot be parsed (it is not shown, since it may hold a password): "
-            "write postgresql://USER:PASSWORD@HOST:PORT/DATABASE and percent-encode the password"
-        ) from None
-    options = {"application_name": APPLICATION, "connect_timeout": connect_timeout} | given
+    options = {"application_name": APPLICATION, "connect_timeout": connect_timeout} | _parse(url)
     try:
         connection = psycopg.connect(autocommit=True, **options)  # type: ignore[arg-type]
-    except psycopg.OperationalError as error:
+    except (psycopg.Error, ValueError) as error:
         raise UnreachableError(_refusal(error)) from None
     place = f"{connection.info.host}:{connection.info.port}"
     if connection.info.port == TRANSACTION_POOLER_PORT:
@@ -64,14 +72,24 @@ def connect(url: str, connect_timeout: int = 10) -> Connection:
         raise MigrateError(
             f"{place} is PostgreSQL {found}; {OLDEST_SERVER} or newer is needed: upgrade the server"
         )
-    connection.execute(
-        "select " + ", ".join(["set_config(%s, %s, false)"] * len(TIMEOUTS)),
-        [text for pair in TIMEOUTS.items() for text in pair],
-    )
+    connection.execute(SESSION)
     return connection
 
 
-def _refusal(error: psycopg.OperationalError) -> str:
+def _parse(url: str) -> dict[str, Any]:
+    try:
+        given = conninfo.conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        given = None
+    if given is None or (url.startswith("postgres") and not _URL.fullmatch(url)):
+        raise MigrateError(
+            "the database URL cannot be parsed (it is not shown, since it may hold a password): "
+            "write postgresql://USER:PASSWORD@HOST:PORT/DATABASE and percent-encode the password"
+        )
+    return given
+
+
+def _refusal(error: Exception) -> str:
     text = str(error).strip()
     hints = {
         "password authentication failed": "check user and password",
@@ -110,16 +128,15 @@ def lock(connection: Connection, wait: float) -> Iterator[None]:
 
 def _holder(connection: Connection, wait: float) -> str:
     row = connection.execute(
-        """select pid, application_name, usename, date_trunc('second', now() - query_start)::text
+        """select format('pid %%s (%%s, user %%s)', pid, application_name, usename)
+                  || coalesce(', connected since ' || date_trunc('second', backend_start), '')
            from pg_locks join pg_stat_activity using (pid)
            where locktype = 'advisory' and granted and objsubid = 1
              and database = (select oid from pg_database where datname = current_database())
              and (classid::bigint << 32) | objid::bigint = %s""",
         [LOCK_KEY],
     ).fetchone()
-    who = (
-        "a run that has just ended" if row is None else "pid {} ({}, user {}), for {}".format(*row)
-    )
+    who = "a run that has just ended" if row is None else row[0]
     return (
         f"another run holds the migration lock: {who}; waited {wait:g} s\n"
         "  what to do: wait for it and run again; nothing was changed by this run"

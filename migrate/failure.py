@@ -1,7 +1,11 @@
 """A failed statement, told to the person who has to mend it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import psycopg
 
+from migrate.errors import MigrateError
 from migrate.files import File
 from migrate.statements import excerpt, position
 
@@ -34,3 +38,21 @@ def describe(file: File, number: int, error: psycopg.Error) -> str:
         if text:
             lines.append(f"  {label}: " + text.replace("\n", "\n    "))
     return "\n".join(lines)
+
+
+@contextmanager
+def readable() -> Iterator[None]:
+    """Tell what the server refuses outside of a file, such as for want of a privilege.
+
+    Raises:
+        MigrateError: the server refused something, or the connection broke.
+    """
+    try:
+        yield
+    except psycopg.Error as error:
+        text = error.diag.message_primary or str(error).strip()
+        code = f" (SQLSTATE {error.sqlstate})" if error.sqlstate else ""
+        hint = ""
+        if isinstance(error, psycopg.errors.InsufficientPrivilege):
+            hint = "\n  what to do: run as the role that owns the database and the schema migrate"
+        raise MigrateError(f"the database refuses: {text}{code}{hint}") from error

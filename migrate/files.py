@@ -1,6 +1,7 @@
 """Migration files: finding, reading and checking them, all without a database."""
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ REPEATABLE = "repeatable"
 VERIFY = "verify"
 """The folder of the queries that prove the finished database."""
 
-_VERSIONED_NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
+_VERSIONED_NAME = re.compile(r"([0-9]{4})_[a-z0-9_]+\.sql")
 _NO_TRANSACTION = re.compile(r"^--\s*migrate:\s*no-transaction\s*$", re.MULTILINE)
 
 
@@ -63,9 +64,17 @@ def read(folder: Path) -> list[File]:
     """
     found: list[File] = []
     problems: list[str] = []
-    for path in sorted(folder.glob("*.sql")):
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.suffix == ".sql")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise FilesError([f"{folder}: cannot be read: {error.strerror}"]) from None
+    for path in paths:
         try:
             text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+            if "\0" in text:  # where every parser in C would take the file to end
+                problems.append(f"{path}: holds a zero byte, so it is no text: save it as UTF-8")
             found.append(File(path, text))
         except UnicodeDecodeError as error:
             problems.append(
@@ -113,7 +122,7 @@ def number_problems(files: Sequence[File]) -> list[str]:
             )
             continue
         number = int(match[1])
-        if number == previous:
+        if number == previous and previous_name:
             problems.append(
                 f"{file.path}: number {match[1]} is taken by {previous_name}: "
                 "renumber the newer of the two"
@@ -130,6 +139,12 @@ def number_problems(files: Sequence[File]) -> list[str]:
 def digests(files: Sequence[File]) -> dict[str, str]:
     """File name -> sha256, in the files' order."""
     return {file.name: file.sha256 for file in files}
+
+
+def fingerprint(values: Mapping[str, str]) -> str:
+    """One sha256 (hex) over a whole map, whatever its order."""
+    text = json.dumps(values, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def history_problems(

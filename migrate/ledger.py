@@ -8,6 +8,7 @@ from psycopg.types.json import Jsonb
 
 from migrate import VERSION
 from migrate.connection import Connection
+from migrate.failure import readable
 from migrate.files import File
 
 SCHEMA = "migrate"
@@ -56,6 +57,7 @@ def exists(connection: Connection) -> bool:
     return row == (True,)
 
 
+@readable()
 def entries(connection: Connection) -> list[Entry]:
     """All applied files by folder and name; none where there is no ledger."""
     if not exists(connection):

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
+from psycopg.pq import ExecStatus
 
 from migrate import catalog, files, ledger
-from migrate.connection import Connection, lock
+from migrate.connection import SESSION, Connection, lock
 from migrate.errors import DriftError, MigrateError
-from migrate.failure import describe
+from migrate.failure import describe, readable
 from migrate.files import REPEATABLE, VERIFY, VERSIONED, File
 
 LOCK_WAIT = 60.0
@@ -63,6 +64,7 @@ class Folder:
         return [file.name for file in self.pending] + self.gone
 
 
+@readable()
 def folders(
     connection: Connection, directory: Path, names: Sequence[str] = (VERSIONED, REPEATABLE)
 ) -> list[Folder]:
@@ -83,6 +85,7 @@ def folders(
     ]
 
 
+@readable()
 def plan(
     connection: Connection, directory: Path, names: Sequence[str] = (VERSIONED, REPEATABLE)
 ) -> list[Folder]:
@@ -101,6 +104,7 @@ def plan(
     return found
 
 
+@readable()
 def up(
     connection: Connection,
     directory: Path,
@@ -110,9 +114,10 @@ def up(
 ) -> list[File]:
     """Apply what is pending, under the lock, and record the catalog that results.
 
-    A versioned file commits by itself together with its ledger row; the repeatable files of a
-    folder commit together.  An object that had drifted before the run and that the run did not
-    touch stays recorded as it should be, so that no run hides a drift.
+    A versioned file commits by itself, together with its ledger row and the catalog it leaves;
+    the repeatable files of a folder commit together, unless one runs without a transaction.  An
+    object that had drifted before the run and that the run did not touch stays recorded as it
+    should be, so that no run hides a drift.
 
     Args:
         connection: in autocommit mode, from `connect`.
@@ -136,21 +141,27 @@ def up(
         before = catalog.read(connection)
         expected = before if recorded is None else recorded
         applied: list[File] = []
+
+        def record_catalog() -> None:
+            after = catalog.read(connection)
+            ledger.record_catalog(connection, _expected(expected, before, after))
+
         try:
             for folder in found:
                 batches = [[file] for file in folder.pending]
-                if not folder.versioned:
+                if not folder.versioned and all(file.transactional for file in folder.pending):
                     batches = [folder.pending]
                 for batch in filter(None, batches):
-                    _apply_batch(connection, batch, [file.name for file in applied])
+                    _apply_batch(connection, batch, [file.name for file in applied], record_catalog)
                     applied += batch
                     for file in batch:
                         report(f"applied {folder.name}/{file.name}")
                 ledger.forget(connection, folder.name, folder.gone)
+                for name in folder.gone:
+                    report(f"forgot {folder.name}/{name}, which is gone; what it made stays")
         finally:
             if not connection.closed:
-                after = catalog.read(connection)
-                ledger.record_catalog(connection, _expected(expected, before, after))
+                record_catalog()  # what a file without a transaction did before it failed
         return applied
 
 
@@ -166,8 +177,13 @@ def _expected(
     return {name: text for name, text in after.items() if name not in untouched_drift} | kept
 
 
-def _apply_batch(connection: Connection, batch: list[File], committed: list[str]) -> None:
-    transactional = all(file.transactional for file in batch)
+def _apply_batch(
+    connection: Connection,
+    batch: list[File],
+    committed: list[str],
+    record_catalog: Callable[[], None],
+) -> None:
+    transactional = batch[0].transactional
     for attempt in range(LOCK_TIMEOUT_RETRIES + 1):
         file, number = batch[0], 0
         try:
@@ -177,40 +193,63 @@ def _apply_batch(connection: Connection, batch: list[File], committed: list[str]
                     for number, statement in enumerate(file.statements, 1):  # noqa: B007
                         connection.execute(statement.text.encode())
                     number = 0
+                    connection.execute(SESSION)
+                    if not transactional and (invalid := _invalid_indexes(connection)):
+                        raise MigrateError(f"{file.path}: is not done{invalid}")
                     ledger.record(connection, file, time.monotonic() - started)
+                record_catalog()
             return
         except psycopg.Error as error:
-            if attempt < LOCK_TIMEOUT_RETRIES and isinstance(
-                error, psycopg.errors.LockNotAvailable
-            ):
+            retry = transactional and attempt < LOCK_TIMEOUT_RETRIES
+            if retry and isinstance(error, psycopg.errors.LockNotAvailable):
                 time.sleep(2**attempt)
                 continue
-            stands = (
-                f"rolled back: {', '.join(file.name for file in batch)}"
-                if transactional
-                else f"not rolled back: {file.name} runs without a transaction, "
-                f"statements 1 to {number - 1} stand"
-            )
+            stands = f"rolled back: {', '.join(file.name for file in batch)}"
+            remedy = "correct the file and run again; it goes on where it stopped"
+            if not transactional:
+                done = number - 1 if number else len(file.statements)
+                stands = f"not rolled back: statements of {file.name} that are done: {done}"
+                remedy = (
+                    "correct the file, so that all its statements can run again (IF NOT EXISTS, "
+                    "DROP INDEX CONCURRENTLY IF EXISTS), and run again"
+                )
+                if not connection.closed:
+                    stands += _invalid_indexes(connection)
             raise MigrateError(
                 f"{describe(file, number, error)}\n"
                 f"  {stands}\n"
                 f"  committed in this run: {', '.join(committed) or 'nothing'}\n"
-                "  what to do: correct the file and run again; it goes on where it stopped"
+                f"  what to do: {remedy}"
             ) from error
 
 
+def _invalid_indexes(connection: Connection) -> str:
+    rows = connection.execute(
+        """select indexrelid::regclass::text from pg_index join pg_class on oid = indexrelid
+           where not indisvalid and relkind = 'i' order by 1"""
+    )
+    return "".join(
+        f"\n  invalid index {name}, left by a CREATE INDEX CONCURRENTLY that failed: "
+        f"DROP INDEX CONCURRENTLY {name}, then run again"
+        for (name,) in rows
+    )
+
+
+@readable()
 def drift(connection: Connection) -> list[str]:
     """Every object that differs from what the last run left, expected and found; reads only."""
     recorded = ledger.recorded_catalog(connection)
     return [] if recorded is None else catalog.differences(recorded, catalog.read(connection))
 
 
+@readable()
 def accept(connection: Connection) -> None:
     """Take the live catalog as it should be, drift included."""
     connection.execute(ledger.CREATE)
     ledger.record_catalog(connection, catalog.read(connection))
 
 
+@readable()
 def verify(connection: Connection, directory: Path) -> int:
     """Prove the database: no drift, and every query of `verify/` returns no row; reads only.
 
@@ -243,7 +282,9 @@ def verify(connection: Connection, directory: Path) -> int:
                     cursor = connection.execute(statement.text.encode())
                 except psycopg.Error as error:
                     raise MigrateError(describe(file, number, error)) from error
-                rows = cursor.fetchall()
+                result = cursor.pgresult
+                asked = result is not None and result.status == ExecStatus.TUPLES_OK
+                rows = cursor.fetchall() if asked else []  # a DO block has none, only an error
                 if rows:
                     names = [column.name for column in cursor.description or []]
                     broken.append(

@@ -42,13 +42,15 @@ def parse(path: Path, text: str) -> list[Statement]:
     """The statements of a file in their order.
 
     Raises:
-        FilesError: a syntax error, a psql meta-command, or transaction control, each with
-            file:line:column.
+        FilesError: a syntax error, a psql meta-command, transaction control, or COPY from or to
+            the client, each with file:line:column.
     """
     try:
         tree = parser.parse_sql(text)
     except parser.ParseError as error:
         message, offset = error.args
+        if offset is None:  # pglast has no place for what is missing at the end
+            offset = len(text.rstrip()) if "end of input" in message else 0
         place = f"{path}:{position(text, offset)}"
         frame = excerpt(text, offset)
         if re.match(r"\\", text[offset:]):
@@ -70,6 +72,11 @@ def parse(path: Path, text: str) -> list[Statement]:
             problems.append(
                 f"{path}:{position(text, part.start)}: {command} inside a migration: remove it, "
                 "each file already runs in a transaction of its own\n" + excerpt(text, part.start)
+            )
+        if isinstance(node.stmt, ast.CopyStmt) and not node.stmt.filename:
+            problems.append(
+                f"{path}:{position(text, part.start)}: COPY with STDIN or STDOUT, which only psql "
+                "can feed: use INSERT\n" + excerpt(text, part.start)
             )
     if problems:
         raise FilesError(problems)

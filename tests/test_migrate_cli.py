@@ -1,0 +1,502 @@
+"""The command line of the migration engine, as a shell sees it: output, exit codes, signals."""
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, LiteralString
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+
+from migrate import run
+from migrate.connection import connect
+
+REPOSITORY = Path(__file__).parent.parent
+UP_TO_DATE, ERROR, PENDING, DRIFT = 0, 1, 2, 3
+UNREACHABLE = "postgresql://u:s3cret@127.0.0.1:1/db"
+SLOW = {"migrations/0002_slow.sql": "create table half ();\nselect pg_sleep(600);\n"}
+
+# --- helpers ---------------------------------------------------------------------------------
+
+
+def write(directory: Path, contents: Mapping[str, str]) -> Path:
+    """Write files such as `migrations/0001_a.sql` below a directory."""
+    for name, text in contents.items():
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_text(text)
+    return directory
+
+
+def tables(*numbers: int) -> dict[str, str]:
+    """Migrations 000N_tN.sql, each of which makes the table tN."""
+    return {f"migrations/{n:04d}_t{n}.sql": f"create table t{n} (a int);\n" for n in numbers}
+
+
+def query(url: str, statement: LiteralString) -> list[Any]:
+    with psycopg.connect(url, autocommit=True) as session:
+        cursor = session.execute(statement)
+        return [row[0] for row in cursor] if cursor.description else []
+
+
+def start(*arguments: str | Path, url: str = "", **environment: str) -> subprocess.Popen[str]:
+    """Start `python -m migrate` with nothing of our own environment that libpq reads."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    for name in ("DATABASE_URL", "PYTHONUNBUFFERED"):
+        clean.pop(name, None)
+    if url:
+        environment["DATABASE_URL"] = url
+    return subprocess.Popen(
+        [sys.executable, "-m", "migrate", *arguments],
+        cwd=REPOSITORY,
+        env=clean | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+    )
+
+
+class Result:
+    """What a command printed and how it ended; never with a traceback or a password."""
+
+    def __init__(self, process: subprocess.Popen[str], *secret: str | None) -> None:
+        self.stdout, self.stderr = process.communicate(timeout=60)
+        self.code = process.returncode
+        print(self.code, self.stdout, self.stderr, sep="\n")
+        assert "Traceback" not in self.stderr
+        for password in filter(None, secret):
+            assert password not in self.stdout + self.stderr
+
+
+def migrate(
+    directory: Path, *arguments: str | Path, url: str = "", secret: str = "", **environment: str
+) -> Result:
+    process = start("--directory", directory, *arguments, url=url, **environment)
+    return Result(process, secret, urlsplit(url).password)
+
+
+def up(directory: Path, url: str) -> None:
+    """What a test begins with: all files applied."""
+    with connect(url) as session:
+        run.up(session, directory)
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
+        time.sleep(0.02)
+
+
+def sleepers(url: str) -> list[Any]:
+    """Sessions that are in the middle of SLOW."""
+    return query(
+        url,
+        """select pid from pg_stat_activity where query like 'select pg_sleep%'
+           and state = 'active' and datname = current_database()""",
+    )
+
+
+def made(url: str) -> list[Any]:
+    return query(url, "select tablename from pg_tables where schemaname = 'public' order by 1")
+
+
+@contextmanager
+def locked(url: str) -> Iterator[None]:
+    """While another session holds the lock of a run."""
+    with psycopg.connect(url, autocommit=True) as holder:
+        holder.execute("select pg_advisory_lock(x'6D69677261746500'::bigint)")
+        yield
+
+
+# --- status and plan -------------------------------------------------------------------------
+
+
+def test_status_shows_every_file_with_its_state(database: str, tmp_path: Path) -> None:
+    write(tmp_path, {**tables(1), "repeatable/a.sql": "select 1;"})
+    up(tmp_path, database)
+    write(tmp_path, {**tables(2), "repeatable/b.sql": "select 1;"})
+    result = migrate(tmp_path, "status", url=database)
+    form = "select to_char(applied_at, 'YYYY-MM-DD HH24:MI:SS+0000') from migrate.ledger order by 1"
+    first, second = query(database, form)
+    assert result.stdout.splitlines() == [
+        f"applied  migrations/0001_t1.sql  {first} by postgres",
+        "pending  migrations/0002_t2.sql",
+        f"applied  repeatable/a.sql  {second} by postgres",
+        "pending  repeatable/b.sql",
+    ]
+    assert result.code == PENDING
+
+
+def test_status_is_0_when_all_is_applied(database: str, tmp_path: Path) -> None:
+    up(write(tmp_path, tables(1)), database)
+    assert migrate(tmp_path, "status", url=database).code == UP_TO_DATE
+
+
+def test_status_shows_the_files_and_then_what_is_wrong_with_them(
+    database: str, tmp_path: Path
+) -> None:
+    up(write(tmp_path, tables(1)), database)
+    write(tmp_path, {"migrations/0001_t1.sql": "select 1;\n"})
+    result = migrate(tmp_path, "status", url=database)
+    assert "migrations/0001_t1.sql" in result.stdout
+    assert "recorded sha256 8bbe9c87f0a31bad, present 4a45092ccf992ea9" in result.stderr
+    assert result.code == ERROR
+
+
+def test_a_removed_repeatable_file_is_pending_until_up_forgets_it(
+    database: str, tmp_path: Path
+) -> None:
+    up(write(tmp_path, {"repeatable/a.sql": "select 1;"}), database)
+    (tmp_path / "repeatable/a.sql").unlink()
+    before = migrate(tmp_path, "status", url=database)
+    assert (before.code, before.stdout) == (PENDING, "removed  repeatable/a.sql\n")
+    assert "forgot repeatable/a.sql" in migrate(tmp_path, "up", url=database).stdout
+    after = migrate(tmp_path, "plan", url=database)
+    assert (after.code, after.stdout) == (UP_TO_DATE, "nothing to do\n")
+
+
+def test_plan_lists_what_up_would_do_and_does_nothing(database: str, tmp_path: Path) -> None:
+    write(tmp_path, {**tables(1, 2), "repeatable/a.sql": "select 1;"})
+    result = migrate(tmp_path, "plan", url=database)
+    assert result.stdout == (
+        "pending  migrations/0001_t1.sql\n"
+        "pending  migrations/0002_t2.sql\n"
+        "pending  repeatable/a.sql\n"
+    )
+    assert result.code == PENDING
+    assert query(database, "select nspname from pg_namespace where nspname = 'migrate'") == []
+
+
+def test_plan_is_0_with_nothing_to_do(database: str, tmp_path: Path) -> None:
+    up(write(tmp_path, tables(1)), database)
+    result = migrate(tmp_path, "plan", url=database)
+    assert (result.code, result.stdout) == (UP_TO_DATE, "nothing to do\n")
+
+
+def test_plan_offline_checks_the_files_and_asks_no_database(tmp_path: Path) -> None:
+    write(tmp_path, {**tables(1), "verify/a.sql": "select 1;"})
+    result = migrate(tmp_path, "plan", "--offline", url=UNREACHABLE)
+    assert (result.code, result.stderr) == (UP_TO_DATE, "")
+    assert "which of them are pending only a database knows" in result.stdout
+
+
+@pytest.mark.parametrize("name", ["migrations/0002_b.sql", "repeatable/b.sql", "verify/b.sql"])
+def test_plan_offline_finds_a_syntax_error_in_every_folder(tmp_path: Path, name: str) -> None:
+    write(tmp_path, {**tables(1), name: "select 1;\nselect (;\n"})
+    result = migrate(tmp_path, "plan", "--offline")
+    assert result.stderr == (
+        f'error: {tmp_path}/{name}:2:9: syntax error at or near ";"\n'
+        "    2 | select (;\n"
+        "      |         ^\n"
+    )
+    assert result.code == ERROR
+
+
+def test_plan_refuses_what_up_would_refuse(database: str, tmp_path: Path) -> None:
+    up(write(tmp_path, tables(1, 2)), database)
+    (tmp_path / "migrations/0002_t2.sql").unlink()
+    plan = migrate(tmp_path, "plan", url=database)
+    assert (plan.code, plan.stdout) == (ERROR, "")
+    assert "migrations/0002_t2.sql: was applied" in plan.stderr
+    assert plan.stderr == migrate(tmp_path, "up", url=database).stderr
+
+
+# --- up --------------------------------------------------------------------------------------
+
+
+def test_up_tells_each_file_and_the_next_up_has_nothing_to_do(
+    database: str, tmp_path: Path
+) -> None:
+    write(tmp_path, {**tables(1), "repeatable/a.sql": "select 1;"})
+    first = migrate(tmp_path, "up", url=database)
+    assert (first.code, first.stderr) == (UP_TO_DATE, "")
+    assert first.stdout == (
+        "applied migrations/0001_t1.sql\napplied repeatable/a.sql\napplied 2 files\n"
+    )
+    second = migrate(tmp_path, "up", url=database)
+    assert (second.code, second.stdout, second.stderr) == (UP_TO_DATE, "nothing to do\n", "")
+
+
+def test_a_failing_up_is_1_and_tells_what_was_applied_and_what_was_not(
+    database: str, tmp_path: Path
+) -> None:
+    write(tmp_path, {**tables(1), "migrations/0002_b.sql": "select 1 / 0;"})
+    result = migrate(tmp_path, "up", url=database)
+    assert (result.code, result.stdout) == (ERROR, "applied migrations/0001_t1.sql\n")
+    assert result.stderr == (
+        f"error: {tmp_path}/migrations/0002_b.sql:1:1: division by zero (SQLSTATE 22012)\n"
+        "  statement 1 of 1:\n"
+        "    1 | select 1 / 0;\n"
+        "      | ^\n"
+        "  rolled back: 0002_b.sql\n"
+        "  committed in this run: 0001_t1.sql\n"
+        "  what to do: correct the file and run again; it goes on where it stopped\n"
+    )
+
+
+def test_of_runs_started_at_once_one_applies_and_all_succeed(database: str, tmp_path: Path) -> None:
+    write(tmp_path, tables(*range(1, 9)))
+    started = [start("--directory", tmp_path, "up", url=database) for _ in range(3)]
+    results = [Result(process) for process in started]
+    assert [result.code for result in results] == [UP_TO_DATE] * 3
+    assert sorted(result.stdout.splitlines()[-1] for result in results) == [
+        "applied 8 files",
+        "nothing to do",
+        "nothing to do",
+    ]
+
+
+# --- Ctrl-C ----------------------------------------------------------------------------------
+
+
+def test_ctrl_c_in_the_middle_of_a_file_rolls_it_back_and_the_next_run_works(
+    database: str, tmp_path: Path
+) -> None:
+    write(tmp_path, {**tables(1), **SLOW})
+    process = start("--directory", tmp_path, "up", url=database)
+    wait_for(lambda: sleepers(database), "the slow file runs")
+    process.send_signal(signal.SIGINT)
+    result = Result(process)
+    assert result.stdout == "applied migrations/0001_t1.sql\n"
+    assert result.stderr == (
+        "error: interrupted: the file under way was rolled back, "
+        "unless it runs without a transaction\n"
+    )
+    assert result.code == ERROR
+    assert sleepers(database) == []
+    assert made(database) == ["t1"]
+
+    write(tmp_path, {"migrations/0002_slow.sql": "create table half ();\n"})
+    again = migrate(tmp_path, "up", url=database)
+    assert (again.code, again.stdout.splitlines()[-1]) == (UP_TO_DATE, "applied 1 files")
+    assert migrate(tmp_path, "verify", url=database).code == UP_TO_DATE
+
+
+def test_progress_is_told_at_once_even_to_a_pipe(database: str, tmp_path: Path) -> None:
+    process = start("--directory", write(tmp_path, {**tables(1), **SLOW}), "up", url=database)
+    wait_for(lambda: sleepers(database), "the slow file runs")
+    assert process.stdout
+    os.set_blocking(process.stdout.fileno(), False)
+    assert process.stdout.readline() == "applied migrations/0001_t1.sql\n"
+    process.kill()
+    process.communicate()
+
+
+def test_ctrl_c_while_waiting_for_the_lock_ends_the_wait(database: str, tmp_path: Path) -> None:
+    with locked(database):
+        process = start("--directory", write(tmp_path, tables(1)), "up", url=database)
+        waiting: LiteralString = """select pid from pg_stat_activity where application_name =
+            'migrate' and query like '%pg_try_advisory_lock%' and datname = current_database()"""
+        wait_for(lambda: query(database, waiting), "the run waits")
+        process.send_signal(signal.SIGINT)
+        result = Result(process)
+    assert (result.code, result.stdout) == (ERROR, "")
+    assert result.stderr.startswith("error: interrupted")
+    assert made(database) == []
+
+
+# --- verify ----------------------------------------------------------------------------------
+
+
+def test_verify_is_0_when_all_promises_hold(database: str, tmp_path: Path) -> None:
+    write(tmp_path, {**tables(1), "verify/a.sql": "select 1 from t1; select 2 from t1;"})
+    up(tmp_path, database)
+    result = migrate(tmp_path, "verify", url=database)
+    assert (result.code, result.stdout) == (UP_TO_DATE, "verified: no drift, 2 promises hold\n")
+
+
+def test_verify_is_1_when_a_promise_is_broken(database: str, tmp_path: Path) -> None:
+    write(tmp_path, {"verify/a.sql": "-- promise: nothing is\nselect 1 as something;"})
+    result = migrate(tmp_path, "verify", url=database)
+    assert (result.code, result.stdout) == (ERROR, "")
+    assert result.stderr == (
+        f"error: {tmp_path}/verify/a.sql: broken promise: nothing is\n  something=1\n"
+    )
+
+
+def test_verify_is_3_on_drift_until_it_is_accepted(database: str, tmp_path: Path) -> None:
+    up(write(tmp_path, tables(1)), database)
+    query(database, "alter table t1 add b int")
+    drifted = migrate(tmp_path, "verify", url=database)
+    assert (drifted.code, drifted.stdout) == (DRIFT, "")
+    assert "column public.t1.b\n  expected: (absent)\n  found:    integer\n" in drifted.stderr
+    assert migrate(tmp_path, "verify", "--accept", url=database).code == UP_TO_DATE
+    assert migrate(tmp_path, "verify", url=database).stdout.startswith("verified: no drift")
+
+
+# --- bundle and new --------------------------------------------------------------------------
+
+
+def test_bundle_prints_one_script_and_asks_no_database(tmp_path: Path) -> None:
+    write(tmp_path, {**tables(1), "repeatable/a.sql": "select 'ü'"})
+    result = migrate(tmp_path, "bundle", url=UNREACHABLE)
+    assert (result.code, result.stderr) == (UP_TO_DATE, "")
+    assert result.stdout.startswith("-- Generated by `python -m migrate bundle`")
+    assert result.stdout.endswith("commit;\n")
+    assert "create table t1 (a int);" in result.stdout
+
+
+def test_a_bundle_is_utf8_whatever_the_terminal_is(tmp_path: Path) -> None:
+    write(tmp_path, {"repeatable/a.sql": "select '€😀';"})
+    result = migrate(tmp_path, "bundle", PYTHONIOENCODING="latin-1")
+    assert result.code == UP_TO_DATE
+    assert "select '€😀';" in result.stdout
+
+
+def test_new_writes_the_next_file_with_its_title_as_a_comment(tmp_path: Path) -> None:
+    write(tmp_path, tables(1, 2))
+    result = migrate(tmp_path, "new", "Accounts: add e-mail!")
+    path = tmp_path / "migrations/0003_accounts_add_e_mail.sql"
+    assert (result.code, result.stdout) == (UP_TO_DATE, f"{path}\n")
+    assert path.read_text() == "-- Accounts: add e-mail!: what this changes, and why.\n\n"
+
+
+def test_new_begins_with_1_and_makes_the_folder(tmp_path: Path) -> None:
+    migrate(tmp_path, "new", "first")
+    assert [path.name for path in (tmp_path / "migrations").iterdir()] == ["0001_first.sql"]
+
+
+def test_a_file_that_new_made_is_refused_until_it_is_filled(tmp_path: Path) -> None:
+    migrate(tmp_path, "new", "first")
+    result = migrate(tmp_path, "plan", "--offline")
+    assert result.code == ERROR
+    assert "0001_first.sql: holds no statement" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("present", "name", "problem"),
+    [
+        ({}, "!?", "'!?' has no letter or digit to name a file by"),
+        (tables(1, 3), "more", "number 0002 is missing before it"),
+        ({"migrations": ""}, "more", "migrations: File exists"),
+    ],
+    ids=["no name", "a gap", "no folder"],
+)
+def test_new_refuses_what_it_cannot_do(
+    tmp_path: Path, present: dict[str, str], name: str, problem: str
+) -> None:
+    write(tmp_path, present)
+    before = sorted(tmp_path.rglob("*"))
+    result = migrate(tmp_path, "new", name)
+    assert (result.code, result.stdout) == (ERROR, "")
+    assert result.stderr.startswith("error: ")
+    assert problem in result.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+# --- which database --------------------------------------------------------------------------
+
+
+def test_the_option_names_the_database_before_the_environment(
+    database: str, tmp_path: Path
+) -> None:
+    write(tmp_path, tables(1))
+    process = start("--database-url", database, "--directory", tmp_path, "up", url=UNREACHABLE)
+    assert Result(process, urlsplit(database).password).code == UP_TO_DATE
+    assert made(database) == ["t1"]
+
+
+def libpq_settings(url: str) -> dict[str, str]:
+    parts = urlsplit(url)
+    return {
+        "host": str(parts.hostname),
+        "port": str(parts.port),
+        "user": str(parts.username),
+        "password": str(parts.password),
+        "dbname": parts.path[1:],
+    }
+
+
+def test_without_a_url_libpq_s_environment_names_the_database(
+    database: str, tmp_path: Path
+) -> None:
+    settings = libpq_settings(database)
+    environment = {f"PG{name.upper()}": value for name, value in settings.items()}
+    environment["PGDATABASE"] = environment.pop("PGDBNAME")
+    result = migrate(write(tmp_path, tables(1)), "up", secret=settings["password"], **environment)
+    assert result.code == UP_TO_DATE
+    assert made(database) == ["t1"]
+
+
+def test_without_a_url_a_service_file_names_the_database(database: str, tmp_path: Path) -> None:
+    settings = libpq_settings(database)
+    lines = "".join(f"{name}={value}\n" for name, value in settings.items())
+    service = {"PGSERVICEFILE": f"{tmp_path}/services", "PGSERVICE": "platform"}
+    write(tmp_path, {**tables(1), "services": f"[platform]\n{lines}"})
+    result = migrate(tmp_path, "up", secret=settings["password"], **service)
+    assert result.code == UP_TO_DATE
+    assert made(database) == ["t1"]
+
+
+# --- refusals --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["status", "plan", "up", "verify"])
+def test_an_unreachable_database_is_one_clear_message(tmp_path: Path, command: str) -> None:
+    result = migrate(tmp_path, command, url=UNREACHABLE)
+    assert (result.code, result.stdout) == (ERROR, "")
+    assert result.stderr.startswith("error: cannot connect to the database: ")
+    assert "is the server running, and is the port right?" in result.stderr
+
+
+def test_a_wrong_password_is_one_clear_message(database: str, tmp_path: Path) -> None:
+    real = str(urlsplit(database).password)
+    result = migrate(tmp_path, "up", url=database.replace(real, "wr0ng"), secret=real)
+    assert (result.code, result.stdout) == (ERROR, "")
+    assert "password authentication failed" in result.stderr
+
+
+def test_a_url_that_cannot_be_parsed_is_not_shown(tmp_path: Path) -> None:
+    result = migrate(tmp_path, "up", url="postgresql://u:s3@cret@127.0.0.1/db", secret="cret@")
+    assert result.code == ERROR
+    assert "percent-encode the password" in result.stderr
+
+
+def test_a_role_without_privileges_is_one_clear_message(database: str, tmp_path: Path) -> None:
+    name = f"cli_{secrets.token_hex(6)}"
+    query(database, f"create role {name} login password 's3cret'")
+    try:
+        settings = libpq_settings(database) | {"user": name, "password": "s3cret"}
+        url = "postgresql://{user}:{password}@{host}:{port}/{dbname}".format(**settings)
+        result = migrate(write(tmp_path, tables(1)), "up", url=url)
+    finally:
+        query(database, f"drop role {name}")
+    assert (result.code, result.stdout) == (ERROR, "")
+    assert result.stderr.startswith("error: the database refuses: permission denied for database")
+
+
+def test_a_missing_directory_is_one_clear_message(tmp_path: Path) -> None:
+    result = migrate(tmp_path / "nowhere", "up", url=UNREACHABLE)
+    assert result.stderr == f"error: {tmp_path}/nowhere: no such directory: pass --directory\n"
+    assert result.code == ERROR
+
+
+@pytest.mark.parametrize("arguments", [["plna"], [], ["new"], ["up", "--nonsense"]])
+def test_wrong_usage_is_an_error_and_not_pending(tmp_path: Path, arguments: list[str]) -> None:
+    result = migrate(tmp_path, *arguments, url=UNREACHABLE)
+    assert (result.code, result.stdout) == (ERROR, "")
+    assert result.stderr.startswith("usage: python -m migrate")
+    assert "\nerror: " in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["up", "--database-url", UNREACHABLE], ["up", UNREACHABLE]])
+def test_a_url_in_the_wrong_place_is_not_shown(tmp_path: Path, arguments: list[str]) -> None:
+    result = migrate(tmp_path, *arguments, secret="s3cret")
+    assert result.code == ERROR
+    assert "postgresql://..." in result.stderr
+
+
+def test_help_says_what_each_command_does_and_what_each_exit_code_means(tmp_path: Path) -> None:
+    result = migrate(tmp_path, "--help")
+    assert result.code == UP_TO_DATE
+    for command in ("status", "plan", "up", "verify", "bundle", "new NAME"):
+        assert f"\n  {command} " in result.stdout
+    assert "0 up to date   1 error   2 pending (status, plan)   3 drift" in result.stdout
