@@ -10,7 +10,6 @@ from pulumi.dynamic import CreateResult, DiffResult, ReadResult, Resource, Updat
 
 from components.matrix import SERVICES, Service
 from components.session import DatabaseProvider
-from migrate import roles
 
 
 class RoleSettingsProvider(DatabaseProvider):
@@ -32,12 +31,16 @@ class RoleSettingsProvider(DatabaseProvider):
         return UpdateResult(self._set(news))
 
     def _set(self, props: dict[str, Any]) -> dict[str, Any]:
+        from migrate import roles
+
         with self.session() as session:
             roles.set_settings(session, props["role"], props["settings"])
         return props
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
         """The live settings, of those that were declared."""
+        from migrate import roles
+
         with self.session() as session:
             found = roles.settings(session, props["role"])
         live = {name: found[name] for name in props["settings"] if name in found}

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pulumi
 from pulumi.dynamic import (
@@ -18,9 +18,12 @@ from pulumi.dynamic import (
 
 from components import ROOT
 from components.session import DatabaseProvider
-from migrate import catalog, files, ledger, run
-from migrate.connection import Connection as Session
+from migrate import files
 from migrate.errors import FilesError, UnreachableError
+
+# Imported in the methods that need it: see components/session.py.
+if TYPE_CHECKING:
+    from migrate.connection import Connection as Session
 
 SQL = Path(os.path.relpath(ROOT / "sql"))
 
@@ -46,6 +49,8 @@ class FilesProvider(DatabaseProvider):
 
     def diff(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
         """Compare with the last state, and ask the database what is really pending."""
+        from migrate import run
+
         pending: list[str] = []
         try:
             with self.session() as session:
@@ -65,12 +70,16 @@ class FilesProvider(DatabaseProvider):
         return UpdateResult(self._apply(news))
 
     def _apply(self, props: dict[str, Any]) -> dict[str, Any]:
+        from migrate import run
+
         with self.session() as session:
             run.up(session, SQL, [props["folder"]], report=print)
         return props
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
         """What the ledger says is applied, as both inputs and outputs, so that drift is a diff."""
+        from migrate import ledger
+
         with self.session() as session:
             applied = {
                 e.name: e.sha256 for e in ledger.entries(session) if e.folder == props["folder"]
@@ -84,6 +93,8 @@ class VerificationProvider(DatabaseProvider):
 
     def diff(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
         """Compare with the last proof, and ask the database for drift."""
+        from migrate import run
+
         drift: list[str] = []
         try:
             with self.session() as session:
@@ -108,6 +119,8 @@ class VerificationProvider(DatabaseProvider):
         return UpdateResult(self._verify(news))
 
     def _verify(self, props: dict[str, Any]) -> dict[str, Any]:
+        from migrate import run
+
         with self.session() as session:
             promises = run.verify(session, SQL)
             print(f"verified: no drift, {promises} promises hold")
@@ -122,10 +135,12 @@ class VerificationProvider(DatabaseProvider):
 _PROOF = ("files", "promises")
 
 
-def _live(session: Session) -> dict[str, Any]:
+def _live(session: "Session") -> dict[str, Any]:
+    from migrate import catalog
+
     objects = catalog.read(session)
     return {
-        "fingerprint": catalog.fingerprint(objects),
+        "fingerprint": files.fingerprint(objects),
         "objects": catalog.object_digests(objects),
     }
 
@@ -160,7 +175,7 @@ class Verification(Resource, module="schema", name="Verification"):
 
     def __init__(self, name: str, opts: pulumi.ResourceOptions) -> None:
         applied, promises = (
-            catalog.fingerprint(
+            files.fingerprint(
                 {
                     f"{folder}/{file.name}": file.sha256
                     for folder in names

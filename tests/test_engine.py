@@ -28,7 +28,7 @@ from pulumi import automation
 
 from components import PROJECT, ROOT
 from dev.postgres import Server
-from migrate import catalog
+from migrate import catalog, files
 from migrate.connection import connect
 
 pytestmark = [
@@ -161,7 +161,7 @@ def test_outputs_by_plain_json(project: Project) -> None:
     outputs = project.stack.outputs()
     migrations = [path.name for path in sql_files("migrations")]
     assert outputs["applied_migrations"].value == migrations
-    assert outputs["schema_fingerprint"].value == catalog.fingerprint(live_catalog(project.url))
+    assert outputs["schema_fingerprint"].value == files.fingerprint(live_catalog(project.url))
     assert [name for name, output in outputs.items() if output.secret] == ["service_database_urls"]
     for url in outputs["service_database_urls"].value.values():
         psycopg.connect(url).close()

@@ -17,7 +17,7 @@ from components import ROOT
 from components.matrix import API_ROLES, SERVICES
 from dev.in_process import InProcessError, Realiser
 from dev.postgres import Server
-from migrate import catalog
+from migrate import catalog, files
 from migrate.connection import connect
 
 
@@ -50,7 +50,7 @@ def test_outputs_are_the_contract(platform: Platform) -> None:
     assert outputs["contract_version"] == "1.0.0"
     assert outputs["schema_version"] == migrations[-1].removesuffix(".sql")
     assert outputs["applied_migrations"] == migrations
-    assert outputs["schema_fingerprint"] == catalog.fingerprint(catalog_of(platform.url))
+    assert outputs["schema_fingerprint"] == files.fingerprint(catalog_of(platform.url))
     assert outputs["database"] == {
         "host": to["host"],
         "port": int(str(to["port"])),
