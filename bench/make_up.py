@@ -61,7 +61,9 @@ def main() -> int:
         (directory / "__main__.py").write_text(PROGRAM)
         (directory / ".venv").symlink_to(ROOT / ".venv")
         (directory / "backend").mkdir()
-        environment = os.environ | {
+        # As anywhere but on a machine that forbids it, Python may keep what it has compiled.
+        inherited = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+        environment = inherited | {
             "PULUMI_BACKEND_URL": (directory / "backend").as_uri(),
             "PULUMI_CONFIG_PASSPHRASE": "bench",
             "PULUMI_SKIP_UPDATE_CHECK": "true",
@@ -70,7 +72,7 @@ def main() -> int:
         run([pulumi, "stack", "init", "dev", "--non-interactive"], directory, environment)
         sides = {
             "pulumi up, one dynamic resource": (minimal, directory, environment),
-            "make up, nothing to do": (["make", "up"], ROOT, dict(os.environ)),
+            "make up, nothing to do": (["make", "up"], ROOT, inherited),
         }
         for side in sides.values():
             run(*side)

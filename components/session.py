@@ -104,6 +104,7 @@ class DatabaseProvider(ResourceProvider):
             MigrateError: whatever the engine has to say, as the operator will read it.
         """
         from migrate.connection import connect
+        from migrate.failure import readable
 
         url = self.connection.url()
         with _lock:
@@ -111,7 +112,8 @@ class DatabaseProvider(ResourceProvider):
                 session = _open.get(url)
                 if session is None or session.closed:
                     session = _open[url] = connect(url)
-                yield session
+                with readable():
+                    yield session
             except MigrateError as error:
                 error.__cause__ = None  # it says all there is to say
                 raise

@@ -89,8 +89,10 @@ def run(config: Mapping[str, str], secrets: Collection[str], stack: str) -> Resu
             [f"{PROJECT}:{key}" for key in secrets],
         )
         on_interrupt = signal.getsignal(signal.SIGINT)
-        runpy.run_path(str(ROOT / "__main__.py"), run_name="__main__")
-        signal.signal(signal.SIGINT, on_interrupt)  # the program has set its own
+        try:
+            runpy.run_path(str(ROOT / "__main__.py"), run_name="__main__")
+        finally:
+            signal.signal(signal.SIGINT, on_interrupt)  # the program has set its own
         return collect(cast("Any", get_root_resource()).outputs)
 
     mocks.set_mocks(realiser, project=PROJECT, stack=stack, preview=False)
