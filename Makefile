@@ -41,8 +41,9 @@ bench: .venv/.installed ## Measure, each against a baseline in the same run
 	$(PYTHON) -m bench.make_up
 
 generate: .venv/.installed ## Write the generated files again
-	$(PYTHON) -m migrate bundle > sql/all-migrations.sql
-	$(PYTHON) -m dev.authorization > docs/authorization.md
+	mkdir -p .state
+	$(PYTHON) -m migrate bundle > .state/generated && cp .state/generated sql/all-migrations.sql
+	$(PYTHON) -m dev.authorization > .state/generated && cp .state/generated docs/authorization.md
 
 tools: $(TOOLS) ## Build helm and actionlint from their Go modules
 

@@ -58,6 +58,7 @@ def main() -> None:
             base_domain=config.base_domain,
             database_url=urls["instance_provisioner"],
             database_port=config.database_port,
+            database_ca=config.database_ca,
             api_token=pulumi.Output.secret(config.provisioner_api_token.get_secret_value()),
             protect=config.protect,
             after=[schema, grants],

@@ -66,6 +66,12 @@ class Config(BaseModel):
         """The administrator's way to the database."""
         return Connection.read(lambda key: _plain(getattr(self, _FIELDS[key])))
 
+    @property
+    def database_ca(self) -> str:
+        """The CA certificate (PEM) that the database's own is checked against, or nothing."""
+        path = self.database_sslrootcert
+        return (ROOT / path).read_text() if path else ""
+
 
 _FIELDS = {to_camel(name): name for name in Config.model_fields}
 _SECRETS = ("databasePassword", "servicePasswords", "provisionerApiToken")
@@ -178,6 +184,9 @@ def _contradictions(given: Mapping[str, Any]) -> list[tuple[str, str]]:
         problems.append(
             ("renderDirectory", "and kubernetesContext are both given: empty one of them")
         )
+    token = given.get("provisionerApiToken")
+    if token and len(str(token)) < SHORTEST_PASSWORD:
+        problems.append(("provisionerApiToken", f"is under {SHORTEST_PASSWORD} characters long"))
     image = given.get("provisionerImage")
     if image and not _IMAGE.fullmatch(image):
         problems.append(

@@ -52,7 +52,7 @@ class Database(pulumi.ComponentResource):
             "server",
             host=to.host,
             port=to.port,
-            username=to.user,
+            username=to.login(to.role),
             database_username=to.role,
             password=pulumi.Output.secret(to.password),
             sslmode=to.sslmode,

@@ -30,6 +30,7 @@ class InstanceProvisionerArgs:
         base_domain: the domain under which instances get their subdomains.
         database_url: the service's own connection URL, a secret.
         database_port: the port in that URL, for the network policy.
+        database_ca: the CA that signed the server's certificate (PEM); empty without TLS.
         api_token: what callers of its API present, a secret.
         protect: refuse to destroy the namespace of the customers' instances, with their data.
         after: what has to be there before its pods start.
@@ -41,6 +42,7 @@ class InstanceProvisionerArgs:
     base_domain: str
     database_url: pulumi.Output[str]
     database_port: int
+    database_ca: str
     api_token: pulumi.Output[str]
     protect: bool
     after: Sequence[pulumi.Resource]
@@ -76,7 +78,12 @@ class InstanceProvisioner(pulumi.ComponentResource):
             )
             for each, opts in ((NAMESPACE, child), (INSTANCES_NAMESPACE, kept))
         )
-        content = {"DATABASE_URL": args.database_url, "API_TOKEN": args.api_token}
+        content: dict[str, pulumi.Input[str]] = {
+            "DATABASE_URL": args.database_url,
+            "API_TOKEN": args.api_token,
+        }
+        if args.database_ca:
+            content["ca.crt"] = args.database_ca
         secret = kubernetes.core.v1.Secret(
             NAME,
             metadata={"name": NAME, "namespace": namespace.metadata.name},
@@ -96,6 +103,7 @@ class InstanceProvisioner(pulumi.ComponentResource):
                     "digest" if separator else "tag": reference,
                 },
                 "existingSecret": NAME,
+                "databaseCa": bool(args.database_ca),
                 # Only a digest of long random passwords: no secret, and a diff may show it.
                 "secretChecksum": pulumi.Output.unsecret(pulumi.Output.json_dumps(content)).apply(
                     lambda text: hashlib.sha256(text.encode()).hexdigest()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 from pulumi.dynamic import ConfigureRequest, ResourceProvider
 
@@ -26,13 +26,16 @@ class Connection:
     """How to reach the database as its administrator.
 
     Attributes:
+        role: the administrator's role.
+        tenant: the project's reference behind Supabase's pooler, where a login is `ROLE.TENANT`.
         sslrootcert: path of the CA certificate; empty where the sslmode needs none.
     """
 
     host: str
     port: int
     database: str
-    user: str
+    role: str
+    tenant: str
     password: str
     sslmode: str
     sslrootcert: str
@@ -40,41 +43,45 @@ class Connection:
     @classmethod
     def read(cls, get: Callable[[str], Any]) -> "Connection":
         """From a getter of stack config values, as a dynamic provider's `configure` has one."""
+        role, tenant = get("databaseUser"), ""
+        if get("platform") == "supabase":
+            role, _, tenant = role.partition(".")
         return cls(
             get("databaseHost"),
             int(get("databasePort")),
             get("databaseName"),
-            get("databaseUser"),
+            role,
+            tenant,
             get("databasePassword"),
             get("databaseSslmode"),
             get("databaseSslrootcert") or "",
         )
 
-    @property
-    def role(self) -> str:
-        """The administrator's role; behind Supabase's pooler `user` is `ROLE.PROJECT`."""
-        return self.user.partition(".")[0]
+    def login(self, role: str) -> str:
+        """The user name by which a role logs in."""
+        return f"{role}.{self.tenant}" if self.tenant else role
 
     def url(self) -> str:
-        """The administrator's connection URL, password included."""
-        return self.url_for(self.role, self.password)
+        """The administrator's connection URL for this machine, password included."""
+        url = self.url_for(self.role, self.password)
+        # Not urlencode's +, which libpq takes literally.
+        return url + (f"&sslrootcert={quote(self.sslrootcert)}" if self.sslrootcert else "")
 
     def url_for(self, role: str, password: str) -> str:
-        """A role's connection URL, password included, by the same way as the administrator's."""
-        tenant = self.user[len(self.role) :]
-        options = {"sslmode": self.sslmode}
-        if self.sslrootcert:
-            options["sslrootcert"] = self.sslrootcert
+        """A role's connection URL for any machine, password included.
+
+        It names no CA file, which is elsewhere on each machine: that is for PGSSLROOTCERT to say.
+        """
         host = f"[{self.host}]" if ":" in self.host else quote(self.host, safe="")
-        login = f"{quote(role + tenant, safe='')}:{quote(password, safe='')}"
+        login = f"{quote(self.login(role), safe='')}:{quote(password, safe='')}"
         return (
             f"postgresql://{login}@{host}:{self.port}/{quote(self.database, safe='')}"
-            f"?{urlencode(options, quote_via=quote)}"  # libpq takes a + literally
+            f"?sslmode={self.sslmode}"
         )
 
     def __repr__(self) -> str:
         """Without the password."""
-        return f"Connection({self.user}@{self.host}:{self.port}/{self.database})"
+        return f"Connection({self.login(self.role)}@{self.host}:{self.port}/{self.database})"
 
 
 class DatabaseProvider(ResourceProvider):

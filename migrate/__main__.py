@@ -45,37 +45,39 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: list[str]) -> int:
     """Run one command; returns the exit code."""
+    everywhere = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    everywhere.add_argument(
+        "--directory",
+        type=Path,
+        help="holds migrations/, repeatable/ and verify/, each optional (default: sql)",
+    )
+    everywhere.add_argument("--database-url", help="postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
     parser = _Parser(
         prog="python -m migrate",
         description="Apply SQL migrations to a PostgreSQL database, each once, and prove them.",
         epilog=_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--directory",
-        type=Path,
-        default=Path("sql"),
-        help="holds migrations/, repeatable/ and verify/, each optional (default: sql)",
-    )
-    parser.add_argument(
-        "--database-url",
-        default=os.environ.get("DATABASE_URL", ""),
-        help="postgresql://USER:PASSWORD@HOST:PORT/DATABASE",
+        parents=[everywhere],
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    commands.add_parser("status", add_help=False)
-    plan = commands.add_parser("plan", add_help=False)
-    plan.add_argument("--offline", action="store_true", help="check the files, ask no database")
-    commands.add_parser("up", add_help=False)
-    verify = commands.add_parser("verify", add_help=False)
-    verify.add_argument("--accept", action="store_true", help="record the live catalog as right")
-    commands.add_parser("bundle", add_help=False)
-    new = commands.add_parser("new", add_help=False)
-    new.add_argument("name", metavar="NAME")
-    options = parser.parse_args(arguments)
+    added = {name: commands.add_parser(name, parents=[everywhere]) for name in _COMMANDS}
+    added["plan"].add_argument(
+        "--offline", action="store_true", help="check the files, ask no database"
+    )
+    added["verify"].add_argument(
+        "--accept", action="store_true", help="record the live catalog as right"
+    )
+    added["new"].add_argument("name", metavar="NAME")
+    defaults = argparse.Namespace(
+        directory=Path("sql"), database_url=os.environ.get("DATABASE_URL", "")
+    )
+    options = parser.parse_args(arguments, defaults)
     try:
         if not options.directory.is_dir():
             raise MigrateError(f"{options.directory}: no such directory: pass --directory")
+        folders = (files.VERSIONED, files.REPEATABLE, files.VERIFY)
+        if options.command != "new" and not any((options.directory / n).exists() for n in folders):
+            raise MigrateError(f"{options.directory}: holds none of {', '.join(folders)}")
         return _COMMANDS[options.command](options)
     except DriftError as error:
         print(error, file=sys.stderr)

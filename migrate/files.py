@@ -158,7 +158,7 @@ def history_problems(
         present: name -> sha256 of what is there now.
     """
     problems = []
-    for name, digest in recorded.items():
+    for name, digest in sorted(recorded.items()):
         if name not in present:
             problems.append(
                 f"{folder}/{name}: was applied (sha256 {digest[:16]}) and is gone: restore the file"
@@ -172,7 +172,7 @@ def history_problems(
     last = max(recorded, default="")
     problems += [
         f"{folder}/{name}: comes before {last}, which is applied already: give it the next number"
-        for name in present
+        for name in sorted(present)
         if name not in recorded and name < last
     ]
     return problems

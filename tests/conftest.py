@@ -11,10 +11,15 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from hypothesis import settings
 from platforms import Platform, run, stack_config
 from psycopg import sql
 
 from dev.postgres import Server, embedded_bin
+
+# A machine that is busy with the other worker is no failure.
+settings.register_profile("no-deadline", deadline=None)
+settings.load_profile("no-deadline")
 
 MAJORS = ("15", "18")  # Debian 12's package, the embedded one
 
@@ -56,8 +61,10 @@ def postgres_bin(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(scope="session")
 def server(postgres_bin: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A running server that survives no crash, for speed; roles are shared by its databases."""
-    settings = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
-    server = Server(tmp_path_factory.mktemp("postgres") / "server", postgres_bin, settings=settings)
+    throwaway = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+    server = Server(
+        tmp_path_factory.mktemp("postgres") / "server", postgres_bin, settings=throwaway
+    )
     try:
         server.start()
         yield server

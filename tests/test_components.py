@@ -442,6 +442,17 @@ class TestProviders:
         inputs = run(tls).of(PG_PROVIDER)["server"].inputs
         assert (inputs["sslmode"], inputs["sslrootcert"]) == ("verify-full", str(certificate))
 
+    def test_certificate_reaches_the_pods_and_no_url_names_its_file(self, tmp_path: Path) -> None:
+        certificate = tmp_path / "ca.crt"
+        certificate.write_text("the certificate")
+        tls = {"databaseSslmode": "verify-full", "databaseSslrootcert": str(certificate)}
+        found = run(tls)
+        (declared,) = found.of(K8S_SECRET).values()
+        assert secret(declared.inputs["stringData"])["ca.crt"] == "the certificate"
+        assert found.of(CHART)["instance-provisioner"].inputs["values"]["databaseCa"] is True
+        for url in found.outputs["service_database_urls"].values():
+            assert "sslrootcert" not in url
+
     def test_cluster_is_the_named_context_or_a_directory(self, declared: Run, target: str) -> None:
         inputs = declared.of(K8S_PROVIDER)["cluster"].inputs
         assert inputs == (
@@ -526,7 +537,7 @@ class TestSecrets:
     @pytest.mark.parametrize(
         "changes",
         [
-            {"provisionerApiToken": "another token"},
+            {"provisionerApiToken": "another token for it"},
             {"servicePasswords": PASSWORDS | {"instance_provisioner": "another password of it"}},
         ],
         ids=["token", "password"],
@@ -748,6 +759,7 @@ class TestProvisioner:
         assert values == {
             "image": parts,
             "existingSecret": "instance-provisioner",
+            "databaseCa": False,
             "instancesNamespace": "mindroom-instances",
             "config": {"baseDomain": "mindroom.example"},
             "networkPolicy": {"databasePort": 5433},

@@ -119,6 +119,13 @@ def locked(url: str) -> Iterator[None]:
 # --- status and plan -------------------------------------------------------------------------
 
 
+@pytest.fixture
+def empty(tmp_path: Path) -> Path:
+    """A directory for --directory, without a file in it."""
+    (tmp_path / "migrations").mkdir()
+    return tmp_path
+
+
 def test_status_shows_every_file_with_its_state(database: str, tmp_path: Path) -> None:
     write(tmp_path, {**tables(1), "repeatable/a.sql": "select 1;"})
     up(tmp_path, database)
@@ -440,22 +447,22 @@ def test_without_a_url_a_service_file_names_the_database(database: str, tmp_path
 
 
 @pytest.mark.parametrize("command", ["status", "plan", "up", "verify"])
-def test_an_unreachable_database_is_one_clear_message(tmp_path: Path, command: str) -> None:
-    result = migrate(tmp_path, command, url=UNREACHABLE)
+def test_an_unreachable_database_is_one_clear_message(empty: Path, command: str) -> None:
+    result = migrate(empty, command, url=UNREACHABLE)
     assert (result.code, result.stdout) == (ERROR, "")
     assert result.stderr.startswith("error: cannot connect to the database: ")
     assert "is the server running, and is the port right?" in result.stderr
 
 
-def test_a_wrong_password_is_one_clear_message(database: str, tmp_path: Path) -> None:
+def test_a_wrong_password_is_one_clear_message(database: str, empty: Path) -> None:
     real = str(urlsplit(database).password)
-    result = migrate(tmp_path, "up", url=database.replace(real, "wr0ng"), secret=real)
+    result = migrate(empty, "up", url=database.replace(real, "wr0ng"), secret=real)
     assert (result.code, result.stdout) == (ERROR, "")
     assert "password authentication failed" in result.stderr
 
 
-def test_a_url_that_cannot_be_parsed_is_not_shown(tmp_path: Path) -> None:
-    result = migrate(tmp_path, "up", url="postgresql://u:s3@cret@127.0.0.1/db", secret="cret@")
+def test_a_url_that_cannot_be_parsed_is_not_shown(empty: Path) -> None:
+    result = migrate(empty, "up", url="postgresql://u:s3@cret@127.0.0.1/db", secret="cret@")
     assert result.code == ERROR
     assert "percent-encode the password" in result.stderr
 
@@ -487,9 +494,19 @@ def test_wrong_usage_is_an_error_and_not_pending(tmp_path: Path, arguments: list
     assert "\nerror: " in result.stderr
 
 
-@pytest.mark.parametrize("arguments", [["up", "--database-url", UNREACHABLE], ["up", UNREACHABLE]])
-def test_a_url_in_the_wrong_place_is_not_shown(tmp_path: Path, arguments: list[str]) -> None:
-    result = migrate(tmp_path, *arguments, secret="s3cret")
+def test_options_may_follow_the_command(empty: Path) -> None:
+    result = migrate(empty, "up", "--database-url", UNREACHABLE, secret="s3cret")
+    assert result.stderr.startswith("error: cannot connect to the database: ")
+
+
+def test_a_directory_with_none_of_the_folders_is_refused(tmp_path: Path) -> None:
+    result = migrate(tmp_path, "plan", url=UNREACHABLE)
+    assert result.stderr == f"error: {tmp_path}: holds none of migrations, repeatable, verify\n"
+    assert result.code == ERROR
+
+
+def test_a_url_in_the_wrong_place_is_not_shown(empty: Path) -> None:
+    result = migrate(empty, "up", UNREACHABLE, secret="s3cret")
     assert result.code == ERROR
     assert "postgresql://..." in result.stderr
 
