@@ -1,0 +1,60 @@
+"""What the documents say is what the code does."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from components import ROOT
+
+SOURCES = [
+    path
+    for folder in ("components", "dev", "migrate")
+    for path in sorted((ROOT / folder).glob("*.py"))
+] + [ROOT / "tests" / "conftest.py"]
+
+
+def text(name: str) -> str:
+    return (ROOT / name).read_text()
+
+
+def test_env_example_names_every_variable_that_is_read() -> None:
+    read = {
+        name
+        for path in SOURCES
+        for name in re.findall(
+            r"""environ(?:\.get\(|\[)"([A-Z_]+)"|"(PULUMI_[A-Z_]+)": """, path.read_text()
+        )
+        for name in name
+        if name
+    }
+    read -= {"PATH"}
+    assert set(re.findall(r"^#([A-Z_]+)=", text(".env.example"), re.MULTILINE)) == read
+
+
+def test_outputs_document_is_the_contract() -> None:
+    exported = re.findall(r'pulumi\.export\(\s*"(\w+)"', text("__main__.py"))
+    documented = re.findall(r"^\| `(\w+)` \|", text("docs/outputs.md"), re.MULTILINE)
+    assert documented == exported
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))])
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
+        assert (path.parent / target).exists(), target
+
+
+def test_make_targets_that_are_named_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", text("Makefile"), re.MULTILINE))
+    for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        assert set(re.findall(r"`make ([a-z]+)", path.read_text())) <= targets
+
+
+def test_lock_has_exact_versions_with_hashes_and_no_address() -> None:
+    lock = text("requirements.txt")
+    assert "://" not in lock
+    entries = re.split(r"\n(?=\S)", lock.strip())
+    assert len(entries) > 50
+    for entry in entries:
+        assert re.match(r"[a-z0-9._-]+==[^ ]+ ", entry), entry
+        assert "--hash=sha256:" in entry
