@@ -6,6 +6,7 @@ database on it. `pytest --postgres 18` runs one version only.
 
 import os
 import secrets
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from platforms import Platform, run, stack_config
 from psycopg import sql
 
 from dev.postgres import Server, embedded_bin
+
+# A shell that starts the tests in the background has them ignore SIGINT, and what they start, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A machine that is busy with the other worker is no failure.
 settings.register_profile("no-deadline", deadline=None)
