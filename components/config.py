@@ -31,7 +31,7 @@ from components.session import Connection
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 SHORTEST_PASSWORD = 16
 
-_IMAGE = re.compile(r"[a-z0-9][\w./:-]*/[\w./-]+(:[\w.-]+|@sha256:[0-9a-f]{64})")
+_IMAGE = re.compile(r"[a-z0-9.-]+(:\d+)?(/[a-z0-9._-]+)*(:[\w.-]+|@sha256:[0-9a-f]{64})")
 
 
 def _from_json(value: Any) -> Any:

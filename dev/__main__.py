@@ -27,6 +27,9 @@ from dev.postgres import PostgresError, Server, embedded_bin
 STATE = ROOT / ".state"
 STACK = "dev"
 STACK_FILE = STATE / f"Pulumi.{STACK}.yaml"
+IN_PROCESS = STATE / "in-process"
+"""There when the platform was made without Pulumi, which cannot take it over."""
+
 DOWNLOAD_TIMEOUT = 20.0
 
 
@@ -66,6 +69,7 @@ def up(options: list[str]) -> int:
     # The SDK would wait for what is under way before it passes an interruption on.
     signal.signal(signal.SIGINT, _interrupted)
     plain = {k: v if isinstance(v, str) else json.dumps(v) for k, v in config.items()}
+    IN_PROCESS.touch()
     result = in_process.run(plain, hidden, STACK)
     print("\nOutputs (of an in-process run, which is no Pulumi deployment and keeps no state):")
     shown = {
@@ -239,6 +243,12 @@ def _prepare_stack(pulumi: str, config: dict[str, Any], hidden: list[str]) -> No
 
     secrets_file = STATE / "secrets.json"
     if not STACK_FILE.exists():
+        if IN_PROCESS.exists():
+            raise DevError(
+                "this platform was made in-process, without Pulumi, which does not take over a "
+                "database that it did not create: `make clean` removes it and its data, then "
+                "`make up` makes it anew"
+            )
         (STATE / "Pulumi.yaml").write_text(f"name: {PROJECT}\nruntime: python\n")
         quietly("stack", "select", "--create")
     stack = yaml.safe_load(STACK_FILE.read_text())

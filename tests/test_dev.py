@@ -268,6 +268,18 @@ def test_without_pulumi_it_says_so_in_one_line(fresh: Clone) -> None:
     assert not (fresh.directory / ".state").exists()
 
 
+@pytest.mark.engine
+@pytest.mark.skipif(not shutil.which("pulumi"), reason="needs the Pulumi CLI on PATH")
+def test_pulumi_after_a_run_without_it_says_what_to_do(fresh: Clone) -> None:
+    fresh.run("up")
+    fresh.environment["PATH"] = os.environ["PATH"]
+    for name in NO_NETWORK:
+        del fresh.environment[name]
+    assert "made in-process, without Pulumi" in fresh.fails()
+    fresh.run("clean")
+    assert "created" in fresh.run("up")
+
+
 def test_state_directory_that_cannot_be_written(fresh: Clone) -> None:
     (fresh.directory / ".state").write_text("in the way")
     assert ".state: " in fresh.fails()
