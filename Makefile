@@ -6,22 +6,31 @@ PYTHON := .venv/bin/python
 TOOLS := .tools/bin/helm .tools/bin/actionlint
 CHART := charts/instance-provisioner
 
-.PHONY: help up preview down clean test check bench tools lock generate
+# Refreshing asks a cluster for manifests that were only rendered to files: leave those out.
+REFRESHED := $(if $(REFRESH),--refresh --exclude '**kubernetes**')
+
+.PHONY: help up preview down clean migrate psql test check bench tools lock generate
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-up: .venv/.installed ## Bring the dev platform up (a second time changes nothing)
-	@$(PYTHON) -m dev up
+up: .venv/.installed ## Bring the dev platform up; REFRESH=1 repairs what was changed by hand
+	@$(PYTHON) -m dev up $(REFRESHED)
 
-preview: .venv/.installed ## Show what `make up` would change
-	@$(PYTHON) -m dev preview --diff
+preview: .venv/.installed ## Show what `make up` would change; REFRESH=1 shows drift
+	@$(PYTHON) -m dev preview --diff $(REFRESHED)
 
 down: .venv/.installed ## Stop the dev PostgreSQL; its data stays
 	@$(PYTHON) -m dev down
 
 clean: .venv/.installed ## Remove the dev platform with all its data (.state/)
 	@$(PYTHON) -m dev clean
+
+migrate: .venv/.installed ## Run the migration engine on the dev database: make migrate ARGS=status
+	@$(PYTHON) -m dev migrate $(ARGS)
+
+psql: .venv/.installed ## Open psql on the dev database
+	@$(PYTHON) -m dev psql
 
 test: .venv/.installed $(TOOLS) ## Run all tests
 	$(PYTHON) -m pytest -n 2 --dist loadfile tests

@@ -12,8 +12,8 @@ from pulumi.dynamic import ConfigureRequest, ResourceProvider
 
 from migrate.errors import MigrateError
 
-# Whatever needs psycopg is imported in the methods that run in the provider process, so that the
-# program, which declares only, does not spend a fifth of a second on it.
+# Whatever needs psycopg is imported in the provider process only, so that the program, which
+# declares, does not spend a fifth of a second on it.
 if TYPE_CHECKING:
     from migrate.connection import Connection as Session
 
@@ -97,7 +97,11 @@ class DatabaseProvider(ResourceProvider):
     connection: Connection
 
     def configure(self, req: ConfigureRequest) -> None:
-        """Remember the connection; called once in the provider process."""
+        """Remember the connection; called once in the provider process, by one thread."""
+        # Here, because threads that import a package at the same time see it half-made.
+        import migrate.roles
+        import migrate.run  # noqa: F401
+
         # The host reports an exception with its traceback; the message alone is for operators.
         sys.tracebacklimit = 0
         self.connection = Connection.read(req.config.get)

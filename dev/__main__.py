@@ -1,4 +1,4 @@
-"""The dev stack from make: `python -m dev up|preview|down|clean`.
+"""The dev stack from make: `python -m dev up|preview|down|clean|migrate|psql`.
 
 Everything it generates is kept in .state/, which git ignores: the embedded PostgreSQL, passwords,
 Pulumi's state, the stack's config with what was generated, and the rendered manifests.
@@ -35,7 +35,14 @@ DOWNLOAD_TIMEOUT = 20.0
 
 def main(arguments: list[str]) -> int:
     """Run one command; returns the exit code."""
-    commands = {"up": up, "preview": preview, "down": down, "clean": clean}
+    commands = {
+        "up": up,
+        "preview": preview,
+        "down": down,
+        "clean": clean,
+        "migrate": migrate,
+        "psql": psql,
+    }
     if not arguments or arguments[0] not in commands:
         print(f"usage: python -m dev {'|'.join(commands)}", file=sys.stderr)
         return 2
@@ -108,6 +115,30 @@ def clean(_options: list[str]) -> int:
         shutil.rmtree(STATE)
     print(f"removed {STATE.name}/")
     return 0
+
+
+def migrate(options: list[str]) -> int:
+    """Run `python -m migrate` on the dev database."""
+    from components.session import Connection  # here, because it takes half a second to import
+    from migrate.__main__ import main as command_line
+
+    os.environ["DATABASE_URL"] = Connection.read(_config()[0].get).url()
+    return command_line(options)
+
+
+def psql(options: list[str]) -> NoReturn:
+    """Become psql on the dev database, as its administrator."""
+    config, _ = _config()
+    given = {
+        "PGHOST": config["databaseHost"],
+        "PGPORT": str(config["databasePort"]),
+        "PGUSER": config["databaseUser"],
+        "PGPASSWORD": config["databasePassword"],
+        "PGDATABASE": config["databaseName"],
+        "PGSSLMODE": config["databaseSslmode"],
+    }
+    program = str(embedded_bin() / "psql")
+    os.execve(program, [program, *options], os.environ | given)
 
 
 def _embedded() -> Server:

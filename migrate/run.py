@@ -268,8 +268,8 @@ def verify(connection: Connection, directory: Path) -> int:
         raise DriftError(
             f"{len(differing)} objects are not as the last run left them:\n"
             + "\n".join(differing)
-            + "\n  what to do: undo the change, or, where it is to stay, write a migration that "
-            "makes it and then run `python -m migrate verify --accept`"
+            + "\n  what to do: undo the change; or, where it is to stay, run `python -m migrate "
+            "verify --accept` and write a migration that makes it where it is missing"
         )
     checked = 0
     broken = []
@@ -295,7 +295,11 @@ def verify(connection: Connection, directory: Path) -> int:
                         )
                     )
     if broken:
-        raise MigrateError("\n".join(broken))
+        raise MigrateError(
+            "\n".join(broken)
+            + "\n  what to do: what was applied stays applied; mend it with the next migration, or "
+            "by editing a repeatable file"
+        )
     return checked
 
 

@@ -41,9 +41,6 @@ create table if not exists migrate.catalog (
 
 -- What everything else stands on: a schema that no API role can reach, a group for the platform's
 -- services, and defaults that give nothing away.
---
--- The migration engine sets both timeouts for every file.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 
 create schema if not exists private;
 
@@ -81,7 +78,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('migrations', '0001_foundation.sql', '142a188cdef89571ad107faaf9c02ab4c39d63ed4c675dc4458293fb3fb2afb9', '0', '1.0.0')
+values ('migrations', '0001_foundation.sql', '3cc1f251fae6865cba3871d8693f294a7254148951212a1757caa06516f6b39d', '0', '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, applied_at = default, applied_by = default,
     duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
@@ -90,9 +87,6 @@ set sha256 = excluded.sha256, applied_at = default, applied_by = default,
 
 -- The tier catalogue: limits, features, resources and retention per plan, as data. Changing a plan is
 -- a migration that updates a row here; no code knows a number.
---
--- The migration engine sets both timeouts for every file.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 -- Limits, sizes and one day's counts stay far below 2^31.
 -- squawk-ignore-file prefer-bigint-over-int
 
@@ -171,7 +165,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('migrations', '0002_tiers.sql', '043c591b1750acf19efadfbcca4f1e6930e19660813b2c8a8d7f513b9e4318a6', '0', '1.0.0')
+values ('migrations', '0002_tiers.sql', '50cbeb6876d009d7b948d0fc76335d13fd29281fb81e83795244d82a8b407f70', '0', '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, applied_at = default, applied_by = default,
     duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
@@ -181,9 +175,6 @@ set sha256 = excluded.sha256, applied_at = default, applied_by = default,
 -- Customer accounts, one per user of Supabase Auth, under the same id. Deleting the user deletes the
 -- account and all that belongs to it (the audit log excepted); the triggers on instances and
 -- subscriptions refuse that while something still runs or is still billed.
---
--- The migration engine sets both timeouts for every file.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 
 create table public.accounts (
   id uuid primary key references auth.users (id) on delete cascade,
@@ -230,7 +221,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('migrations', '0003_accounts.sql', '39ff260f95ac93f3f44c7a8eb63c1ca5e508a873942823e179bcc1c93c243a31', '0', '1.0.0')
+values ('migrations', '0003_accounts.sql', '8dd7de970b5b95b358a0746dc3d39ad59e120091b0c5c36ad59ace0a5c7c4d7f', '0', '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, applied_at = default, applied_by = default,
     duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
@@ -239,9 +230,6 @@ set sha256 = excluded.sha256, applied_at = default, applied_by = default,
 
 -- Which plan an account has. Only Stripe's webhooks write here, through stripe-handler. Limits and
 -- features are copied from private.tiers by trigger, so that a single customer may have other ones.
---
--- The migration engine sets both timeouts for every file.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 -- Limits, sizes and one day's counts stay far below 2^31.
 -- squawk-ignore-file prefer-bigint-over-int
 
@@ -309,7 +297,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('migrations', '0004_subscriptions.sql', 'ea473ede9ca617df7fa7ad74243b227fe71ebcfc8840adb890c62e8790d28ba2', '0', '1.0.0')
+values ('migrations', '0004_subscriptions.sql', 'cc7bbc2d09fbab42a6f9602b5617c833a147789a283466158dcbaf4e5078662b', '0', '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, applied_at = default, applied_by = default,
     duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
@@ -318,9 +306,6 @@ set sha256 = excluded.sha256, applied_at = default, applied_by = default,
 
 -- The deployments of the customers. The row is the desired state, which the instance-provisioner makes
 -- true. What an instance keeps secret is in a table of its own: users read every column of instances.
---
--- The migration engine sets both timeouts for every file.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 -- Limits, sizes and one day's counts stay far below 2^31.
 -- squawk-ignore-file prefer-bigint-over-int
 
@@ -461,7 +446,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('migrations', '0005_instances.sql', '616ca27999a49aefaee6609bb71df986d0ae1e0b4c3ae9e5be72c6d5607cae59', '0', '1.0.0')
+values ('migrations', '0005_instances.sql', '6be909fd399149ebaa15e118724191daaf72383c3eaede33e7d1eaa56be05eea', '0', '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, applied_at = default, applied_by = default,
     duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
@@ -473,9 +458,6 @@ set sha256 = excluded.sha256, applied_at = default, applied_by = default,
 -- room on the page so that a count is a HOT update. Checks are evaluated twice per upsert: that no number
 -- is negative costs 5 us of 27 (measured on 18), the same for what is inside the three jsonb columns
 -- 20 us more. So those are left to the functions that count; users and services cannot write here.
---
--- The migration engine sets both timeouts for every file.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 -- Limits, sizes and one day's counts stay far below 2^31.
 -- squawk-ignore-file prefer-bigint-over-int
 
@@ -525,7 +507,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('migrations', '0006_usage_metrics.sql', 'b63a07901b031aec6441d47780321dd18cd8c7f20b505da2de6b6501410d1385', '0', '1.0.0')
+values ('migrations', '0006_usage_metrics.sql', '53224e9aca0462f61e1ebdcc71131daf7dc4b63b477506b4a99864db7db27c7d', '0', '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, applied_at = default, applied_by = default,
     duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
@@ -534,9 +516,6 @@ set sha256 = excluded.sha256, applied_at = default, applied_by = default,
 
 -- Who did what. Rows are plain facts without foreign keys: they outlive the account, the instance and
 -- the user that they speak of. Erasing a person's traces here is a deliberate act of service_role.
---
--- The migration engine sets both timeouts for every file.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 
 create table public.audit_logs (
   id uuid primary key default gen_random_uuid(),
@@ -582,7 +561,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('migrations', '0007_audit_logs.sql', '5797273efd27d9f284b355082fec56c72427987adbae7b0abbdc05c81b0ba3ce', '0', '1.0.0')
+values ('migrations', '0007_audit_logs.sql', 'cc55b06be432403ae24a07e26b77f07f363a7b08c5647f2a910c4c77de4ced71', '0', '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, applied_at = default, applied_by = default,
     duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
@@ -590,9 +569,6 @@ set sha256 = excluded.sha256, applied_at = default, applied_by = default,
 -- migrations/0008_support_tickets.sql
 
 -- Support tickets: opened and edited by customers, worked on through the admin dashboard.
---
--- The migration engine sets both timeouts for every file.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 
 create table public.support_tickets (
   id uuid primary key default gen_random_uuid(),
@@ -641,7 +617,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('migrations', '0008_support_tickets.sql', 'f914969a3f8b03c56a4fb70a57c3e8d4f3c682571395ade950c34bf19922ff14', '0', '1.0.0')
+values ('migrations', '0008_support_tickets.sql', 'd4cdbfafbab6e2f72ac9d6872d9e66c19d7ec1aa6def6c7b616fcd4e855fde59', '0', '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, applied_at = default, applied_by = default,
     duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
@@ -649,9 +625,6 @@ set sha256 = excluded.sha256, applied_at = default, applied_by = default,
 -- migrations/0009_instance_backups.sql
 
 -- Backups of instances: a user may ask for one, the instance-provisioner makes it and says where it is.
---
--- The migration engine sets both timeouts for every file.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 -- Limits, sizes and one day's counts stay far below 2^31.
 -- squawk-ignore-file prefer-bigint-over-int
 
@@ -700,7 +673,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('migrations', '0009_instance_backups.sql', '47bdba40f05c3efbbecac68301dfb2657e5e572fb47c95e10558af43ae464583', '0', '1.0.0')
+values ('migrations', '0009_instance_backups.sql', '61ec77069d566d34b4974221ea497e06b512ffe1a3011f02f9037d483acc5986', '0', '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, applied_at = default, applied_by = default,
     duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
@@ -708,9 +681,6 @@ set sha256 = excluded.sha256, applied_at = default, applied_by = default,
 -- migrations/0010_api_keys.sql
 
 -- API keys. The database never sees a key, only its hash; and the hash lies where no user can read it.
---
--- The migration engine sets both timeouts for every file.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 
 create table public.api_keys (
   id uuid primary key default gen_random_uuid(),
@@ -766,7 +736,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('migrations', '0010_api_keys.sql', '63d6322801d1d7fe625e7d37bfd4af05a72bb3c46bd18f402cb8f18de3a5b2d5', '0', '1.0.0')
+values ('migrations', '0010_api_keys.sql', 'aa4081d7cbb2d7d01cae78fa7a8b2e7c9830dc329fb07930a922352dbf63711e', '0', '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, applied_at = default, applied_by = default,
     duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
@@ -779,9 +749,6 @@ set sha256 = excluded.sha256, applied_at = default, applied_by = default,
 -- SECURITY DEFINER, because the writer (a user, a service) may not; nobody needs EXECUTE on a trigger
 -- function, so nobody has it. A trigger that judges a user's row runs AFTER, when row-level security
 -- has already refused a row of another account: it cannot be asked about other customers.
---
--- The migration engine sets both timeouts for every file.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 
 create or replace function private.set_updated_at() returns trigger
 language plpgsql set search_path = ''
@@ -929,7 +896,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('repeatable', '10_shared.sql', '8729f2130454c6c5ece07eebfb57045c092719f43412b09fd400aeba4198739e', '0', '1.0.0')
+values ('repeatable', '10_shared.sql', '98be462f21704701ac03078dca98ace9b5715db7e0b556ed05cd7ccb0bc315e4', '0', '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, applied_at = default, applied_by = default,
     duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
@@ -938,9 +905,6 @@ set sha256 = excluded.sha256, applied_at = default, applied_by = default,
 
 -- accounts: created with the auth user, updated by their owner in two columns, by stripe-handler in
 -- what Stripe knows.
---
--- The migration engine sets both timeouts for every file.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 
 -- Users without an email (anonymous, phone) get their account when they state one.
 create or replace function private.sync_account() returns trigger
@@ -1026,7 +990,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('repeatable', '20_accounts.sql', 'dd4115075d1d56e02cf863e97a44f56c172aef5d4fab1ea316483b6bab15913b', '0', '1.0.0')
+values ('repeatable', '20_accounts.sql', 'a0a064563769a5e8c50907806a40dad4dfd78f214fcfd3299faf0df388b08f22', '0', '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, applied_at = default, applied_by = default,
     duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
@@ -1034,9 +998,6 @@ set sha256 = excluded.sha256, applied_at = default, applied_by = default,
 -- repeatable/21_subscriptions.sql
 
 -- subscriptions: read by their owner, written by stripe-handler only.
---
--- The migration engine sets both timeouts for every file.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 
 -- Limits and features come from the tier, on insert and on a change of tier, unless the writer states
 -- them. Stated means: not null and, on a change of tier, not what it was before.
@@ -1191,7 +1152,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('repeatable', '21_subscriptions.sql', 'a3091eb3f3724500819ae7d47d76b0d51c61b583b85a6324b84a41a604d47b0d', '0', '1.0.0')
+values ('repeatable', '21_subscriptions.sql', '6114c7e584d2c5c6af842b48c81a8cbc62ec46f61558d4eb8af2dc4ce0aaab74', '0', '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, applied_at = default, applied_by = default,
     duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
@@ -1200,9 +1161,6 @@ set sha256 = excluded.sha256, applied_at = default, applied_by = default,
 
 -- instances: read by their owner, who may change config and only it; all else is the
 -- instance-provisioner's.
---
--- The migration engine sets both timeouts for every file.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 
 -- An agent is an entry of config.agents, whether that is an object by name or a list.
 create or replace function private.count_agents(config jsonb) returns integer
@@ -1428,7 +1386,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('repeatable', '22_instances.sql', '26218b95fe03aeb340a9242bd9477fef261fd47b2f79766a8d9d076fd8423e66', '0', '1.0.0')
+values ('repeatable', '22_instances.sql', '36dbed8c47ec70a5d6b0b28f504b066e4beb370282da5d8f5ccab77714690b96', '0', '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, applied_at = default, applied_by = default,
     duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
@@ -1437,9 +1395,6 @@ set sha256 = excluded.sha256, applied_at = default, applied_by = default,
 
 -- usage_metrics: read by their owner; counted by functions of the database only. Nothing here may run
 -- once per message: see the migration that made the table.
---
--- The migration engine sets both timeouts for every file.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 
 create or replace function private.check_usage_day() returns trigger
 language plpgsql set search_path = ''
@@ -1490,7 +1445,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('repeatable', '23_usage_metrics.sql', '54c6a17c1841908c2e8bb36e32126f80d6355101c82de7e85812b4f59b6346ad', '0', '1.0.0')
+values ('repeatable', '23_usage_metrics.sql', '256ce4176c7e5a21892fd4e56385f34613bef33d8a1431b4fd967056ec6616ff', '0', '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, applied_at = default, applied_by = default,
     duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
@@ -1499,9 +1454,6 @@ set sha256 = excluded.sha256, applied_at = default, applied_by = default,
 
 -- audit_logs: read by those whom they concern, appended by services and by triggers of the other
 -- tables, changed by nobody but service_role, for erasure requests.
---
--- The migration engine sets both timeouts for every file.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 
 revoke all on public.audit_logs from public, anon, authenticated, service_role;
 grant select on public.audit_logs to authenticated;
@@ -1538,7 +1490,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('repeatable', '24_audit_logs.sql', '8bc6c07eab0c4c0e6982127533b4618bea25c0315e26ac6bada3cb520dd0c405', '0', '1.0.0')
+values ('repeatable', '24_audit_logs.sql', '818cb29f3f8aa72e68114fc2b0c3c41c446112fc9ff094fda9718e89c3d48366', '0', '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, applied_at = default, applied_by = default,
     duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
@@ -1547,9 +1499,6 @@ set sha256 = excluded.sha256, applied_at = default, applied_by = default,
 
 -- support_tickets: opened and edited by customers, except for what the staff decides (status,
 -- assignee, resolution); worked on through admin-dashboard.
---
--- The migration engine sets both timeouts for every file.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 
 create or replace function private.check_ticket_priority() returns trigger
 language plpgsql security definer set search_path = ''
@@ -1652,7 +1601,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('repeatable', '25_support_tickets.sql', 'b7d6b4bb9868c0d32264d2c835e55bac824516031bdd6e2fa58f10e80cced5ba', '0', '1.0.0')
+values ('repeatable', '25_support_tickets.sql', '7e57cd1605cf4c960091a94bb754bc0f5876df8b0c5fd5d420a055d72b2a0f56', '0', '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, applied_at = default, applied_by = default,
     duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
@@ -1660,9 +1609,6 @@ set sha256 = excluded.sha256, applied_at = default, applied_by = default,
 -- repeatable/26_instance_backups.sql
 
 -- instance_backups: a user may ask for a manual one; the instance-provisioner does the rest.
---
--- The migration engine sets both timeouts for every file.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 
 create or replace function private.apply_backup_retention() returns trigger
 language plpgsql security definer set search_path = ''
@@ -1740,7 +1686,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('repeatable', '26_instance_backups.sql', '874ccb1c581d4c8a62c0e8ea89bf6af970273241d60772da9b935c8bdd5640da', '0', '1.0.0')
+values ('repeatable', '26_instance_backups.sql', '674ca10887613e6a1ed701167f7f79538393903eb0155a008aaadab3c29a93dd', '0', '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, applied_at = default, applied_by = default,
     duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
@@ -1748,9 +1694,6 @@ set sha256 = excluded.sha256, applied_at = default, applied_by = default,
 -- repeatable/27_api_keys.sql
 
 -- api_keys: created, renamed and revoked by their owner. The hash goes in, never out.
---
--- The migration engine sets both timeouts for every file.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 
 create or replace function private.store_api_key_hash() returns trigger
 language plpgsql security definer set search_path = ''
@@ -1884,7 +1827,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('repeatable', '27_api_keys.sql', '5c33bb264d6e3730c74d3d1c84e85e15bc916ff56e466ad09b4fe1dc0d01bad5', '0', '1.0.0')
+values ('repeatable', '27_api_keys.sql', '98e5c5c88dcee4b0019e1c3dbfa1c9a6e99c5d3d12f49593526796fe5ab3af3f', '0', '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, applied_at = default, applied_by = default,
     duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
@@ -1893,9 +1836,6 @@ set sha256 = excluded.sha256, applied_at = default, applied_by = default,
 
 -- The private tables: no API role reaches them, service_role included. What a service needs of them is
 -- granted to its login role by name; these policies bound what could be granted.
---
--- The migration engine sets both timeouts for every file.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 
 revoke all on schema private from public, anon, authenticated, service_role;
 revoke all on
@@ -1937,7 +1877,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('repeatable', '30_private.sql', 'a5a3415a856cf95e0c966f42df7a4c94c0599362f49b6268e9c0d11fd26f697b', '0', '1.0.0')
+values ('repeatable', '30_private.sql', 'bf628b8795e7e08075b1d9d734fabf0fc68bdf9ee8f7f83a715001e707619bca', '0', '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, applied_at = default, applied_by = default,
     duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;

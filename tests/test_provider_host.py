@@ -840,3 +840,11 @@ def test_rotated_password_is_no_diff(stack: Stack) -> None:
         assert [host.diff(name) for name in NAMES] == [(DIFF_NONE, "")] * len(NAMES)
         assert [host.refresh(name) for name in NAMES] == [stack.state[name] for name in NAMES]
     assert old not in json.dumps([vars(state) for state in stack.state.values()])
+
+
+def test_first_calls_may_come_all_at_once(applied: Stack) -> None:
+    # As on a refresh; threads that import a package at the same time see it half-made.
+    for _ in range(5):
+        with applied.host() as host, ThreadPoolExecutor(len(NAMES)) as pool:
+            for state in pool.map(host.refresh, NAMES):
+                assert state.outputs

@@ -1,8 +1,5 @@
 -- What everything else stands on: a schema that no API role can reach, a group for the platform's
 -- services, and defaults that give nothing away.
---
--- The migration engine sets both timeouts for every file.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 
 create schema if not exists private;
 

@@ -1,8 +1,5 @@
 -- The tier catalogue: limits, features, resources and retention per plan, as data. Changing a plan is
 -- a migration that updates a row here; no code knows a number.
---
--- The migration engine sets both timeouts for every file.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 -- Limits, sizes and one day's counts stay far below 2^31.
 -- squawk-ignore-file prefer-bigint-over-int
 

@@ -1,9 +1,6 @@
 -- Customer accounts, one per user of Supabase Auth, under the same id. Deleting the user deletes the
 -- account and all that belongs to it (the audit log excepted); the triggers on instances and
 -- subscriptions refuse that while something still runs or is still billed.
---
--- The migration engine sets both timeouts for every file.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 
 create table public.accounts (
   id uuid primary key references auth.users (id) on delete cascade,

@@ -1,8 +1,5 @@
 -- Which plan an account has. Only Stripe's webhooks write here, through stripe-handler. Limits and
 -- features are copied from private.tiers by trigger, so that a single customer may have other ones.
---
--- The migration engine sets both timeouts for every file.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 -- Limits, sizes and one day's counts stay far below 2^31.
 -- squawk-ignore-file prefer-bigint-over-int
 

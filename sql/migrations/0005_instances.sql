@@ -1,8 +1,5 @@
 -- The deployments of the customers. The row is the desired state, which the instance-provisioner makes
 -- true. What an instance keeps secret is in a table of its own: users read every column of instances.
---
--- The migration engine sets both timeouts for every file.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 -- Limits, sizes and one day's counts stay far below 2^31.
 -- squawk-ignore-file prefer-bigint-over-int
 

@@ -3,9 +3,6 @@
 -- room on the page so that a count is a HOT update. Checks are evaluated twice per upsert: that no number
 -- is negative costs 5 us of 27 (measured on 18), the same for what is inside the three jsonb columns
 -- 20 us more. So those are left to the functions that count; users and services cannot write here.
---
--- The migration engine sets both timeouts for every file.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 -- Limits, sizes and one day's counts stay far below 2^31.
 -- squawk-ignore-file prefer-bigint-over-int
 

@@ -1,8 +1,5 @@
 -- Who did what. Rows are plain facts without foreign keys: they outlive the account, the instance and
 -- the user that they speak of. Erasing a person's traces here is a deliberate act of service_role.
---
--- The migration engine sets both timeouts for every file.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 
 create table public.audit_logs (
   id uuid primary key default gen_random_uuid(),

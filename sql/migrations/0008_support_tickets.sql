@@ -1,7 +1,4 @@
 -- Support tickets: opened and edited by customers, worked on through the admin dashboard.
---
--- The migration engine sets both timeouts for every file.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 
 create table public.support_tickets (
   id uuid primary key default gen_random_uuid(),

@@ -1,7 +1,4 @@
 -- Backups of instances: a user may ask for one, the instance-provisioner makes it and says where it is.
---
--- The migration engine sets both timeouts for every file.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 -- Limits, sizes and one day's counts stay far below 2^31.
 -- squawk-ignore-file prefer-bigint-over-int
 

@@ -1,7 +1,4 @@
 -- API keys. The database never sees a key, only its hash; and the hash lies where no user can read it.
---
--- The migration engine sets both timeouts for every file.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 
 create table public.api_keys (
   id uuid primary key default gen_random_uuid(),

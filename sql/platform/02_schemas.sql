@@ -1,7 +1,6 @@
 -- The schemas of a Supabase project and who may use them.
 --
 -- For a database that nobody uses yet: no timeouts.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 
 create schema if not exists public;
 create schema if not exists extensions;

@@ -1,7 +1,6 @@
 -- The part of Supabase Auth that the platform relies on: the users, and who is asking.
 --
 -- For a database that nobody uses yet: no timeouts.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 
 create table if not exists auth.users (
   id uuid primary key default gen_random_uuid(),

@@ -4,9 +4,6 @@
 -- SECURITY DEFINER, because the writer (a user, a service) may not; nobody needs EXECUTE on a trigger
 -- function, so nobody has it. A trigger that judges a user's row runs AFTER, when row-level security
 -- has already refused a row of another account: it cannot be asked about other customers.
---
--- The migration engine sets both timeouts for every file.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 
 create or replace function private.set_updated_at() returns trigger
 language plpgsql set search_path = ''

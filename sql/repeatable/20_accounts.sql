@@ -1,8 +1,5 @@
 -- accounts: created with the auth user, updated by their owner in two columns, by stripe-handler in
 -- what Stripe knows.
---
--- The migration engine sets both timeouts for every file.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 
 -- Users without an email (anonymous, phone) get their account when they state one.
 create or replace function private.sync_account() returns trigger

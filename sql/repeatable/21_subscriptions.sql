@@ -1,7 +1,4 @@
 -- subscriptions: read by their owner, written by stripe-handler only.
---
--- The migration engine sets both timeouts for every file.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 
 -- Limits and features come from the tier, on insert and on a change of tier, unless the writer states
 -- them. Stated means: not null and, on a change of tier, not what it was before.

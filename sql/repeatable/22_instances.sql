@@ -1,8 +1,5 @@
 -- instances: read by their owner, who may change config and only it; all else is the
 -- instance-provisioner's.
---
--- The migration engine sets both timeouts for every file.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 
 -- An agent is an entry of config.agents, whether that is an object by name or a list.
 create or replace function private.count_agents(config jsonb) returns integer

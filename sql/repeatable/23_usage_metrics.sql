@@ -1,8 +1,5 @@
 -- usage_metrics: read by their owner; counted by functions of the database only. Nothing here may run
 -- once per message: see the migration that made the table.
---
--- The migration engine sets both timeouts for every file.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 
 create or replace function private.check_usage_day() returns trigger
 language plpgsql set search_path = ''

@@ -1,8 +1,5 @@
 -- audit_logs: read by those whom they concern, appended by services and by triggers of the other
 -- tables, changed by nobody but service_role, for erasure requests.
---
--- The migration engine sets both timeouts for every file.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 
 revoke all on public.audit_logs from public, anon, authenticated, service_role;
 grant select on public.audit_logs to authenticated;

@@ -1,8 +1,5 @@
 -- support_tickets: opened and edited by customers, except for what the staff decides (status,
 -- assignee, resolution); worked on through admin-dashboard.
---
--- The migration engine sets both timeouts for every file.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 
 create or replace function private.check_ticket_priority() returns trigger
 language plpgsql security definer set search_path = ''

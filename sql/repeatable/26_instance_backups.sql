@@ -1,7 +1,4 @@
 -- instance_backups: a user may ask for a manual one; the instance-provisioner does the rest.
---
--- The migration engine sets both timeouts for every file.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 
 create or replace function private.apply_backup_retention() returns trigger
 language plpgsql security definer set search_path = ''

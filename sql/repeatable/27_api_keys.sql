@@ -1,7 +1,4 @@
 -- api_keys: created, renamed and revoked by their owner. The hash goes in, never out.
---
--- The migration engine sets both timeouts for every file.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 
 create or replace function private.store_api_key_hash() returns trigger
 language plpgsql security definer set search_path = ''

@@ -1,8 +1,5 @@
 -- The private tables: no API role reaches them, service_role included. What a service needs of them is
 -- granted to its login role by name; these policies bound what could be granted.
---
--- The migration engine sets both timeouts for every file.
--- squawk-ignore-file require-lock-timeout, require-statement-timeout
 
 revoke all on schema private from public, anon, authenticated, service_role;
 revoke all on
