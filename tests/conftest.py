@@ -18,8 +18,9 @@ from psycopg import sql
 
 from dev.postgres import Server, embedded_bin
 
-# A shell that starts the tests in the background has them ignore SIGINT, and what they start, too.
+# A shell that starts the tests in the background has them, and what they start, ignore both.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 # A machine that is busy with the other worker is no failure.
 settings.register_profile("no-deadline", deadline=None)
