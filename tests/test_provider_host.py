@@ -842,9 +842,19 @@ def test_rotated_password_is_no_diff(stack: Stack) -> None:
     assert old not in json.dumps([vars(state) for state in stack.state.values()])
 
 
-def test_first_calls_may_come_all_at_once(applied: Stack) -> None:
-    # As on a refresh; threads that import a package at the same time see it half-made.
-    for _ in range(5):
-        with applied.host() as host, ThreadPoolExecutor(len(NAMES)) as pool:
-            for state in pool.map(host.refresh, NAMES):
-                assert state.outputs
+def test_psycopg_is_imported_by_configure_and_not_by_the_program() -> None:
+    # One thread configures a provider; threads that import a package at once see it half-made.
+    code = """
+import sys
+from pulumi.dynamic import Config, ConfigureRequest
+import components.access
+from components.schema import FilesProvider
+
+assert "psycopg" not in sys.modules
+values = {f"mindroom:{key}": "1" for key in ("databaseUser", "databasePort")}
+FilesProvider().configure(ConfigureRequest(Config(values, "mindroom")))
+for name in ("psycopg.types.json", "migrate.run", "migrate.roles", "migrate.catalog"):
+    assert name in sys.modules, name
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
