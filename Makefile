@@ -43,6 +43,7 @@ check: .venv/.installed $(TOOLS) ## Lint, type-check, and see that generated fil
 	.venv/bin/yamllint --strict .
 	.tools/bin/actionlint
 	.tools/bin/helm lint --strict --quiet $(CHART) --values $(CHART)/ci/minimal-values.yaml
+	$(PYTHON) -m migrate plan --offline
 	$(PYTHON) -m migrate bundle | diff -u sql/all-migrations.sql - || { echo "run make generate"; exit 1; }
 	$(PYTHON) -m dev.authorization | diff -u docs/authorization.md - || { echo "run make generate"; exit 1; }
 

@@ -31,17 +31,17 @@ class RoleSettingsProvider(DatabaseProvider):
         return UpdateResult(self._set(news))
 
     def _set(self, props: dict[str, Any]) -> dict[str, Any]:
-        from migrate import roles
-
         with self.session() as session:
+            from migrate import roles
+
             roles.set_settings(session, props["role"], props["settings"])
         return props
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
         """The live settings, of those that were declared."""
-        from migrate import roles
-
         with self.session() as session:
+            from migrate import roles
+
             found = roles.settings(session, props["role"])
         live = {name: found[name] for name in props["settings"] if name in found}
         return ReadResult(id_, props | {"settings": live}, props | {"settings": live})

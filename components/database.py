@@ -6,8 +6,9 @@ from typing import Literal
 import pulumi
 import pulumi_postgresql as postgresql
 
-from components.schema import PLATFORM, RepeatableSet
+from components.schema import RepeatableSet
 from components.session import Connection
+from migrate.files import PLATFORM
 
 MAINTENANCE = "postgres"
 """The database that every plain server has, from which others are created."""

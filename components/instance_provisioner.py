@@ -1,11 +1,16 @@
-"""InstanceProvisioner: its namespaces, its secret and its chart."""
+"""InstanceProvisioner: its namespaces, its secret and its chart.
+
+The resources are declared as their manifests, by type token.  The typed SDK would cost every run a
+second: its imports, and those of every kind that the chart turns out to hold.
+"""
 
 import hashlib
-from collections.abc import Sequence
+import importlib.metadata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pulumi
-import pulumi_kubernetes as kubernetes
 import yaml
 
 from components import ROOT
@@ -15,6 +20,9 @@ NAME = "instance-provisioner"
 NAMESPACE = "mindroom"
 INSTANCES_NAMESPACE = "mindroom-instances"
 PORT = 8080
+
+VERSION = importlib.metadata.version("pulumi-kubernetes")
+"""Of the provider's plugin, which is that of its SDK."""
 
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 
@@ -64,18 +72,19 @@ class InstanceProvisioner(pulumi.ComponentResource):
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("mindroom:instance_provisioner:InstanceProvisioner", name, None, opts)
-        cluster = kubernetes.Provider(
+        cluster = pulumi.ProviderResource(
+            "kubernetes",
             "cluster",
-            context=args.context or None,
-            render_yaml_to_directory=args.render_directory or None,
-            opts=pulumi.ResourceOptions(parent=self),
+            {
+                "context": args.context or None,
+                "renderYamlToDirectory": args.render_directory or None,
+            },
+            pulumi.ResourceOptions(parent=self, version=VERSION),
         )
         child = pulumi.ResourceOptions(parent=self, provider=cluster)
         kept = pulumi.ResourceOptions(parent=self, provider=cluster, protect=args.protect)
         namespace, instances = (
-            kubernetes.core.v1.Namespace(
-                each, metadata={"name": each, "labels": RESTRICTED}, opts=opts
-            )
+            _manifest("Namespace", {"name": each, "labels": RESTRICTED}, {}, opts)
             for each, opts in ((NAMESPACE, child), (INSTANCES_NAMESPACE, kept))
         )
         content: dict[str, pulumi.Input[str]] = {
@@ -84,39 +93,46 @@ class InstanceProvisioner(pulumi.ComponentResource):
         }
         if args.database_ca:
             content["ca.crt"] = args.database_ca
-        secret = kubernetes.core.v1.Secret(
-            NAME,
-            metadata={"name": NAME, "namespace": namespace.metadata.name},
-            string_data=content,
-            opts=child,
+        secret = _manifest(
+            "Secret",
+            {"name": NAME, "namespace": NAMESPACE},
+            {"stringData": content},
+            pulumi.ResourceOptions.merge(
+                child,
+                pulumi.ResourceOptions(
+                    depends_on=namespace, additional_secret_outputs=["data", "stringData"]
+                ),
+            ),
         )
         repository, separator, reference = args.image.partition("@")
         if not separator:
             repository, _, reference = args.image.rpartition(":")
-        kubernetes.helm.v4.Chart(
-            NAME,
-            chart=str(CHART.relative_to(ROOT)),
-            namespace=NAMESPACE,
-            values={
-                "image": {
-                    "repository": repository,
-                    "digest" if separator else "tag": reference,
-                },
-                "existingSecret": NAME,
-                "databaseCa": bool(args.database_ca),
-                # Only a digest of long random passwords: no secret, and a diff may show it.
-                "secretChecksum": pulumi.Output.unsecret(pulumi.Output.json_dumps(content)).apply(
-                    lambda text: hashlib.sha256(text.encode()).hexdigest()
-                ),
-                "instancesNamespace": INSTANCES_NAMESPACE,
-                "config": {"baseDomain": args.base_domain},
-                "networkPolicy": {"databasePort": args.database_port},
+        values = {
+            "image": {
+                "repository": repository,
+                "digest" if separator else "tag": reference,
             },
-            opts=pulumi.ResourceOptions(
+            "existingSecret": NAME,
+            "databaseCa": bool(args.database_ca),
+            # Only a digest of long random passwords: no secret, and a diff may show it.
+            "secretChecksum": pulumi.Output.unsecret(pulumi.Output.json_dumps(content)).apply(
+                lambda text: hashlib.sha256(text.encode()).hexdigest()
+            ),
+            "instancesNamespace": INSTANCES_NAMESPACE,
+            "config": {"baseDomain": args.base_domain},
+            "networkPolicy": {"databasePort": args.database_port},
+        }
+        pulumi.ComponentResource(
+            "kubernetes:helm.sh/v4:Chart",
+            NAME,
+            {"chart": str(CHART.relative_to(ROOT)), "namespace": NAMESPACE, "values": values},
+            pulumi.ResourceOptions(
                 parent=self,
                 provider=cluster,
+                version=VERSION,
                 depends_on=[namespace, instances, secret, *args.after],
             ),
+            remote=True,
         )
         self.description = pulumi.Output.from_input(
             {
@@ -127,3 +143,18 @@ class InstanceProvisioner(pulumi.ComponentResource):
             }
         )
         self.register_outputs({"description": self.description})
+
+
+def _manifest(
+    kind: str,
+    metadata: Mapping[str, Any],
+    content: Mapping[str, Any],
+    opts: pulumi.ResourceOptions,
+) -> pulumi.CustomResource:
+    """A resource of the API group `v1`, as its manifest has it."""
+    return pulumi.CustomResource(
+        f"kubernetes:core/v1:{kind}",
+        metadata["name"],
+        {"apiVersion": "v1", "kind": kind, "metadata": metadata, **content},
+        pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(version=VERSION)),
+    )

@@ -17,18 +17,16 @@ from pulumi.dynamic import (
 )
 
 from components import ROOT
-from components.session import DatabaseProvider
+from components.session import DatabaseProvider, exclusive
 from migrate import files
-from migrate.errors import FilesError, UnreachableError
+from migrate.errors import FilesError, NoRehearsalError, UnreachableError, UnsettledError
 
 # Imported in the methods that need it: see components/session.py.
 if TYPE_CHECKING:
     from migrate.connection import Connection as Session
+    from migrate.run import Plan
 
 SQL = Path(os.path.relpath(ROOT / "sql"))
-
-PLATFORM = "platform"
-"""The folder with what hosted Supabase has and a plain PostgreSQL lacks."""
 
 
 class FilesProvider(DatabaseProvider):
@@ -37,9 +35,13 @@ class FilesProvider(DatabaseProvider):
     def check(self, olds: dict[str, Any], news: dict[str, Any]) -> CheckResult:
         """Everything that needs no database: names, syntax, and what the last state says."""
         folder = news["folder"]
+        if olds.get("files") == news["files"]:
+            return CheckResult(news, [])
+        with exclusive:
+            from migrate import scripts
         try:
             found = files.read(SQL / folder)
-            problems = files.content_problems(found)
+            problems = scripts.problems(found)
         except FilesError as error:
             return CheckResult(news, [CheckFailure("", text) for text in error.problems])
         if folder == files.VERSIONED:
@@ -48,18 +50,23 @@ class FilesProvider(DatabaseProvider):
         return CheckResult(news, [CheckFailure("", text) for text in problems])
 
     def diff(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
-        """Compare with the last state, and ask the database what is really pending."""
-        from migrate import run
+        """Compare with the last state, and ask the database what is really pending.
 
-        pending: list[str] = []
+        What is pending is linted and rehearsed, once for both kinds of files.
+        """
+        folder, tree = news["folder"], files.read_tree(SQL)
+        changed = olds.get("files") != news["files"]
         try:
             with self.session() as session:
-                pending = run.plan(session, SQL, [news["folder"]])[0].work
+                from migrate import run
+
+                plan = run.plan(session, tree, [folder])
+                if plan.work:
+                    _preview(session, tree, plan)
         except UnreachableError as error:
-            print(f"warning: what is pending in {news['folder']}/ is not known: {error}")
-        for name in pending:
-            print(f"pending: {news['folder']}/{name}")
-        return DiffResult(changes=bool(pending) or olds.get("files") != news["files"])
+            print(f"warning: what is pending in {folder}/ is not known: {error}")
+            return DiffResult(changes=changed)
+        return DiffResult(changes=changed or plan.work)
 
     def create(self, props: dict[str, Any]) -> CreateResult:
         """Apply what is pending; a database that has it all is adopted as it is."""
@@ -70,22 +77,50 @@ class FilesProvider(DatabaseProvider):
         return UpdateResult(self._apply(news))
 
     def _apply(self, props: dict[str, Any]) -> dict[str, Any]:
-        from migrate import run
-
         with self.session() as session:
-            run.up(session, SQL, [props["folder"]], report=print)
+            from migrate import run
+
+            def report(step: run.Step) -> None:
+                if step.event != "applying":
+                    print(step)
+
+            run.up(session, files.read_tree(SQL), [props["folder"]], report)
         return props
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
         """What the ledger says is applied, as both inputs and outputs, so that drift is a diff."""
-        from migrate import ledger
-
         with self.session() as session:
-            applied = {
-                e.name: e.sha256 for e in ledger.entries(session) if e.folder == props["folder"]
-            }
+            from migrate import ledger
+
+            applied = dict(sorted(ledger.read(session).digests.get(props["folder"], {}).items()))
         live = props | {"files": applied, "head": max(applied, default="")}
         return ReadResult(id_, live, live)
+
+
+def _preview(session: "Session", tree: files.Tree, plan: "Plan") -> None:
+    """Print what is pending in a folder, what of it hurts, and how the rehearsal of all went.
+
+    Raises:
+        MigrateError: the rehearsal failed.
+    """
+    from migrate import rehearsal, run
+    from migrate.lint import lint
+
+    (folder,) = plan.folders
+    for name in folder.work:
+        print(f"pending: {folder.name}/{name}")
+    everything = run.plan(session, tree)
+    for finding in lint(*everything.linted):
+        if finding.path.parent.name == folder.name:
+            print(f"finding: {finding}")
+    if not plan.settled:
+        print("the record of what is there is not complete: this completes it")
+    first = next((each.name for each in everything.folders if each.work), None)
+    if folder.name == first:  # one rehearsal, of versioned and repeatable files together
+        try:
+            print(rehearsal.rehearse(tree, rehearsal.state(session)))
+        except NoRehearsalError as error:
+            print(f"warning: {error}")
 
 
 class VerificationProvider(DatabaseProvider):
@@ -93,17 +128,21 @@ class VerificationProvider(DatabaseProvider):
 
     def diff(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
         """Compare with the last proof, and ask the database for drift."""
-        from migrate import run
-
-        drift: list[str] = []
+        changes = any(olds.get(key) != news[key] for key in _PROOF)
         try:
             with self.session() as session:
-                drift = run.drift(session)
+                from migrate import proof
+
+                drift = proof.drift(session)
         except UnreachableError as error:
             print(f"warning: whether the schema has drifted is not known: {error}")
+            return DiffResult(changes=changes)
+        except UnsettledError as error:
+            print(error)
+            return DiffResult(changes=True)
         for difference in drift:
             print(f"drift: {difference}")
-        return DiffResult(changes=bool(drift) or any(olds.get(key) != news[key] for key in _PROOF))
+        return DiffResult(changes=changes or bool(drift))
 
     def create(self, props: dict[str, Any]) -> CreateResult:
         """Prove the database.
@@ -119,11 +158,11 @@ class VerificationProvider(DatabaseProvider):
         return UpdateResult(self._verify(news))
 
     def _verify(self, props: dict[str, Any]) -> dict[str, Any]:
-        from migrate import run
-
         with self.session() as session:
-            promises = run.verify(session, SQL)
-            print(f"verified: no drift, {promises} promises hold")
+            from migrate import proof
+
+            promises = proof.verify(session, files.read_tree(SQL))
+            print(f"verified: no drift, promises kept: {promises}")
             return props | _live(session)
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:

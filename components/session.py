@@ -17,7 +17,10 @@ from migrate.errors import MigrateError
 if TYPE_CHECKING:
     from migrate.connection import Connection as Session
 
-_lock = threading.Lock()
+exclusive = threading.Lock()
+"""Held by whoever uses the session, or imports: threads that import one package at the same time
+may see it half-made."""
+
 _open: dict[str, "Session"] = {}
 
 
@@ -98,10 +101,6 @@ class DatabaseProvider(ResourceProvider):
 
     def configure(self, req: ConfigureRequest) -> None:
         """Remember the connection; called once in the provider process, by one thread."""
-        # Here, because threads that import a package at the same time see it half-made.
-        import migrate.roles
-        import migrate.run  # noqa: F401
-
         # The host reports an exception with its traceback; the message alone is for operators.
         sys.tracebacklimit = 0
         self.connection = Connection.read(req.config.get)
@@ -114,11 +113,10 @@ class DatabaseProvider(ResourceProvider):
             UnreachableError: the database cannot be reached.
             MigrateError: whatever the engine has to say, as the operator will read it.
         """
-        from migrate.connection import connect
-        from migrate.failure import readable
+        with exclusive:
+            from migrate.connection import connect, readable
 
-        url = self.connection.url()
-        with _lock:
+            url = self.connection.url()
             try:
                 session = _open.get(url)
                 if session is None or session.closed:

@@ -15,14 +15,12 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-import psycopg
 import yaml
-from psycopg.conninfo import conninfo_to_dict
 
 from components import PROJECT, ROOT
 from components.matrix import SERVICES
 from dev import DevError
-from dev.postgres import PostgresError, Server, embedded_bin
+from embedded.postgres import PostgresError, Server, embedded_bin
 
 STATE = ROOT / ".state"
 STACK = "dev"
@@ -160,14 +158,14 @@ def _config() -> tuple[dict[str, Any], list[str]]:
         server = _embedded()
         if server.start():
             print(f"started PostgreSQL on 127.0.0.1:{server.port}")
-        url = server.url()
-    try:
-        given = conninfo_to_dict(url)
-    except psycopg.ProgrammingError:
-        raise DevError(
-            "DEV_DATABASE_URL cannot be parsed (it is not shown, since it may hold a password): "
-            "write postgresql://SUPERUSER:PASSWORD@HOST:PORT"
-        ) from None
+        given: dict[str, Any] = {
+            "port": server.port,
+            "user": server.superuser,
+            "password": server.password,
+            "sslmode": "disable",
+        }
+    else:
+        given = _parse(url)
     declared = yaml.safe_load((ROOT / "Pulumi.yaml").read_text())["config"]
     committed = yaml.safe_load((ROOT / f"Pulumi.{STACK}.yaml").read_text())["config"]
     config = {key: each["default"] for key, each in declared.items()}
@@ -180,6 +178,19 @@ def _config() -> tuple[dict[str, Any], list[str]]:
     }
     kept = _generated(str(given.get("password") or ""))
     return config | kept, list(kept)
+
+
+def _parse(url: str) -> dict[str, Any]:
+    import psycopg  # here, because it takes longer to import than all the rest
+    from psycopg.conninfo import conninfo_to_dict
+
+    try:
+        return conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        raise DevError(
+            "DEV_DATABASE_URL cannot be parsed (it is not shown, since it may hold a password): "
+            "write postgresql://SUPERUSER:PASSWORD@HOST:PORT"
+        ) from None
 
 
 def _generated(admin_password: str) -> dict[str, Any]:

@@ -1,39 +1,76 @@
 """The command line: `python -m migrate COMMAND`."""
 
 import argparse
+import json
 import os
 import re
 import sys
-from functools import partial
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from migrate import files, ledger, run
-from migrate.bundle import bundle
-from migrate.connection import connect
-from migrate.errors import DriftError, MigrateError
+from migrate import files, run
+from migrate.connection import Connection, connect
+from migrate.errors import DriftError, FilesError, MigrateError, PromiseError
+from migrate.files import FOLDERS, PLATFORM, REPEATABLE, VERSIONED, Tree
+from migrate.run import LOCK_WAIT, Step
 
 UP_TO_DATE, ERROR, PENDING, DRIFT = 0, 1, 2, 3
 
-_HELP = """\
-commands:
-  status      every file with its state: applied (when, by whom) or pending
-  plan        what `up` would apply, after all checks; changes nothing
-  up          apply what is pending: versioned files in order, then changed repeatable ones
-  verify      check for drift and run the queries of verify/; --accept takes the drift as right
-  bundle      print everything as one script for `psql -f`
-  new NAME    write the next versioned file
+_DESCRIPTION = """\
+Apply SQL migrations to a PostgreSQL database, each once, and prove the result.
 
-exit codes:
-  0 up to date   1 error   2 pending (status, plan)   3 drift (verify)
+A directory (default: sql) holds, each optional:
+  migrations/NNNN_name.sql   versioned: applied once, in order, never edited afterwards
+  repeatable/*.sql           functions, policies, grants: applied again whenever they change
+  verify/*.sql               queries that return the rows that break a promise
+  platform/*.sql             what a plain PostgreSQL lacks and a hosted one has
 
-The database is --database-url, else DATABASE_URL, else libpq's own PGHOST, PGSERVICE and so on.
+The database is --database-url, else DATABASE_URL, else what libpq finds in PGHOST, PGSERVICE, its
+service file and so on.  Passwords are never printed.
 """
+
+_EXIT_CODES = """\
+exit codes:
+  0  up to date, or done
+  1  error: nothing is half-done, the message says what stands and what to do
+  2  pending: there is something to apply (status, plan)
+  3  drift: the database was changed behind the engine's back (plan, verify)
+"""
+
+_UNSETTLED = "the record of what is there is not complete: `up` completes it"
+
+_UNACKNOWLEDGED = """\
+error: there are findings that nobody has acknowledged
+  what to do: take the safe way of docs/lint.md; or, where it is right as it is, write the reason
+  into the comment before the statement: -- migrate: allow RULE: reason"""
 
 _TEMPLATE = """\
 -- {title}: what this changes, and why.
 
 """
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command has to say: for people, and for machines."""
+
+    code: int = UP_TO_DATE
+    text: str = ""
+    error: str = ""
+    document: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command, with the help that teaches it."""
+
+    run: Callable[[argparse.Namespace], Result]
+    summary: str
+    explanation: str
 
 
 class _Parser(argparse.ArgumentParser):
@@ -43,134 +80,353 @@ class _Parser(argparse.ArgumentParser):
         self.exit(ERROR, "error: " + re.sub(r"://\S*", "://...", message) + "\n")
 
 
-def main(arguments: list[str]) -> int:
-    """Run one command; returns the exit code."""
+def _parser() -> argparse.ArgumentParser:
     everywhere = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
-    everywhere.add_argument(
-        "--directory",
-        type=Path,
-        help="holds migrations/, repeatable/ and verify/, each optional (default: sql)",
-    )
-    everywhere.add_argument("--database-url", help="postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
+    common = everywhere.add_argument_group("common options")
+    common.add_argument("--directory", type=Path, help="holds the folders (default: sql)")
+    common.add_argument("--database-url", help="postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
+    common.add_argument("--json", action="store_true", help="one JSON document instead of text")
     parser = _Parser(
         prog="python -m migrate",
-        description="Apply SQL migrations to a PostgreSQL database, each once, and prove them.",
-        epilog=_HELP,
+        description=_DESCRIPTION,
+        epilog=_EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[everywhere],
     )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    added = {name: commands.add_parser(name, parents=[everywhere]) for name in _COMMANDS}
+    commands = parser.add_subparsers(
+        title="commands", dest="command", metavar="COMMAND", required=True
+    )
+    added = {
+        name: commands.add_parser(
+            name,
+            help=command.summary,
+            description=command.explanation,
+            epilog=_EXIT_CODES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            parents=[everywhere],
+        )
+        for name, command in COMMANDS.items()
+    }
+    for name in ("status", "plan", "up"):
+        added[name].add_argument(
+            "--platform",
+            action="store_true",
+            help="with platform/ first, for a plain PostgreSQL",
+        )
     added["plan"].add_argument(
-        "--offline", action="store_true", help="check the files, ask no database"
+        "--offline", action="store_true", help="check and lint the files, ask no database"
     )
+    added["plan"].add_argument(
+        "--rehearse", action="store_true", help="apply it in a throwaway PostgreSQL, and verify"
+    )
+    for name in ("up", "verify"):
+        added[name].add_argument(
+            "--wait",
+            type=float,
+            default=LOCK_WAIT,
+            metavar="SECONDS",
+            help="how long to wait for another run (default: %(default)g)",
+        )
     added["verify"].add_argument(
-        "--accept", action="store_true", help="record the live catalog as right"
+        "--accept", action="store_true", help="first record the live catalog as right"
     )
-    added["new"].add_argument("name", metavar="NAME")
+    added["new"].add_argument("title", metavar="TITLE")
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command; returns the exit code."""
     defaults = argparse.Namespace(
-        directory=Path("sql"), database_url=os.environ.get("DATABASE_URL", "")
+        directory=Path("sql"), database_url=os.environ.get("DATABASE_URL", ""), json=False
     )
-    options = parser.parse_args(arguments, defaults)
+    options = _parser().parse_args(arguments, defaults)
     try:
         if not options.directory.is_dir():
             raise MigrateError(f"{options.directory}: no such directory: pass --directory")
-        folders = (files.VERSIONED, files.REPEATABLE, files.VERIFY)
-        if options.command != "new" and not any((options.directory / n).exists() for n in folders):
-            raise MigrateError(f"{options.directory}: holds none of {', '.join(folders)}")
-        return _COMMANDS[options.command](options)
+        known = any((options.directory / name).exists() for name in FOLDERS)
+        if options.command != "new" and not known:
+            raise MigrateError(f"{options.directory}: holds none of {', '.join(FOLDERS)}")
+        result = COMMANDS[options.command].run(options)
     except DriftError as error:
-        print(error, file=sys.stderr)
-        return DRIFT
-    except MigrateError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return ERROR
-    except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return ERROR
-    except KeyboardInterrupt:
-        print(
-            "error: interrupted: the file under way was rolled back, "
-            "unless it runs without a transaction",
-            file=sys.stderr,
+        result = Result(
+            DRIFT, "", str(error), {"drift": [asdict(each) for each in error.differences]}
         )
-        return ERROR
+    except PromiseError as error:
+        result = _failed(error, {"broken": [asdict(each) for each in error.broken]})
+    except FilesError as error:
+        result = _failed(error, {"problems": error.problems})
+    except MigrateError as error:
+        result = _failed(error, {})
+    except OSError as error:
+        result = _failed(MigrateError(f"{error.filename}: {error.strerror}"), {})
+    except KeyboardInterrupt:
+        told = (
+            "interrupted: the file under way was rolled back, unless it runs without a transaction"
+        )
+        result = _failed(MigrateError(told), {})
+    if options.json:
+        print(json.dumps(result.document | {"exit_code": result.code}, indent=2, default=str))
+    else:
+        if result.text:
+            print(result.text, flush=True)
+        if result.error:
+            print(result.error, file=sys.stderr)
+    return result.code
 
 
-def _status(options: argparse.Namespace) -> int:
-    with connect(options.database_url) as connection:
-        applied = {(e.folder, e.name): e for e in ledger.entries(connection)}
-        found = run.folders(connection, options.directory)
-    for folder in found:
+def _failed(error: MigrateError, document: dict[str, Any]) -> Result:
+    return Result(ERROR, "", f"error: {error}", document | {"error": str(error)})
+
+
+@contextmanager
+def _open(options: argparse.Namespace) -> Iterator[tuple[Connection, Tree]]:
+    """The database and the files; these are read and hashed while the server answers."""
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(files.read_tree, options.directory)
+        with connect(options.database_url) as connection:
+            yield connection, reading.result()
+
+
+def _names(options: argparse.Namespace) -> tuple[str, ...]:
+    return (*([PLATFORM] if options.platform else []), VERSIONED, REPEATABLE)
+
+
+def _status(options: argparse.Namespace) -> Result:
+    from migrate import ledger
+
+    with _open(options) as (connection, tree):
+        applied = ledger.entries(connection)
+        found = run.compare(connection, tree, _names(options))
+    rows = []
+    for folder in found.folders:
         pending = {file.name for file in folder.pending}
-        for file in folder.files:
-            entry = applied.get((folder.name, file.name))
-            state = "pending" if file.name in pending else "applied"
-            when = (
-                f"  {entry.applied_at:%Y-%m-%d %H:%M:%S%z} by {entry.applied_by}" if entry else ""
+        for name in sorted({file.name for file in folder.files} | folder.recorded.keys()):
+            entry = applied.get((folder.name, name))
+            present = any(file.name == name for file in folder.files)
+            state = "pending" if name in pending else "applied" if present else "removed"
+            rows.append(
+                {
+                    "file": f"{folder.name}/{name}",
+                    "state": state,
+                    "applied_at": entry and entry.applied_at,
+                    "applied_by": entry and entry.applied_by,
+                }
             )
-            print(f"{state}  {folder.name}/{file.name}{when}")
-        for name in folder.gone:
-            print(f"removed  {folder.name}/{name}")
-    files.refuse([problem for folder in found for problem in folder.problems])
-    return PENDING if any(folder.work for folder in found) else UP_TO_DATE
+    lines = [
+        f"{row['state']}  {row['file']}"
+        + (f"  {row['applied_at']:%Y-%m-%d %H:%M:%S%z} by {row['applied_by']}" if entry else "")
+        for row in rows
+        for entry in [row["applied_at"]]
+    ]
+    lines += [] if found.settled else [_UNSETTLED]
+    problems = [problem for folder in found.folders for problem in folder.problems]
+    document = {"files": rows, "settled": found.settled, "problems": problems}
+    if problems:
+        return Result(ERROR, "\n".join(lines), "error: " + "\n".join(problems), document)
+    return Result(PENDING if found.work else UP_TO_DATE, "\n".join(lines), "", document)
 
 
-def _plan(options: argparse.Namespace) -> int:
+def _plan(options: argparse.Namespace) -> Result:
+    from migrate import proof, rehearsal, scripts
+    from migrate.lint import lint
+
     if options.offline:
-        bundle(options.directory)
-        files.refuse(files.content_problems(files.read(options.directory / files.VERIFY)))
-        print("the files are sound; which of them are pending only a database knows")
-        return UP_TO_DATE
-    with connect(options.database_url) as connection:
-        found = run.plan(connection, options.directory)
-    pending = [f"pending  {folder.name}/{name}" for folder in found for name in folder.work]
-    print("\n".join(pending) or "nothing to do")
-    return PENDING if pending else UP_TO_DATE
+        tree = files.read_tree(options.directory)
+        everything = [file for name in FOLDERS for file in tree[name]]
+        files.refuse(files.number_problems(tree[VERSIONED]) + scripts.problems(everything))
+        findings = lint([*tree[VERSIONED], *tree[REPEATABLE]])
+        rehearsed = rehearsal.rehearse(tree) if options.rehearse else None
+        text = [*map(str, findings), *([str(rehearsed)] if rehearsed else [])]
+        document: dict[str, Any] = {
+            "findings": [asdict(finding) for finding in findings],
+            "rehearsal": rehearsed and asdict(rehearsed),
+        }
+        if any(finding.reason is None for finding in findings):
+            return Result(ERROR, "\n".join(text), _UNACKNOWLEDGED, document)
+        text.append("the files are sound; which of them are pending only a database knows")
+        return Result(UP_TO_DATE, "\n".join(text), "", document)
+    with _open(options) as (connection, tree):
+        found = run.plan(connection, tree, _names(options))
+        drift = proof.drift(connection) if found.settled else []
+        state = rehearsal.state(connection)
+    findings = lint(*found.linted)
+    rehearsed = rehearsal.rehearse(tree, state) if options.rehearse and found.work else None
+    forgotten = [f"{folder.name}/{name}" for folder in found.folders for name in folder.gone]
+    text = [f"pending  {file.label}" for file in found.pending]
+    text += [f"removed  {label}" for label in forgotten]
+    text += map(str, findings)
+    text += [f"drift: {difference}" for difference in drift]
+    text += [str(rehearsed)] if rehearsed else []
+    if not found.settled:
+        text.append(_UNSETTLED)
+    document = {
+        "pending": [
+            {
+                "file": file.label,
+                "sha256": file.sha256,
+                "statements": scripts.outline(file).statements,
+                "transactional": scripts.outline(file).transactional,
+            }
+            for file in found.pending
+        ],
+        "removed": forgotten,
+        "settled": found.settled,
+        "findings": [asdict(finding) for finding in findings],
+        "drift": [asdict(difference) for difference in drift],
+        "rehearsal": rehearsed and asdict(rehearsed),
+    }
+    code = PENDING if found.work else DRIFT if drift else UP_TO_DATE
+    return Result(code, "\n".join(text) or "nothing to do", "", document)
 
 
-def _up(options: argparse.Namespace) -> int:
-    with connect(options.database_url) as connection:
-        applied = run.up(connection, options.directory, report=partial(print, flush=True))
-    print(f"applied {len(applied)} files" if applied else "nothing to do")
-    return UP_TO_DATE
+def _up(options: argparse.Namespace) -> Result:
+    steps: list[Step] = []
+    with _open(options) as (connection, tree), _progress(options, steps) as report:
+        applied = run.up(connection, tree, _names(options), report, options.wait)
+    text = f"files applied: {len(applied)}" if applied else "nothing to do"
+    document = {
+        "applied": [
+            {"file": step.subject, "milliseconds": round(step.seconds * 1000)}
+            for step in steps
+            if step.event == "applied"
+        ]
+    }
+    return Result(UP_TO_DATE, text, "", document)
 
 
-def _verify(options: argparse.Namespace) -> int:
-    with connect(options.database_url) as connection:
+@contextmanager
+def _progress(options: argparse.Namespace, steps: list[Step]) -> Iterator[run.Report]:
+    """A report that shows a bar on a terminal, plain lines elsewhere, nothing before JSON."""
+    if options.json:
+        yield steps.append
+    elif not sys.stdout.isatty():
+        yield _print
+    else:
+        with ExitStack() as stack:
+            shown: list[Any] = []
+
+            def show(step: Step) -> None:
+                if not shown:
+                    from rich.progress import Progress  # here, because most runs have no step
+
+                    bar = stack.enter_context(Progress(*Progress.get_default_columns()[:2]))
+                    shown.extend([bar, bar.add_task("waiting", total=None)])
+                bar, task = shown
+                if step.event == "applying":
+                    bar.update(
+                        task, total=step.total, completed=step.number - 1, description=step.subject
+                    )
+                else:
+                    bar.console.print(str(step), markup=False, highlight=False)
+
+            yield show
+
+
+def _print(step: Step) -> None:
+    if step.event != "applying":
+        print(step, flush=True)
+
+
+def _verify(options: argparse.Namespace) -> Result:
+    from migrate import proof
+
+    with _open(options) as (connection, tree):
         if options.accept:
-            run.accept(connection)
-        promises = run.verify(connection, options.directory)
-    print(f"verified: no drift, {promises} promises hold")
-    return UP_TO_DATE
+            proof.accept(connection, options.wait)
+        promises = proof.verify(connection, tree)
+    text = f"verified: no drift, promises kept: {promises}"
+    return Result(UP_TO_DATE, text, "", {"drift": [], "broken": [], "promises": promises})
 
 
-def _bundle(options: argparse.Namespace) -> int:
-    sys.stdout.buffer.write(bundle(options.directory).encode())
-    return UP_TO_DATE
+def _bundle(options: argparse.Namespace) -> Result:
+    from migrate.bundle import bundle
+
+    for part in bundle(files.read_tree(options.directory)):
+        sys.stdout.buffer.write(part.encode())
+    sys.stdout.flush()
+    return Result()
 
 
-def _new(options: argparse.Namespace) -> int:
-    name = re.sub(r"[^a-z0-9]+", "_", options.name.lower()).strip("_")
+def _new(options: argparse.Namespace) -> Result:
+    name = re.sub(r"[^a-z0-9]+", "_", options.title.lower()).strip("_")
     if not name:
-        raise MigrateError(f"{options.name!r} has no letter or digit to name a file by")
-    folder = options.directory / files.VERSIONED
+        raise MigrateError(f"{options.title!r} has no letter or digit to name a file by")
+    folder = options.directory / VERSIONED
     folder.mkdir(exist_ok=True)
     present = files.read(folder)
     files.refuse(files.number_problems(present))
     path = folder / f"{len(present) + 1:04d}_{name}.sql"
-    path.write_text(_TEMPLATE.format(title=options.name), encoding="utf-8")
-    print(path)
-    return UP_TO_DATE
+    path.write_text(_TEMPLATE.format(title=options.title), encoding="utf-8")
+    return Result(UP_TO_DATE, str(path), "", {"file": str(path)})
 
 
-_COMMANDS = {
-    "status": _status,
-    "plan": _plan,
-    "up": _up,
-    "verify": _verify,
-    "bundle": _bundle,
-    "new": _new,
+COMMANDS = {
+    "status": Command(
+        _status,
+        "every file with its state",
+        """\
+Show every file: applied (when, by whom), pending, or removed.  Reads only.
+
+  python -m migrate status
+  python -m migrate status --json | jq '.files[] | select(.state == "pending")'
+""",
+    ),
+    "plan": Command(
+        _plan,
+        "what `up` would do, after all checks",
+        """\
+Check the files and show what `up` would apply, what of it would hurt a live database (docs/lint.md
+says why, and the safe way), and what has drifted.  Reads only.
+
+  python -m migrate plan --rehearse    also apply it to a copy of the database's schema in a
+                                       throwaway PostgreSQL, and verify that
+  python -m migrate plan --offline     without a database: syntax, names, findings in any file
+""",
+    ),
+    "up": Command(
+        _up,
+        "apply what is pending",
+        """\
+Apply what is pending: versioned files in order, each in its own transaction with its ledger row,
+then the changed repeatable ones together.  One run at a time; another one waits.  Cut off at any
+point, run it again: it goes on where it stopped.
+
+  python -m migrate up
+  python -m migrate up --wait 600      behind a long run
+  python -m migrate up --platform      on a plain PostgreSQL, if the SQL is for a hosted one
+""",
+    ),
+    "verify": Command(
+        _verify,
+        "prove the database: no drift, all promises kept",
+        """\
+Compare the live catalog with what the last run left, object by object, and run the queries of
+verify/, which return the rows that break a promise.  Reads only.
+
+  python -m migrate verify
+  python -m migrate verify --accept    take the drift as right; write a migration that makes it
+                                       wherever else it is missing
+""",
+    ),
+    "bundle": Command(
+        _bundle,
+        "everything as one script for `psql -f`",
+        """\
+Print all versioned and repeatable files as one script for an empty database.  It writes the ledger
+too, so that a later `up` applies nothing again.  Asks no database.
+
+  python -m migrate bundle > all-migrations.sql
+""",
+    ),
+    "new": Command(
+        _new,
+        "write the next versioned file",
+        """\
+Write the next versioned file, numbered and named by its title, for you to fill in.
+
+  python -m migrate new "add invoices"
+""",
+    ),
 }
 
 if __name__ == "__main__":

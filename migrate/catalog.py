@@ -1,16 +1,16 @@
 """The live catalog as a map of object -> definition, to compare and to fingerprint.
 
-It covers the schemas that belong to the role that owns the ledger, and `public`.  What an
-extension brought is left out, and so are the privileges of roles that can log in: those belong
-to whoever manages the accounts.  The owner of the ledger appears as `us`, so that two
-databases made by different roles compare equal.
+It covers the schemas that belong to the role that owns the ledger, and `public`.  Left out are what
+an extension brought; the privileges of roles that can log in, which belong to whoever manages the
+accounts; default privileges, which are the platform's; and comments.  The owner of the ledger
+appears as `us`, so that two databases made by different roles compare equal.
 """
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-from migrate.connection import Connection
-from migrate.failure import readable
+from migrate.connection import Connection, readable
 from migrate.ledger import SCHEMA
 
 _QUERY = f"""
@@ -35,8 +35,14 @@ routine as (
   select p.*, role.name as owner, format('%I.%I(%s)', o.nspname, p.proname,
          pg_get_function_identity_arguments(p.oid)) as full_name
   from pg_proc p join ours o on o.oid = p.pronamespace join role on role.oid = p.proowner
-  where p.prokind in ('f', 'p') and not exists (
+  where not exists (
     select from extension e where e.classid = 'pg_proc'::regclass and e.objid = p.oid)
+),
+kind as (
+  select t.*, format('%I.%I', o.nspname, typname) as full_name
+  from pg_type t join ours o on o.oid = t.typnamespace left join pg_class c on c.oid = typrelid
+  where typtype in ('e', 'd', 'c', 'r') and coalesce(c.relkind, 'c') = 'c' and not exists (
+    select from extension e where e.classid = 'pg_type'::regclass and e.objid = t.oid)
 ),
 privilege (object, acl, owner) as (
   select format('schema %I', nspname), nspacl, nspowner from ours
@@ -89,20 +95,44 @@ select format('view %s', full_name),
        format('owner %s, options %s: %s', relation.owner, reloptions, pg_get_viewdef(relation.oid))
 from relation where relkind in ('v', 'm')
 union all
-select format('sequence %s', full_name), format('owner %s', relation.owner)
-from relation where relkind = 'S'
+select format('sequence %s', full_name),
+       format('owner %s: %s start %s increment %s from %s to %s cache %s%s', relation.owner,
+              format_type(seqtypid, null), seqstart, seqincrement, seqmin, seqmax, seqcache,
+              case when seqcycle then ' cycle' end)
+from relation join pg_sequence on seqrelid = relation.oid
 union all
 select format('function %s', full_name),
        format('owner %s: %s', routine.owner, pg_get_functiondef(routine.oid))
-from routine
+from routine where prokind <> 'a'
 union all
-select format('type %I.%I', o.nspname, t.typname),
-       format('%s %s', t.typtype, coalesce(
-         (select string_agg(enumlabel, ', ' order by enumsortorder) from pg_enum
-          where enumtypid = t.oid), format_type(t.typbasetype, t.typtypmod)))
-from pg_type t join ours o on o.oid = t.typnamespace
-where t.typtype in ('e', 'd') and not exists (
-  select from extension e where e.classid = 'pg_type'::regclass and e.objid = t.oid)
+select format('aggregate %s', full_name),
+       format('owner %s: state %s by %s from %s, final %s', routine.owner,
+              format_type(aggtranstype, null), aggtransfn, agginitval, aggfinalfn)
+from routine join pg_aggregate a on aggfnoid = routine.oid
+union all
+select format('rule %I on %s', rulename, full_name), pg_get_ruledef(r.oid)
+from relation join pg_rewrite r on ev_class = relation.oid where rulename <> '_RETURN'
+union all
+select format('statistics %I.%I', o.nspname, stxname), pg_get_statisticsobjdef(s.oid)
+from pg_statistic_ext s join ours o on o.oid = stxnamespace
+union all
+select format('type %s', full_name), definition from kind join lateral (
+  select 'enum ' || string_agg(quote_literal(enumlabel), ', ' order by enumsortorder)
+  from pg_enum where enumtypid = kind.oid
+  union all
+  select concat_ws(' ', 'domain of', format_type(typbasetype, typtypmod),
+                   case when typnotnull then 'not null' end, 'default ' || typdefault)
+  where typtype = 'd'
+  union all
+  select 'composite ' || string_agg(format('%I %s', attname, format_type(atttypid, atttypmod)), ', '
+                                    order by attnum)
+  from pg_attribute where attrelid = typrelid and attnum > 0 and not attisdropped
+  union all
+  select 'range of ' || format_type(rngsubtype, null) from pg_range where rngtypid = kind.oid
+) as defined (definition) on definition is not null
+union all
+select format('constraint %I on %s', conname, full_name), pg_get_constraintdef(k.oid)
+from kind join pg_constraint k on contypid = kind.oid where contype <> 'n'
 union all
 select format('privileges of %s on %s', coalesce(r.rolname, 'public'), p.object),
        string_agg(a.privilege_type || case when a.is_grantable then '*' else '' end, ', '
@@ -129,11 +159,26 @@ def object_digests(objects: Mapping[str, str]) -> dict[str, str]:
     return {name: hashlib.sha256(text.encode()).hexdigest()[:12] for name, text in objects.items()}
 
 
-def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
-    """Every object that differs, with its expected and its found definition."""
-    lines = []
-    for name in sorted(expected.keys() | found.keys()):
-        before, after = expected.get(name, "(absent)"), found.get(name, "(absent)")
-        if before != after:
-            lines.append(f"{name}\n  expected: {before}\n  found:    {after}")
-    return lines
+@dataclass(frozen=True)
+class Difference:
+    """An object that is not as it should be; a definition is None where there is no object."""
+
+    object: str
+    expected: str | None
+    found: str | None
+
+    def __str__(self) -> str:
+        """The object, with both definitions below it."""
+        return (
+            f"{self.object}\n  expected: {self.expected or '(absent)'}"
+            f"\n  found:    {self.found or '(absent)'}"
+        )
+
+
+def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> list[Difference]:
+    """Every object that differs, by name."""
+    return [
+        Difference(name, expected.get(name), found.get(name))
+        for name in sorted(expected.keys() | found.keys())
+        if expected.get(name) != found.get(name)
+    ]

@@ -2,15 +2,16 @@
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import psycopg
-from psycopg import conninfo
+from psycopg import conninfo, generators
+from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.rows import TupleRow
 
-from migrate.errors import MigrateError, UnreachableError
+from migrate.errors import LostError, MigrateError, UnreachableError
 
 Connection = psycopg.Connection[TupleRow]
 
@@ -28,6 +29,8 @@ APPLICATION = "migrate"
 SESSION = """\
 reset session authorization;
 reset all;
+deallocate all;
+discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
@@ -54,9 +57,10 @@ def connect(url: str, connect_timeout: int = 10) -> Connection:
         UnreachableError: it cannot be reached or refuses us.
         MigrateError: it is too old, or a transaction pooler.
     """
-    options = {"application_name": APPLICATION, "connect_timeout": connect_timeout} | _parse(url)
+    defaults = {"application_name": APPLICATION, "connect_timeout": connect_timeout}
+    options = defaults | _parse(url) | {"client_encoding": "utf-8"}
     try:
-        connection = psycopg.connect(autocommit=True, **options)  # type: ignore[arg-type]
+        connection = psycopg.connect(autocommit=True, prepare_threshold=None, **options)  # type: ignore[arg-type]
     except (psycopg.Error, ValueError) as error:
         raise UnreachableError(_refusal(error)) from None
     place = f"{connection.info.host}:{connection.info.port}"
@@ -72,7 +76,6 @@ def connect(url: str, connect_timeout: int = 10) -> Connection:
         raise MigrateError(
             f"{place} is PostgreSQL {found}; {OLDEST_SERVER} or newer is needed: upgrade the server"
         )
-    connection.execute(SESSION)
     return connection
 
 
@@ -103,21 +106,98 @@ def _refusal(error: Exception) -> str:
     return f"cannot connect to the database: {text}" + (f"\n  what to do: {hint}" if hint else "")
 
 
+def is_broken(error: psycopg.Error) -> bool:
+    """Whether the connection is gone, or the server tells that it is about to be."""
+    code = error.sqlstate
+    return isinstance(error, psycopg.OperationalError) and (
+        code is None or code.startswith(("08", "57P"))
+    )
+
+
 @contextmanager
-def lock(connection: Connection, wait: float) -> Iterator[None]:
+def readable() -> Iterator[None]:
+    """Tell what the server refuses outside of a file, such as for want of a privilege.
+
+    Raises:
+        MigrateError: the server refused something, or the connection broke.
+    """
+    try:
+        yield
+    except (psycopg.Error, StatementError) as caught:
+        error = caught.error if isinstance(caught, StatementError) else caught
+        text = error.diag.message_primary or str(error).strip()
+        if is_broken(error):
+            raise LostError(text) from error
+        code = f" (SQLSTATE {error.sqlstate})" if error.sqlstate else ""
+        hint = ""
+        if isinstance(error, psycopg.errors.InsufficientPrivilege):
+            hint = "\n  what to do: run as the role that owns the database and the schema migrate"
+        raise MigrateError(f"the database refuses: {text}{code}{hint}") from error
+
+
+class StatementError(Exception):
+    """The server refused a statement of a script.
+
+    Attributes:
+        done: how many statements before it were carried out.
+        error: what the server said.
+        position: where in the script, in characters from 0, if the server said so.
+    """
+
+    def __init__(self, done: int, error: psycopg.Error) -> None:
+        super().__init__(str(error))
+        self.done = done
+        self.error = error
+        position = error.diag.statement_position
+        self.position = None if position is None else int(position) - 1
+
+
+def send(connection: Connection, script: str) -> None:
+    """Run any number of statements by one message; the server stops at the first that fails.
+
+    Raises:
+        StatementError: one failed.
+        psycopg.OperationalError: the connection broke.
+    """
+    connection.pgconn.send_query(script.encode())
+    results = connection.wait(generators.execute(connection.pgconn))
+    for done, result in enumerate(results):
+        if result.status == ExecStatus.FATAL_ERROR:
+            raise StatementError(done, psycopg.errors.error_from_result(result))
+
+
+def roll_back(connection: Connection) -> None:
+    """End a transaction, if one is open and the connection lives."""
+    if connection.pgconn.transaction_status in (
+        TransactionStatus.INTRANS,
+        TransactionStatus.INERROR,
+    ):
+        send(connection, "rollback")
+
+
+@contextmanager
+def lock(connection: Connection, wait: float, waiting: Callable[[str], None]) -> Iterator[None]:
     """Hold the lock of a run.
 
     Args:
         connection: the connection that holds it; the server releases it if the connection dies.
         wait: seconds to wait for another run to end.
+        waiting: is told once who holds it, when it has to be waited for.
 
     Raises:
         MigrateError: another run holds it for longer than that; the message names it.
     """
     deadline = time.monotonic() + wait
+    told = False
     while connection.execute("select pg_try_advisory_lock(%s)", [LOCK_KEY]).fetchone() != (True,):
         if time.monotonic() >= deadline:
-            raise MigrateError(_holder(connection, wait))
+            raise MigrateError(
+                f"another run holds the migration lock: {_holder(connection)}; waited {wait:g} s\n"
+                "  what to do: wait for it and run again; nothing was changed by this run"
+            )
+        if not told:
+            waiting(_holder(connection))
+            told = True
         time.sleep(0.2)
     try:
         yield
@@ -126,7 +206,7 @@ def lock(connection: Connection, wait: float) -> Iterator[None]:
             connection.execute("select pg_advisory_unlock(%s)", [LOCK_KEY])
 
 
-def _holder(connection: Connection, wait: float) -> str:
+def _holder(connection: Connection) -> str:
     row = connection.execute(
         """select format('pid %%s (%%s, user %%s)', pid, application_name, usename)
                   || coalesce(', connected since ' || date_trunc('second', backend_start), '')
@@ -136,8 +216,4 @@ def _holder(connection: Connection, wait: float) -> str:
              and (classid::bigint << 32) | objid::bigint = %s""",
         [LOCK_KEY],
     ).fetchone()
-    who = "a run that has just ended" if row is None else row[0]
-    return (
-        f"another run holds the migration lock: {who}; waited {wait:g} s\n"
-        "  what to do: wait for it and run again; nothing was changed by this run"
-    )
+    return "a run that has just ended" if row is None else str(row[0])

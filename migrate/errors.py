@@ -1,6 +1,11 @@
 """What can go wrong, as messages for the person who has to act on them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from migrate.catalog import Difference
 
 
 class MigrateError(Exception):
@@ -15,9 +20,70 @@ class FilesError(MigrateError):
         super().__init__("\n".join(self.problems))
 
 
+class UnreachableError(MigrateError):
+    """The database cannot be reached, or refuses us."""
+
+
+class LostError(MigrateError):
+    """The connection broke."""
+
+    def __init__(self, reason: str, committed: Sequence[str] | None = None) -> None:
+        self.reason = reason
+        lines = [f"the connection broke: {reason}", "  what to do: run again"]
+        if committed is not None:
+            lines.insert(1, f"  committed in this run: {', '.join(committed) or 'nothing'}")
+        super().__init__("\n".join(lines))
+
+
+class NoRehearsalError(MigrateError):
+    """There can be no rehearsal, so that nothing is known about what is pending."""
+
+
+class UnsettledError(MigrateError):
+    """A run is under way or was cut off, so that nobody can tell what has drifted."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "whether the schema has drifted is not known: a run is under way, or was cut off\n"
+            "  what to do: wait for it; or run `up`, which finishes it"
+        )
+
+
 class DriftError(MigrateError):
     """The live catalog is not what the last run left behind."""
 
+    def __init__(self, differences: "Sequence[Difference]") -> None:
+        self.differences = list(differences)
+        count = len(self.differences)
+        super().__init__(
+            f"{count} object{' is' if count == 1 else 's are'} not as the last run left them:\n"
+            + "\n".join(map(str, self.differences))
+            + "\n  what to do: undo the change; or, where it is to stay, run `python -m migrate "
+            "verify --accept` and write a migration that makes it where it is missing"
+        )
 
-class UnreachableError(MigrateError):
-    """The database cannot be reached, or refuses us."""
+
+@dataclass(frozen=True)
+class Broken:
+    """A promise that does not hold: where it is written, what it says, and rows that break it."""
+
+    place: str
+    promise: str
+    rows: Sequence[Mapping[str, Any]]
+
+    def __str__(self) -> str:
+        """The promise, with the rows below it."""
+        rows = [", ".join(f"{name}={value}" for name, value in row.items()) for row in self.rows]
+        return "\n  ".join([f"{self.place}: broken promise: {self.promise}", *rows])
+
+
+class PromiseError(MigrateError):
+    """Promises of `verify/` are broken."""
+
+    def __init__(self, broken: Sequence[Broken]) -> None:
+        self.broken = list(broken)
+        super().__init__(
+            "\n".join(map(str, self.broken))
+            + "\n  what to do: what was applied stays applied; mend it with the next migration, or "
+            "by editing a repeatable file"
+        )

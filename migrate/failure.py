@@ -1,58 +1,77 @@
 """A failed statement, told to the person who has to mend it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Sequence
 
 import psycopg
+from pglast import ast
 
-from migrate.errors import MigrateError
+from migrate.connection import is_broken
 from migrate.files import File
-from migrate.statements import excerpt, position
+from migrate.scripts import outline
+from migrate.statements import Piece, Statement
+
+_DO_BLOCK_LINE = re.compile(r"PL/pgSQL function inline_code_block line (\d+)")
+_QUOTE = re.compile(r"\$\w*\$|[eE]?'")
+
+_LONGEST = 2000
+"""Characters that are shown of what the server says; it may quote a whole value."""
 
 
-def describe(file: File, number: int, error: psycopg.Error) -> str:
-    """Where a file failed, and everything the server said about it.
+def describe(
+    files: Sequence[File], statement: Statement | None, offset: int | None, error: psycopg.Error
+) -> str:
+    """Where files failed, and everything the server said about it.
 
     Args:
-        file: the file that failed.
-        number: which of its statements, from 1; 0 when it failed at its commit.
+        files: the file that failed, or all that were to commit together.
+        statement: which of its statements; None when they failed at their commit.
+        offset: where in the statement, in characters from 0; None when the server did not say.
         error: what the server said.
     """
     told = error.diag
-    place, frame = f"{file.path}: at commit", []
-    if number:
-        statement = file.statements[number - 1]
-        offset = statement.offset + max(int(told.statement_position or 1) - 1, 0)
-        place = f"{file.path}:{position(file.text, offset)}"
-        frame = [
-            f"  statement {number} of {len(file.statements)}:",
-            excerpt(file.text, offset),
-        ]
     code = f" (SQLSTATE {told.sqlstate})" if told.sqlstate else ""
-    lines = [f"{place}: {told.message_primary or str(error).strip()}{code}", *frame]
+    what = _cut(told.message_primary or str(error).strip()) + code
+    if is_broken(error) and not told.sqlstate:
+        what = f"the connection broke: {what}"
+    elif statement is None:
+        what = f"at commit: {what}"
+    if statement is None:
+        lines = [f"{', '.join([str(files[0].path), *(f.name for f in files[1:])])}: {what}"]
+    else:
+        if offset is None:
+            offset = _in_do_block(statement, told.context or "")
+        lines = [
+            f"{files[0].path}:{statement.position(offset)}: {what}",
+            f"  statement {statement.number} of {outline(files[0]).statements}:",
+            statement.frame(offset),
+        ]
+    if told.internal_query:
+        at = max(int(told.internal_position or 1) - 1, 0)
+        lines += ["  in the query:", Piece(told.internal_query).frame(at)]
     for label, text in (
         ("detail", told.message_detail),
         ("hint", told.message_hint),
         ("context", told.context),
     ):
         if text:
-            lines.append(f"  {label}: " + text.replace("\n", "\n    "))
+            lines.append(f"  {label}: " + _cut(text).replace("\n", "\n    "))
     return "\n".join(lines)
 
 
-@contextmanager
-def readable() -> Iterator[None]:
-    """Tell what the server refuses outside of a file, such as for want of a privilege.
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 
-    Raises:
-        MigrateError: the server refused something, or the connection broke.
-    """
-    try:
-        yield
-    except psycopg.Error as error:
-        text = error.diag.message_primary or str(error).strip()
-        code = f" (SQLSTATE {error.sqlstate})" if error.sqlstate else ""
-        hint = ""
-        if isinstance(error, psycopg.errors.InsufficientPrivilege):
-            hint = "\n  what to do: run as the role that owns the database and the schema migrate"
-        raise MigrateError(f"the database refuses: {text}{code}{hint}") from error
+
+def _in_do_block(statement: Statement, context: str) -> int:
+    """The offset of the line of a DO block that failed; 0 for any other statement."""
+    lines = _DO_BLOCK_LINE.findall(context)
+    if not lines or not isinstance(statement.node, ast.DoStmt):
+        return 0
+    body = next(option for option in statement.node.args or () if option.defname == "as")
+    quote = _QUOTE.match(statement.text, body.location)
+    offset = quote.end() if quote else body.location
+    for _ in range(int(lines[-1]) - 1):
+        offset = statement.text.index("\n", offset) + 1
+    rest = statement.text[offset:]
+    return offset + len(rest) - len(rest.lstrip(" \t"))

@@ -1,15 +1,22 @@
-"""Migration files: finding, reading and checking them, all without a database."""
+"""Migration files: finding, reading and hashing them, and what their names and history tell.
 
+Nothing here needs a database or the parser.
+"""
+
+import codecs
 import hashlib
 import json
+import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 from migrate.errors import FilesError
-from migrate.statements import Statement, parse
+
+PLATFORM = "platform"
+"""The folder with what a plain PostgreSQL lacks and a hosted one has; repeatable files."""
 
 VERSIONED = "migrations"
 """The folder of the versioned files: `NNNN_name.sql`, applied once, in order, never edited."""
@@ -20,71 +27,133 @@ REPEATABLE = "repeatable"
 VERIFY = "verify"
 """The folder of the queries that prove the finished database."""
 
+FOLDERS = (PLATFORM, VERSIONED, REPEATABLE, VERIFY)
+
 _VERSIONED_NAME = re.compile(r"([0-9]{4})_[a-z0-9_]+\.sql")
-_NO_TRANSACTION = re.compile(r"^--\s*migrate:\s*no-transaction\s*$", re.MULTILINE)
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+BLOCK = 1 << 16
+"""Bytes that are read at a time, so that a file of any size needs little memory."""
+
+_FIRST_BLOCK = 1 << 13
+"""Most files are smaller than this, and read by one call."""
 
 
-@dataclass(frozen=True)
-class File:
-    """One SQL file as it stands on disk; line ends are LF and a byte order mark is gone."""
+class File(NamedTuple):
+    """One SQL file on disk.
 
-    path: Path
-    text: str
+    Attributes:
+        name: identifies the file in the ledger, together with its folder's name.
+        sha256: hex digest of the text without a byte order mark and with LF line ends, so that a
+            checkout with CRLF has the same.
+    """
+
+    folder: Path
+    name: str
+    sha256: str
 
     @property
-    def name(self) -> str:
-        """The file's name, which identifies it in the ledger."""
-        return self.path.name
+    def path(self) -> Path:
+        """Where it is."""
+        return self.folder / self.name
 
-    @cached_property
-    def sha256(self) -> str:
-        """Hex digest of the text; a checkout with CRLF line ends has the same."""
-        return hashlib.sha256(self.text.encode()).hexdigest()
+    @property
+    def label(self) -> str:
+        """Folder and name, as the ledger has them."""
+        return f"{self.folder.name}/{self.name}"
 
-    @cached_property
-    def statements(self) -> list[Statement]:
-        """The statements in the file's order.
+    def text(self) -> Iterator[str]:
+        """The text, block by block.
 
         Raises:
-            FilesError: the real PostgreSQL parser refuses the file.
+            FilesError: it is not UTF-8, holds a zero byte, or is not what `sha256` was taken of.
         """
-        return parse(self.path, self.text)
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        digest = hashlib.sha256()
+        line = 1
+        for block in chain(_blocks(self.path), [b""]):
+            digest.update(block)
+            try:
+                text = decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                line += error.object.count(b"\n", 0, error.start)
+                wrong = f"not UTF-8 (byte {error.object[error.start]:#04x}): save the file as UTF-8"
+                raise FilesError([f"{self.path}:{line}: {wrong}"]) from None
+            if "\0" in text:  # where every parser in C would take the file to end
+                line += text.count("\n", 0, text.index("\0"))
+                wrong = "holds a zero byte, so it is no text: save the file as UTF-8"
+                raise FilesError([f"{self.path}:{line}: {wrong}"])
+            line += text.count("\n")
+            yield text
+        if digest.hexdigest() != self.sha256:
+            raise FilesError([f"{self.path}: has changed since this run began: run again"])
 
-    @property
-    def transactional(self) -> bool:
-        """False where the comment that opens the file says `-- migrate: no-transaction`."""
-        return not any(_NO_TRANSACTION.search(s.comment) for s in self.statements[:1])
+
+def _blocks(path: str | Path, dir_fd: int | None = None) -> Iterator[bytes]:
+    """A file's bytes, without a byte order mark and with LF line ends.
+
+    Raises:
+        FilesError: it cannot be read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY, dir_fd=dir_fd)
+        try:
+            mark, size = _BYTE_ORDER_MARK, _FIRST_BLOCK
+            while block := os.read(descriptor, size):
+                whole = len(block) < size
+                while block.endswith(b"\r") and (following := os.read(descriptor, 1)):
+                    block += following
+                yield block.removeprefix(mark).replace(b"\r\n", b"\n")
+                if whole:
+                    break
+                mark, size = b"", BLOCK
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise FilesError([f"{path}: cannot be read: {error.strerror}"]) from None
 
 
 def read(folder: Path) -> list[File]:
     """All `*.sql` files of a folder in name order; an absent folder holds none.
 
     Raises:
-        FilesError: a file cannot be read or is not UTF-8.
+        FilesError: a file cannot be read.
     """
     found: list[File] = []
     problems: list[str] = []
     try:
-        paths = sorted(path for path in folder.iterdir() if path.suffix == ".sql")
+        within = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:
         return []
     except OSError as error:
         raise FilesError([f"{folder}: cannot be read: {error.strerror}"]) from None
-    for path in paths:
-        try:
-            text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
-            if "\0" in text:  # where every parser in C would take the file to end
-                problems.append(f"{path}: holds a zero byte, so it is no text: save it as UTF-8")
-            found.append(File(path, text))
-        except UnicodeDecodeError as error:
-            problems.append(
-                f"{path}: not UTF-8 (byte {error.object[error.start]:#04x} at offset "
-                f"{error.start}): save the file as UTF-8"
-            )
-        except OSError as error:
-            problems.append(f"{path}: cannot be read: {error.strerror}")
+    try:
+        for name in sorted(os.listdir(within)):
+            if name.endswith(".sql"):
+                try:
+                    digest = hashlib.sha256()
+                    for block in _blocks(name, within):
+                        digest.update(block)
+                    found.append(File(folder, name, digest.hexdigest()))
+                except FilesError as error:
+                    problems += [f"{folder}/{text}" for text in error.problems]
+    finally:
+        os.close(within)
     refuse(problems)
     return found
+
+
+Tree = Mapping[str, Sequence[File]]
+"""The files of a directory, by folder."""
+
+
+def read_tree(directory: Path) -> Tree:
+    """The files of all folders that the engine knows.
+
+    Raises:
+        FilesError: a file cannot be read.
+    """
+    return {name: read(directory / name) for name in FOLDERS}
 
 
 def refuse(problems: Sequence[str]) -> None:
@@ -95,18 +164,6 @@ def refuse(problems: Sequence[str]) -> None:
     """
     if problems:
         raise FilesError(problems)
-
-
-def content_problems(files: Sequence[File]) -> list[str]:
-    """What a parser can find: syntax errors, forbidden commands, files without a statement."""
-    problems = []
-    for file in files:
-        try:
-            if not file.statements:
-                problems.append(f"{file.path}: holds no statement: delete the file or fill it")
-        except FilesError as error:
-            problems += error.problems
-    return problems
 
 
 def number_problems(files: Sequence[File]) -> list[str]:
@@ -161,7 +218,8 @@ def history_problems(
     for name, digest in sorted(recorded.items()):
         if name not in present:
             problems.append(
-                f"{folder}/{name}: was applied (sha256 {digest[:16]}) and is gone: restore the file"
+                f"{folder}/{name}: was applied (sha256 {digest[:16]}) and is gone: restore "
+                "it, or update this checkout if it is older than the database"
             )
         elif present[name] != digest:
             problems.append(

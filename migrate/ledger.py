@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+import psycopg
+from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from migrate import VERSION
-from migrate.connection import Connection
-from migrate.failure import readable
+from migrate.connection import Connection, readable
 from migrate.files import File
 
 SCHEMA = "migrate"
@@ -19,59 +20,154 @@ create table if not exists {SCHEMA}.ledger (
   folder text not null,
   name text not null,
   sha256 text not null,
+  content text,
   applied_at timestamptz not null default now(),
   applied_by text not null default session_user,
   duration_ms integer not null,
   engine_version text not null,
   primary key (folder, name)
 );
+create table if not exists {SCHEMA}.progress (
+  folder text not null,
+  name text not null,
+  statements integer not null,
+  sha256 text not null,
+  building boolean not null default false,
+  primary key (folder, name)
+);
 create table if not exists {SCHEMA}.catalog (
   only_row boolean primary key default true check (only_row),
   objects jsonb not null,
-  recorded_at timestamptz not null default now()
-);"""
-"""The DDL of the ledger; harmless where it exists.  `catalog` holds what the last run left."""
+  recorded_at timestamptz not null default now(),
+  under_way jsonb
+);
+"""
+"""The DDL of the ledger; harmless where it exists.
 
-RECORD = f"""\
-insert into {SCHEMA}.ledger (folder, name, sha256, duration_ms, engine_version)
-values (%s, %s, %s, %s, '{VERSION}')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, applied_at = default, applied_by = default,
-    duration_ms = excluded.duration_ms, engine_version = excluded.engine_version"""
+`content` is kept of repeatable files, whose present text is all that is left in git.
+`progress` holds how far a file without a transaction has come.
+`catalog` holds what the last run left; `under_way` is null but while a run is under way, or when it
+was cut off, and then holds the drift that there was before it.
+"""
+
+
+UPGRADE = f"""\
+alter table {SCHEMA}.ledger add column if not exists content text;
+alter table {SCHEMA}.catalog add column if not exists under_way jsonb;
+"""
+"""Brings the ledger of an older engine up to date."""
+
+Objects = Mapping[str, str]
+"""The catalog: object -> definition."""
+
+Drift = Mapping[str, str | None]
+"""Drifted objects: what was found instead of the recorded definition, None for nothing."""
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What a database knows of the runs before.
+
+    Attributes:
+        digests: folder -> file name -> sha256 of what was applied.
+        settled: no run is under way or was cut off, and no file is half done; a database made
+            from the bundle is not settled before its first run.
+    """
+
+    digests: Mapping[str, Mapping[str, str]]
+    settled: bool
+
+
+@readable()
+def read(connection: Connection) -> Ledger:
+    """The ledger; an empty one where there is none."""
+    try:
+        rows = connection.execute(f"select folder, name, sha256 from {SCHEMA}.ledger").fetchall()
+    except psycopg.errors.UndefinedTable:
+        return Ledger({}, settled=True)
+    try:
+        settled = connection.execute(
+            f"""select under_way is null and not exists (select from {SCHEMA}.progress)
+                from {SCHEMA}.catalog"""
+        ).fetchone()
+    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):
+        settled = None  # made by an older engine
+    digests: dict[str, dict[str, str]] = {}
+    for folder, name, sha256 in rows:
+        digests.setdefault(folder, {})[name] = sha256
+    return Ledger(digests, settled == (True,))
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One applied file."""
+    """When a file was applied, and by which role."""
 
-    folder: str
-    name: str
-    sha256: str
     applied_at: datetime
     applied_by: str
 
 
-def exists(connection: Connection) -> bool:
-    """Whether the database has a ledger."""
-    row = connection.execute(f"select to_regclass('{SCHEMA}.catalog') is not null").fetchone()
-    return row == (True,)
+@readable()
+def entries(connection: Connection) -> dict[tuple[str, str], Entry]:
+    """Folder and file name -> when it was applied."""
+    try:
+        rows = connection.execute(
+            f"select folder, name, applied_at, applied_by from {SCHEMA}.ledger"
+        ).fetchall()
+    except psycopg.errors.UndefinedTable:
+        return {}
+    return {(folder, name): Entry(at, by) for folder, name, at, by in rows}
+
+
+def record(file: File, content: str | None = None, milliseconds: str = "0") -> str:
+    """The statement that writes a file's row, in the transaction that applies the file.
+
+    Args:
+        file: what is applied.
+        content: its text, if it is a repeatable file.
+        milliseconds: an SQL expression for how long it took.
+    """
+    values = (file.folder.name, file.name, file.sha256, content, VERSION)
+    return (
+        sql.SQL(
+            f"""\
+insert into {SCHEMA}.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values ({milliseconds}, {{}})
+on conflict (folder, name) do update
+set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
+    applied_by = default, duration_ms = excluded.duration_ms,
+    engine_version = excluded.engine_version;
+"""
+        )
+        .format(sql.SQL(", ").join(values))
+        .as_string()
+    )
+
+
+def complete_contents(connection: Connection, folder: str, files: Sequence[File]) -> None:
+    """Add the texts that the bundle leaves out, where the files are still the same."""
+    missing = connection.execute(
+        f"select name, sha256 from {SCHEMA}.ledger where folder = %s and content is null", [folder]
+    ).fetchall()
+    for file in files:
+        if (file.name, file.sha256) in missing:
+            connection.execute(
+                f"update {SCHEMA}.ledger set content = %s where folder = %s and name = %s",
+                ["".join(file.text()), folder, file.name],
+            )
 
 
 @readable()
-def entries(connection: Connection) -> list[Entry]:
-    """All applied files by folder and name; none where there is no ledger."""
-    if not exists(connection):
-        return []
-    rows = connection.execute(
-        f"""select folder, name, sha256, applied_at, applied_by from {SCHEMA}.ledger
-            order by folder, name collate "C" """
-    )
-    return [Entry(*row) for row in rows]
-
-
-def record(connection: Connection, file: File, seconds: float) -> None:
-    """Write a file's row, in the transaction that applied it."""
-    connection.execute(RECORD, [file.path.parent.name, file.name, file.sha256, int(seconds * 1000)])
+def contents(connection: Connection, folder: str) -> dict[str, str]:
+    """Name -> text, as they were applied, of a folder of repeatable files."""
+    try:
+        rows = connection.execute(
+            f"""select name, content from {SCHEMA}.ledger
+                where folder = %s and content is not null order by name collate "C" """,
+            [folder],
+        )
+    except psycopg.errors.UndefinedColumn:
+        return {}
+    return dict(rows.fetchall())
 
 
 def forget(connection: Connection, folder: str, names: Sequence[str]) -> None:
@@ -83,18 +179,85 @@ def forget(connection: Connection, folder: str, names: Sequence[str]) -> None:
         )
 
 
-def recorded_catalog(connection: Connection) -> dict[str, str] | None:
-    """Object -> definition as the last run left them; None before the first."""
-    if not exists(connection):
-        return None
-    row = connection.execute(f"select objects from {SCHEMA}.catalog").fetchone()
-    return None if row is None else row[0]
+@dataclass(frozen=True)
+class Progress:
+    """How far a file without a transaction has come in a run that did not end it.
+
+    Attributes:
+        done: how many of its statements are carried out.
+        sha256: their common digest.
+        building: the next one was building an index when the run was cut off.
+    """
+
+    done: int
+    sha256: str
+    building: bool
 
 
-def record_catalog(connection: Connection, objects: Mapping[str, str]) -> None:
-    """Remember what this run leaves behind."""
+@readable()
+def progress(connection: Connection) -> dict[tuple[str, str], Progress]:
+    """Folder and file name -> how far it has come, of the files that are half done."""
+    try:
+        rows = connection.execute(
+            f"select folder, name, statements, sha256, building from {SCHEMA}.progress"
+        ).fetchall()
+    except psycopg.errors.UndefinedTable:
+        return {}
+    return {(folder, name): Progress(*rest) for folder, name, *rest in rows}
+
+
+def advance(
+    connection: Connection, file: File, done: int, sha256: str, *, building: bool = False
+) -> None:
+    """Remember how far a file without a transaction has come, whatever role it has taken on."""
+    with connection.transaction():
+        connection.execute("set local session authorization default; set local role none")
+        connection.execute(
+            f"""insert into {SCHEMA}.progress values (%s, %s, %s, %s, %s)
+                on conflict (folder, name) do update
+                set statements = excluded.statements, sha256 = excluded.sha256,
+                    building = excluded.building""",
+            [file.folder.name, file.name, done, sha256, building],
+        )
+
+
+def complete(connection: Connection, folder: str, name: str) -> None:
+    """Forget how far a file has come."""
     connection.execute(
-        f"""insert into {SCHEMA}.catalog (objects) values (%s) on conflict (only_row)
-            do update set objects = excluded.objects, recorded_at = now()""",
-        [Jsonb(dict(objects))],
+        f"delete from {SCHEMA}.progress where folder = %s and name = %s", [folder, name]
+    )
+
+
+@readable()
+def catalog(connection: Connection) -> tuple[Objects, Drift | None] | None:
+    """The recorded catalog, and the drift before the run that is under way or was cut off.
+
+    Returns:
+        None before the first run.
+    """
+    try:
+        row = connection.execute(
+            f"""select objects, to_jsonb(c) -> 'under_way' from {SCHEMA}.catalog c"""
+        ).fetchone()
+    except psycopg.errors.UndefinedTable:
+        row = None
+    return None if row is None else (row[0], row[1])
+
+
+def begin(connection: Connection, objects: Objects, drift: Drift) -> None:
+    """A run is under way; what it does to the catalog is drift only when it was there before."""
+    _record(connection, objects, Jsonb(dict(drift)))
+
+
+def end(connection: Connection, objects: Objects) -> None:
+    """Remember what a run leaves behind."""
+    _record(connection, objects, None)
+
+
+def _record(connection: Connection, objects: Objects, under_way: Jsonb | None) -> None:
+    connection.execute(
+        f"""insert into {SCHEMA}.catalog (objects, under_way) values (%s, %s)
+            on conflict (only_row) do update set objects = excluded.objects,
+              under_way = excluded.under_way, recorded_at = default""",
+        [Jsonb(dict(objects)), under_way],
     )

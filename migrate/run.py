@@ -1,27 +1,20 @@
-"""What a run does: compare files and ledger, apply what is pending, prove the result."""
+"""A run: compare files and ledger, and apply what is pending under the lock."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 
 import psycopg
-from psycopg.pq import ExecStatus
 
 from migrate import catalog, files, ledger
-from migrate.connection import SESSION, Connection, lock
-from migrate.errors import DriftError, MigrateError
-from migrate.failure import describe, readable
-from migrate.files import REPEATABLE, VERIFY, VERSIONED, File
+from migrate.connection import SESSION, Connection, StatementError, lock, readable, send
+from migrate.errors import LostError, MigrateError
+from migrate.files import PLATFORM, REPEATABLE, VERSIONED, File, Tree
 
 LOCK_WAIT = 60.0
 """Seconds that a run waits for another one to end."""
-
-LOCK_TIMEOUT_RETRIES = 4
-"""How often a file is tried again after a lock timeout, the wait doubling from one second."""
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -31,22 +24,27 @@ class Folder:
     Attributes:
         files: what is there now, in name order.
         recorded: name -> sha256 of what was applied.
-        versioned: applied once and never edited, or applied again whenever edited.
     """
 
     name: str
-    files: list[File]
+    files: Sequence[File]
     recorded: Mapping[str, str]
-    versioned: bool
+
+    @property
+    def versioned(self) -> bool:
+        """Applied once and never edited, or applied again whenever edited."""
+        return self.name == VERSIONED
 
     @property
     def problems(self) -> list[str]:
         """Why nothing may be applied: edited, removed or misplaced versioned files."""
         if not self.versioned:
             return []
-        return files.history_problems(self.name, self.recorded, files.digests(self.files))
+        return files.number_problems(self.files) + files.history_problems(
+            self.name, self.recorded, files.digests(self.files)
+        )
 
-    @property
+    @cached_property
     def pending(self) -> list[File]:
         """What a run would apply, in its order."""
         return [file for file in self.files if self.recorded.get(file.name) != file.sha256]
@@ -64,66 +62,158 @@ class Folder:
         return [file.name for file in self.pending] + self.gone
 
 
-@readable()
-def folders(
-    connection: Connection, directory: Path, names: Sequence[str] = (VERSIONED, REPEATABLE)
-) -> list[Folder]:
-    """The folders of a directory beside the ledger; reads only.
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do.
 
-    Raises:
-        FilesError: a file cannot be read.
+    Attributes:
+        folders: in the order in which they are applied.
+        settled: the last run, if there was one, came to its end.
     """
-    entries = ledger.entries(connection)
-    return [
-        Folder(
-            name,
-            files.read(directory / name),
-            {entry.name: entry.sha256 for entry in entries if entry.folder == name},
-            name == VERSIONED,
-        )
-        for name in names
-    ]
+
+    folders: Sequence[Folder]
+    settled: bool
+
+    @property
+    def pending(self) -> list[File]:
+        """What a run would apply, in its order."""
+        return [file for folder in self.folders for file in folder.pending]
+
+    @property
+    def linted(self) -> tuple[list[File], list[File]]:
+        """What lint is asked about: what is pending, and the versioned files before it.
+
+        Not the platform's files, which make what others have made on a hosted database.
+        """
+        folders = [folder for folder in self.folders if folder.name != PLATFORM]
+        pending = [file for folder in folders for file in folder.pending]
+        applied = [
+            file
+            for folder in folders
+            if folder.versioned
+            for file in folder.files
+            if file.name in folder.recorded
+        ]
+        return pending, applied
+
+    @property
+    def work(self) -> bool:
+        """Whether a run would do anything."""
+        return not self.settled or any(folder.work for folder in self.folders)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a run tells of its progress.
+
+    Attributes:
+        event: "waiting" for another run, "applying", "retrying" after a lock timeout, "applied",
+            or "forgot" a repeatable file that is no more.
+        subject: folder and name of the file; of "waiting", who holds the lock.
+        seconds: how long it took; of "retrying", until it is tried again.
+        number, total: which of how many pending files.
+        detail: of "retrying", what the server said.
+    """
+
+    event: str
+    subject: str
+    seconds: float = 0.0
+    number: int = 0
+    total: int = 0
+    detail: str = ""
+
+    def __str__(self) -> str:
+        """The step in one line."""
+        match self.event:
+            case "waiting":
+                return f"waiting for another run: {self.subject}"
+            case "retrying":
+                return f"retrying {self.subject} in {self.seconds:g} s: {self.detail}"
+            case "forgot":
+                return f"forgot {self.subject}, which is gone; what it made stays"
+            case "applied":
+                return f"applied {self.subject} ({self.seconds * 1000:.0f} ms)"
+            case _:
+                return f"{self.event} {self.subject}"
+
+
+Report = Callable[[Step], None]
 
 
 @readable()
+def compare(
+    connection: Connection, tree: Tree, names: Sequence[str] = (VERSIONED, REPEATABLE)
+) -> Plan:
+    """The files beside the ledger, unchecked; reads only, with one query."""
+    known = ledger.read(connection)
+    return Plan(
+        [Folder(name, tree[name], known.digests.get(name, {})) for name in names], known.settled
+    )
+
+
 def plan(
-    connection: Connection, directory: Path, names: Sequence[str] = (VERSIONED, REPEATABLE)
-) -> list[Folder]:
-    """The folders, checked, with what a run would apply as their `pending`; reads only.
+    connection: Connection, tree: Tree, names: Sequence[str] = (VERSIONED, REPEATABLE)
+) -> Plan:
+    """What a run would do, after all checks that need no more than this; reads only.
+
+    Args:
+        connection: to a database that may have no ledger yet.
+        tree: from `files.read_tree`.
+        names: the folders to apply, in this order.
 
     Raises:
         FilesError: files are wrong, or were edited or removed after they had been applied.
+        MigrateError: the server refuses to tell.
     """
-    found = folders(connection, directory, names)
-    problems = []
-    for folder in found:
-        if folder.versioned:
-            problems += files.number_problems(folder.files)
-        problems += folder.problems + files.content_problems(folder.pending)
+    found = compare(connection, tree, names)
+    problems = [problem for folder in found.folders for problem in folder.problems]
+    if found.work:
+        from migrate import scripts  # here, because most runs parse nothing
+
+        problems += scripts.problems(found.pending)
+        files.refuse(problems)
+        problems += _half_done_problems(connection, found)
     files.refuse(problems)
     return found
 
 
-@readable()
+def _half_done_problems(connection: Connection, found: Plan) -> list[str]:
+    """What is wrong with versioned files of which a run has carried out a part."""
+    from migrate.apply import half_done_problem
+
+    problems = []
+    pending = {(file.folder.name, file.name): file for file in found.pending}
+    for key, begun in ledger.progress(connection).items():
+        if begun.done and key[0] == VERSIONED in (folder.name for folder in found.folders):
+            if key not in pending:
+                problems.append(
+                    f"{'/'.join(key)}: is gone, but its first {begun.done} statements are done, "
+                    "by a run that was cut off or failed: restore it"
+                )
+            elif problem := half_done_problem(pending[key], begun):
+                problems.append(problem)
+    return problems
+
+
 def up(
     connection: Connection,
-    directory: Path,
+    tree: Tree,
     names: Sequence[str] = (VERSIONED, REPEATABLE),
     report: Report = lambda _: None,
     wait: float = LOCK_WAIT,
 ) -> list[File]:
     """Apply what is pending, under the lock, and record the catalog that results.
 
-    A versioned file commits by itself, together with its ledger row and the catalog it leaves;
-    the repeatable files of a folder commit together, unless one runs without a transaction.  An
-    object that had drifted before the run and that the run did not touch stays recorded as it
-    should be, so that no run hides a drift.
+    A versioned file commits by itself, together with its ledger row; the repeatable files of a
+    folder commit together, unless one runs without a transaction.  An object that had drifted
+    before the run and that the run did not touch stays recorded as it should be, so that no run
+    hides a drift.  A run that was cut off is finished by the next.
 
     Args:
         connection: in autocommit mode, from `connect`.
-        directory: holds the folders.
+        tree: from `files.read_tree`.
         names: the folders to apply, in this order.
-        report: is told of each file in one line.
+        report: is told of each step.
         wait: seconds to wait for another run to end.
 
     Returns:
@@ -132,177 +222,106 @@ def up(
     Raises:
         MigrateError: with what failed, what is committed and what to do.
     """
-    with lock(connection, wait):
-        found = plan(connection, directory, names)
-        recorded = ledger.recorded_catalog(connection)
-        if recorded is not None and not any(folder.work for folder in found):
-            return []
-        connection.execute(ledger.CREATE)
-        before = catalog.read(connection)
-        expected = before if recorded is None else recorded
-        applied: list[File] = []
-
-        def record_catalog() -> None:
-            after = catalog.read(connection)
-            ledger.record_catalog(connection, _expected(expected, before, after))
-
-        try:
-            for folder in found:
-                batches = [[file] for file in folder.pending]
-                if not folder.versioned and all(file.transactional for file in folder.pending):
-                    batches = [folder.pending]
-                for batch in filter(None, batches):
-                    _apply_batch(connection, batch, [file.name for file in applied], record_catalog)
-                    applied += batch
-                    for file in batch:
-                        report(f"applied {folder.name}/{file.name}")
-                ledger.forget(connection, folder.name, folder.gone)
-                for name in folder.gone:
-                    report(f"forgot {folder.name}/{name}, which is gone; what it made stays")
-        finally:
-            if not connection.closed:
-                record_catalog()  # what a file without a transaction did before it failed
-        return applied
+    applied: list[File] = []
+    try:
+        _run(connection, tree, names, applied, report, wait)
+    except LostError as error:
+        raise LostError(error.reason, [file.name for file in applied]) from error
+    return applied
 
 
-def _expected(
-    expected: Mapping[str, str], before: Mapping[str, str], after: Mapping[str, str]
-) -> dict[str, str]:
-    untouched_drift = {
-        name
-        for name in expected.keys() | before.keys()
-        if expected.get(name) != before.get(name) and before.get(name) == after.get(name)
-    }
-    kept = {name: text for name, text in expected.items() if name in untouched_drift}
-    return {name: text for name, text in after.items() if name not in untouched_drift} | kept
-
-
-def _apply_batch(
+@readable()
+def _run(
     connection: Connection,
-    batch: list[File],
-    committed: list[str],
-    record_catalog: Callable[[], None],
+    tree: Tree,
+    names: Sequence[str],
+    applied: list[File],
+    report: Report,
+    wait: float,
 ) -> None:
-    transactional = batch[0].transactional
-    for attempt in range(LOCK_TIMEOUT_RETRIES + 1):
-        file, number = batch[0], 0
-        try:
-            with connection.transaction() if transactional else nullcontext():
-                for file in batch:
-                    started = time.monotonic()
-                    for number, statement in enumerate(file.statements, 1):  # noqa: B007
-                        connection.execute(statement.text.encode())
-                    number = 0
-                    connection.execute(SESSION)
-                    if not transactional and (invalid := _invalid_indexes(connection)):
-                        raise MigrateError(f"{file.path}: is not done{invalid}")
-                    ledger.record(connection, file, time.monotonic() - started)
-                record_catalog()
+    if not plan(connection, tree, names).work:
+        return
+    send(connection, SESSION)
+    with lock(connection, wait, lambda holder: report(Step("waiting", holder))):
+        found = plan(connection, tree, names)
+        if not found.work:
             return
-        except psycopg.Error as error:
-            retry = transactional and attempt < LOCK_TIMEOUT_RETRIES
-            if retry and isinstance(error, psycopg.errors.LockNotAvailable):
-                time.sleep(2**attempt)
-                continue
-            stands = f"rolled back: {', '.join(file.name for file in batch)}"
-            remedy = "correct the file and run again; it goes on where it stopped"
-            if not transactional:
-                done = number - 1 if number else len(file.statements)
-                stands = f"not rolled back: statements of {file.name} that are done: {done}"
-                remedy = (
-                    "correct the file, so that all its statements can run again (IF NOT EXISTS, "
-                    "DROP INDEX CONCURRENTLY IF EXISTS), and run again"
-                )
-                if not connection.closed:
-                    stands += _invalid_indexes(connection)
-            raise MigrateError(
-                f"{describe(file, number, error)}\n"
-                f"  {stands}\n"
-                f"  committed in this run: {', '.join(committed) or 'nothing'}\n"
-                f"  what to do: {remedy}"
-            ) from error
+        send(connection, ledger.CREATE + ledger.UPGRADE)
+        for folder in found.folders:
+            if not folder.versioned:
+                ledger.complete_contents(connection, folder.name, folder.files)
+        _forget_progress(connection, found)
+        objects, drift = _before(connection)
+        ledger.begin(connection, objects, drift)
+        try:
+            _apply(connection, found, applied, report)
+        except BaseException:
+            with suppress(psycopg.Error, StatementError, MigrateError):
+                _end(connection, objects, drift)  # what stands of a file without a transaction
+            raise
+        _end(connection, objects, drift)
 
 
-def _invalid_indexes(connection: Connection) -> str:
-    rows = connection.execute(
-        """select indexrelid::regclass::text from pg_index join pg_class on oid = indexrelid
-           where not indisvalid and relkind = 'i' order by 1"""
-    )
-    return "".join(
-        f"\n  invalid index {name}, left by a CREATE INDEX CONCURRENTLY that failed: "
-        f"DROP INDEX CONCURRENTLY {name}, then run again"
-        for (name,) in rows
-    )
+def _apply(connection: Connection, found: Plan, applied: list[File], report: Report) -> None:
+    from migrate.apply import apply, batches  # here, because most runs apply nothing
+
+    total = len(found.pending)
+    for folder in found.folders:
+        for batch in batches(folder.pending, together=not folder.versioned):
+            label = batch[0].label
+
+            def retrying(why: str, seconds: float, label: str = label) -> None:
+                report(Step("retrying", label, seconds, detail=why))
+
+            report(Step("applying", label, number=len(applied) + 1, total=total))
+            started = time.monotonic()
+            apply(connection, batch, [file.name for file in applied], retrying)
+            seconds = (time.monotonic() - started) / len(batch)
+            for file in batch:
+                applied.append(file)
+                report(Step("applied", file.label, seconds, len(applied), total))
+        ledger.forget(connection, folder.name, folder.gone)
+        for name in folder.gone:
+            report(Step("forgot", f"{folder.name}/{name}"))
 
 
-@readable()
-def drift(connection: Connection) -> list[str]:
-    """Every object that differs from what the last run left, expected and found; reads only."""
-    recorded = ledger.recorded_catalog(connection)
-    return [] if recorded is None else catalog.differences(recorded, catalog.read(connection))
+def _forget_progress(connection: Connection, found: Plan) -> None:
+    """Of files that were begun, and now are others or no more; `plan` lets none with work done."""
+    from migrate.scripts import outline
+
+    begun = {(f.folder.name, f.name) for f in found.pending if not outline(f).transactional}
+    for folder, name in ledger.progress(connection).keys() - begun:
+        if folder in (each.name for each in found.folders):
+            ledger.complete(connection, folder, name)
 
 
-@readable()
-def accept(connection: Connection) -> None:
-    """Take the live catalog as it should be, drift included."""
-    connection.execute(ledger.CREATE)
-    ledger.record_catalog(connection, catalog.read(connection))
+def _end(connection: Connection, objects: ledger.Objects, drift: ledger.Drift) -> None:
+    send(connection, SESSION)
+    ledger.end(connection, _expected(objects, drift, catalog.read(connection)))
 
 
-@readable()
-def verify(connection: Connection, directory: Path) -> int:
-    """Prove the database: no drift, and every query of `verify/` returns no row; reads only.
-
-    Returns:
-        The number of promises that were checked.
-
-    Raises:
-        FilesError: a verify file is wrong.
-        DriftError: objects differ from what the last run left.
-        MigrateError: a promise is broken; the message names it and the rows that break it.
-    """
-    proofs = files.read(directory / VERIFY)
-    files.refuse(files.content_problems(proofs))
-    differing = drift(connection)
-    if differing:
-        raise DriftError(
-            f"{len(differing)} objects are not as the last run left them:\n"
-            + "\n".join(differing)
-            + "\n  what to do: undo the change; or, where it is to stay, run `python -m migrate "
-            "verify --accept` and write a migration that makes it where it is missing"
-        )
-    checked = 0
-    broken = []
-    with connection.transaction():
-        connection.execute("set transaction read only")
-        for file in proofs:
-            for number, statement in enumerate(file.statements, 1):
-                checked += 1
-                try:
-                    cursor = connection.execute(statement.text.encode())
-                except psycopg.Error as error:
-                    raise MigrateError(describe(file, number, error)) from error
-                result = cursor.pgresult
-                asked = result is not None and result.status == ExecStatus.TUPLES_OK
-                rows = cursor.fetchall() if asked else []  # a DO block has none, only an error
-                if rows:
-                    names = [column.name for column in cursor.description or []]
-                    broken.append(
-                        f"{file.path}: broken promise: {_promise(statement.comment)}\n"
-                        + "\n".join(
-                            "  " + ", ".join(f"{n}={v}" for n, v in zip(names, row, strict=True))
-                            for row in rows[:20]
-                        )
-                    )
-    if broken:
-        raise MigrateError(
-            "\n".join(broken)
-            + "\n  what to do: what was applied stays applied; mend it with the next migration, or "
-            "by editing a repeatable file"
-        )
-    return checked
+def _before(connection: Connection) -> tuple[ledger.Objects, ledger.Drift]:
+    """What the catalog should be, and where it is something else."""
+    live = catalog.read(connection)
+    recorded = ledger.catalog(connection)
+    if recorded is None:
+        return live, {}
+    objects, under_way = recorded
+    if under_way is not None:
+        return objects, under_way
+    return objects, {
+        name: live.get(name)
+        for name in objects.keys() | live.keys()
+        if objects.get(name) != live.get(name)
+    }
 
 
-def _promise(comment: str) -> str:
-    _, _, text = comment.rpartition("-- promise:")
-    return " ".join(line.strip().removeprefix("--").strip() for line in text.splitlines())
+def _expected(objects: ledger.Objects, drift: ledger.Drift, live: ledger.Objects) -> ledger.Objects:
+    """The catalog after a run, but for the drift that it left as it was."""
+    expected = dict(live)
+    for name, found in drift.items():
+        if live.get(name) == found:
+            expected.pop(name, None)
+            if name in objects:
+                expected[name] = objects[name]
+    return expected

@@ -1,26 +1,107 @@
 """SQL text into statements, by the PostgreSQL parser itself (pglast)."""
 
 import re
+import unicodedata
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from pglast import ast, parser
-from pglast.enums import TransactionStmtKind as Kind
-
-from migrate.errors import FilesError
+from pglast.enums import ReindexObjectType, TransactionStmtKind
 
 _CONTROL = {
-    Kind.TRANS_STMT_BEGIN: "BEGIN",
-    Kind.TRANS_STMT_START: "START TRANSACTION",
-    Kind.TRANS_STMT_COMMIT: "COMMIT",
-    Kind.TRANS_STMT_ROLLBACK: "ROLLBACK",
-    Kind.TRANS_STMT_SAVEPOINT: "SAVEPOINT",
-    Kind.TRANS_STMT_RELEASE: "RELEASE SAVEPOINT",
-    Kind.TRANS_STMT_ROLLBACK_TO: "ROLLBACK TO SAVEPOINT",
-    Kind.TRANS_STMT_PREPARE: "PREPARE TRANSACTION",
-    Kind.TRANS_STMT_COMMIT_PREPARED: "COMMIT PREPARED",
-    Kind.TRANS_STMT_ROLLBACK_PREPARED: "ROLLBACK PREPARED",
+    TransactionStmtKind.TRANS_STMT_BEGIN: "BEGIN",
+    TransactionStmtKind.TRANS_STMT_START: "START TRANSACTION",
+    TransactionStmtKind.TRANS_STMT_COMMIT: "COMMIT",
+    TransactionStmtKind.TRANS_STMT_ROLLBACK: "ROLLBACK",
+    TransactionStmtKind.TRANS_STMT_SAVEPOINT: "SAVEPOINT",
+    TransactionStmtKind.TRANS_STMT_RELEASE: "RELEASE SAVEPOINT",
+    TransactionStmtKind.TRANS_STMT_ROLLBACK_TO: "ROLLBACK TO SAVEPOINT",
+    TransactionStmtKind.TRANS_STMT_PREPARE: "PREPARE TRANSACTION",
+    TransactionStmtKind.TRANS_STMT_COMMIT_PREPARED: "COMMIT PREPARED",
+    TransactionStmtKind.TRANS_STMT_ROLLBACK_PREPARED: "ROLLBACK PREPARED",
 }
+
+_SUSPECT = re.compile(
+    r"(begin|start|commit|end|abort|rollback|savepoint|release|prepare|copy|reindex|vacuum|cluster"
+    r"|(create|drop|alter)\s+(database|tablespace|system))\b"
+    r"|(create|drop|alter)\b.*\bconcurrently\b",
+    re.IGNORECASE | re.DOTALL,
+)
+"""What `problem` has to look at; most statements of a large file it need not."""
+
+_BEYOND_ASCII = re.compile(r"[^\x00-\x7f]")
+
+COPY_BY_CLIENT = "COPY with STDIN or STDOUT, which only psql can feed: use INSERT"
+
+_MANY = (
+    ReindexObjectType.REINDEX_OBJECT_SCHEMA,
+    ReindexObjectType.REINDEX_OBJECT_SYSTEM,
+    ReindexObjectType.REINDEX_OBJECT_DATABASE,
+)
+
+_LINES_BEFORE, _LINES_AFTER, _LONGEST = 4, 2, 200
+
+
+class ParseError(Exception):
+    """The parser refuses a text: the message, and where in characters from 0."""
+
+    def __init__(self, message: str, offset: int) -> None:
+        super().__init__(message)
+        self.offset = offset
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a file that holds whole statements.
+
+    Attributes:
+        line: the number of its first line in the file.
+        first: the number of its first statement in the file.
+        count: how many statements it has; -1 before it was parsed.
+    """
+
+    text: str
+    line: int = 1
+    first: int = 1
+    count: int = -1
+
+    def position(self, offset: int) -> str:
+        """`line:column` in the file of an offset in the piece, both from 1."""
+        line = self.line + self.text.count("\n", 0, offset)
+        return f"{line}:{offset - self.text.rfind(chr(10), 0, offset)}"
+
+    def frame(self, offset: int, start: int = 0, stop: int | None = None) -> str:
+        """The lines around an offset with their numbers, and a caret below its place.
+
+        Args:
+            offset: in characters from 0.
+            start: no line before this offset's is shown.
+            stop: nor one after this offset's.
+        """
+        begin = self.text.rfind("\n", 0, start) + 1
+        end = self.text.find("\n", len(self.text) if stop is None else max(stop - 1, offset))
+        lines = self.text[begin : None if end < 0 else end].split("\n")
+        at = self.text.count("\n", begin, offset)
+        column = offset - self.text.rfind("\n", 0, offset) - 1
+        first = self.line + self.text.count("\n", 0, begin)
+        shown = []
+        for number in range(max(at - _LINES_BEFORE, 0), min(at + _LINES_AFTER + 1, len(lines))):
+            from_ = max(column - _LONGEST // 2, 0) if number == at else 0
+            line = lines[number][from_ : from_ + _LONGEST]
+            shown.append(f"{first + number:>5} | {line}")
+            if number == at:
+                shown.append("      | " + "".join(map(_blank, line[: column - from_])) + "^")
+        while shown[-1].endswith("| "):
+            shown.pop()
+        return "\n".join(shown)
+
+
+def _blank(character: str) -> str:
+    """What takes as much room on a terminal."""
+    if character == "\t":
+        return character
+    wide = unicodedata.east_asian_width(character) in "WF"
+    return "" if unicodedata.combining(character) else "  " if wide else " "
 
 
 @dataclass(frozen=True)
@@ -28,71 +109,136 @@ class Statement:
     """One statement of a file.
 
     Attributes:
-        text: the statement without the comments before it and without its semicolon.
-        offset: where it begins in the file, in characters from 0.
+        piece: where it stands, from `start` to `stop`, its semicolon left out.
+        number: which of the file's statements, from 1.
         comment: the comments and blank lines between the statement before it and it.
     """
 
-    text: str
-    offset: int
+    piece: Piece
+    number: int
+    start: int
+    stop: int
     comment: str
 
+    @property
+    def text(self) -> str:
+        """The statement without the comments before it and without its semicolon."""
+        return self.piece.text[self.start : self.stop]
 
-def parse(path: Path, text: str) -> list[Statement]:
-    """The statements of a file in their order.
+    def position(self, offset: int = 0) -> str:
+        """`line:column` in the file of an offset in the statement."""
+        return self.piece.position(self.start + offset)
+
+    def frame(self, offset: int = 0) -> str:
+        """Its lines around an offset in it, with a caret."""
+        return self.piece.frame(self.start + offset, self.start, self.stop)
+
+    @property
+    def node(self) -> Any:
+        """Its parse tree, one of the classes of `pglast.ast`."""
+        return parser.parse_sql(self.text)[0].stmt
+
+
+def split(piece: Piece) -> list[Statement]:
+    """The statements of a piece, in their order.
 
     Raises:
-        FilesError: a syntax error, a psql meta-command, transaction control, or COPY from or to
-            the client, each with file:line:column.
+        ParseError: the parser refuses it.
     """
+    text = piece.text
     try:
-        tree = parser.parse_sql(text)
+        try:  # pglast is slow at offsets beyond ASCII, where every letter is an identifier's
+            parts = parser.split(_BEYOND_ASCII.sub("_", text), only_slices=True)
+        except parser.ParseError:
+            parts = parser.split(text, only_slices=True)  # for its own words
     except parser.ParseError as error:
         message, offset = error.args
         if offset is None:  # pglast has no place for what is missing at the end
             offset = len(text.rstrip()) if "end of input" in message else 0
-        place = f"{path}:{position(text, offset)}"
-        frame = excerpt(text, offset)
-        if re.match(r"\\", text[offset:]):
-            raise FilesError(
-                [
-                    f"{place}: psql meta-commands are not SQL and only psql runs them: "
-                    f"remove the line\n{frame}"
-                ]
-            ) from None
-        raise FilesError([f"{place}: {message}\n{frame}"]) from None
-    statements: list[Statement] = []
-    problems: list[str] = []
+        raise ParseError(message, offset) from None
+    found = []
     end = 0
-    for node, part in zip(tree, parser.split(text, only_slices=True), strict=True):
-        statements.append(Statement(text[part], part.start, text[end : part.start].lstrip(";")))
+    for number, part in enumerate(parts, piece.first):
+        comment = text[end : part.start].lstrip(";")
+        found.append(Statement(piece, number, part.start, part.stop, comment))
         end = part.stop
-        if isinstance(node.stmt, ast.TransactionStmt):
-            command = _CONTROL[Kind(int(node.stmt.kind or 0))]
-            problems.append(
-                f"{path}:{position(text, part.start)}: {command} inside a migration: remove it, "
-                "each file already runs in a transaction of its own\n" + excerpt(text, part.start)
-            )
-        if isinstance(node.stmt, ast.CopyStmt) and not node.stmt.filename:
-            problems.append(
-                f"{path}:{position(text, part.start)}: COPY with STDIN or STDOUT, which only psql "
-                "can feed: use INSERT\n" + excerpt(text, part.start)
-            )
-    if problems:
-        raise FilesError(problems)
-    return statements
+    return found
 
 
-def position(text: str, offset: int) -> str:
-    """`line:column` of a character offset, both from 1."""
-    line = text.count("\n", 0, offset) + 1
-    return f"{line}:{offset - text.rfind(chr(10), 0, offset)}"
+def is_closed(piece: Piece, found: list[Statement]) -> bool:
+    """Whether the last statement has its semicolon, so that it cannot go on behind the piece."""
+    return not found or piece.text[found[-1].stop :].lstrip().startswith(";")
 
 
-def excerpt(text: str, offset: int) -> str:
-    """The line at a character offset with its number, and a caret below it."""
-    start = text.rfind("\n", 0, offset) + 1
-    line = text[start:].partition("\n")[0]
-    margin = f"{text.count(chr(10), 0, offset) + 1:>5} | "
-    indent = re.sub(r"[^\t]", " ", line[: offset - start])
-    return f"{margin}{line}\n{' ' * (len(margin) - 2)}| {indent}^"
+def problem(statement: Statement, transactional: bool) -> str | None:
+    """Why a statement cannot be part of a migration, and what to do; None where it can."""
+    if not _SUSPECT.match(statement.text):
+        return None
+    node = statement.node
+    if isinstance(node, ast.TransactionStmt):
+        command = _CONTROL[TransactionStmtKind(int(node.kind or 0))]
+        return (
+            f"{command} inside a migration: remove it, each file already runs in a transaction of "
+            "its own"
+        )
+    if isinstance(node, ast.CopyStmt) and not node.filename:
+        return COPY_BY_CLIENT
+    if transactional and (by_itself := alone(node)):
+        return (
+            f"{by_itself} cannot run inside a transaction: put it into a file of its own that "
+            "begins with `-- migrate: no-transaction`"
+        )
+    if isinstance(node, ast.IndexStmt) and node.concurrent and not node.idxname:
+        return (
+            "CREATE INDEX CONCURRENTLY without a name, by which a run that was cut off would find "
+            "what it left: name the index"
+        )
+    if isinstance(node, ast.DropStmt) and node.concurrent and not node.missing_ok:
+        return (
+            "DROP INDEX CONCURRENTLY that cannot be repeated after a crash: write DROP INDEX "
+            "CONCURRENTLY IF EXISTS"
+        )
+    return None
+
+
+def alone(node: Any) -> str | None:
+    """The command, when it cannot run inside a transaction; else None.
+
+    Source: the notes of each command in the documentation of PostgreSQL 18.
+    """
+    match node:
+        case ast.IndexStmt(concurrent=True):
+            return "CREATE INDEX CONCURRENTLY"
+        case ast.DropStmt(concurrent=True):
+            return "DROP INDEX CONCURRENTLY"
+        case ast.ReindexStmt() if any(
+            _is_on(option, "concurrently") for option in node.params or ()
+        ):
+            return "REINDEX CONCURRENTLY"
+        case ast.ReindexStmt() if node.kind in _MANY:
+            return "REINDEX of many tables"
+        case ast.VacuumStmt(is_vacuumcmd=True):
+            return "VACUUM"
+        case ast.ClusterStmt(relation=None):
+            return "CLUSTER of all tables"
+        case ast.CreatedbStmt():
+            return "CREATE DATABASE"
+        case ast.DropdbStmt():
+            return "DROP DATABASE"
+        case ast.CreateTableSpaceStmt():
+            return "CREATE TABLESPACE"
+        case ast.DropTableSpaceStmt():
+            return "DROP TABLESPACE"
+        case ast.AlterSystemStmt():
+            return "ALTER SYSTEM"
+        case ast.AlterTableStmt() if any(
+            isinstance(command.def_, ast.PartitionCmd) and command.def_.concurrent
+            for command in node.cmds or ()
+        ):
+            return "DETACH PARTITION CONCURRENTLY"
+    return None
+
+
+def _is_on(option: ast.DefElem, name: str) -> bool:
+    value = getattr(option.arg, "sval", getattr(option.arg, "ival", "true"))
+    return option.defname == name and str(value).lower() not in ("false", "off", "0")

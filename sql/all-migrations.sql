@@ -7,6 +7,8 @@
 begin;
 reset session authorization;
 reset all;
+deallocate all;
+discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
@@ -25,16 +27,26 @@ create table if not exists migrate.ledger (
   folder text not null,
   name text not null,
   sha256 text not null,
+  content text,
   applied_at timestamptz not null default now(),
   applied_by text not null default session_user,
   duration_ms integer not null,
   engine_version text not null,
   primary key (folder, name)
 );
+create table if not exists migrate.progress (
+  folder text not null,
+  name text not null,
+  statements integer not null,
+  sha256 text not null,
+  building boolean not null default false,
+  primary key (folder, name)
+);
 create table if not exists migrate.catalog (
   only_row boolean primary key default true check (only_row),
   objects jsonb not null,
-  recorded_at timestamptz not null default now()
+  recorded_at timestamptz not null default now(),
+  under_way jsonb
 );
 
 -- migrations/0001_foundation.sql
@@ -71,17 +83,21 @@ alter default privileges in schema public revoke all on functions from anon, aut
 -- Without IN SCHEMA: the grant to PUBLIC is a global default, a per-schema revoke would not touch it.
 alter default privileges revoke execute on functions from public;
 
+
 reset session authorization;
 reset all;
+deallocate all;
+discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
-insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('migrations', '0001_foundation.sql', '3cc1f251fae6865cba3871d8693f294a7254148951212a1757caa06516f6b39d', '0', '1.0.0')
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'migrations', '0001_foundation.sql', '3cc1f251fae6865cba3871d8693f294a7254148951212a1757caa06516f6b39d', NULL, '1.0.0')
 on conflict (folder, name) do update
-set sha256 = excluded.sha256, applied_at = default, applied_by = default,
-    duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
+set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
+    applied_by = default, duration_ms = excluded.duration_ms,
+    engine_version = excluded.engine_version;
 
 -- migrations/0002_tiers.sql
 
@@ -158,17 +174,21 @@ values
     4, 8192, 200, 90, 90
   );
 
+
 reset session authorization;
 reset all;
+deallocate all;
+discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
-insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('migrations', '0002_tiers.sql', '50cbeb6876d009d7b948d0fc76335d13fd29281fb81e83795244d82a8b407f70', '0', '1.0.0')
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'migrations', '0002_tiers.sql', '50cbeb6876d009d7b948d0fc76335d13fd29281fb81e83795244d82a8b407f70', NULL, '1.0.0')
 on conflict (folder, name) do update
-set sha256 = excluded.sha256, applied_at = default, applied_by = default,
-    duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
+set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
+    applied_by = default, duration_ms = excluded.duration_ms,
+    engine_version = excluded.engine_version;
 
 -- migrations/0003_accounts.sql
 
@@ -214,17 +234,21 @@ begin
 end
 $$;
 
+
 reset session authorization;
 reset all;
+deallocate all;
+discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
-insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('migrations', '0003_accounts.sql', '8dd7de970b5b95b358a0746dc3d39ad59e120091b0c5c36ad59ace0a5c7c4d7f', '0', '1.0.0')
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'migrations', '0003_accounts.sql', '8dd7de970b5b95b358a0746dc3d39ad59e120091b0c5c36ad59ace0a5c7c4d7f', NULL, '1.0.0')
 on conflict (folder, name) do update
-set sha256 = excluded.sha256, applied_at = default, applied_by = default,
-    duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
+set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
+    applied_by = default, duration_ms = excluded.duration_ms,
+    engine_version = excluded.engine_version;
 
 -- migrations/0004_subscriptions.sql
 
@@ -290,17 +314,21 @@ comment on column public.subscriptions.storage_used_gb is 'Over all instances; k
 comment on column public.subscriptions.cancelled_at is
   'When it was cancelled. May be set while still active: Stripe cancels at the end of a period.';
 
+
 reset session authorization;
 reset all;
+deallocate all;
+discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
-insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('migrations', '0004_subscriptions.sql', 'cc7bbc2d09fbab42a6f9602b5617c833a147789a283466158dcbaf4e5078662b', '0', '1.0.0')
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'migrations', '0004_subscriptions.sql', 'cc7bbc2d09fbab42a6f9602b5617c833a147789a283466158dcbaf4e5078662b', NULL, '1.0.0')
 on conflict (folder, name) do update
-set sha256 = excluded.sha256, applied_at = default, applied_by = default,
-    duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
+set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
+    applied_by = default, duration_ms = excluded.duration_ms,
+    engine_version = excluded.engine_version;
 
 -- migrations/0005_instances.sql
 
@@ -439,17 +467,21 @@ alter table private.instance_secrets enable row level security;
 comment on table private.instance_secrets is
   'Tokens and environment values of instances. Only the instance-provisioner reads and writes them.';
 
+
 reset session authorization;
 reset all;
+deallocate all;
+discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
-insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('migrations', '0005_instances.sql', '6be909fd399149ebaa15e118724191daaf72383c3eaede33e7d1eaa56be05eea', '0', '1.0.0')
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'migrations', '0005_instances.sql', '6be909fd399149ebaa15e118724191daaf72383c3eaede33e7d1eaa56be05eea', NULL, '1.0.0')
 on conflict (folder, name) do update
-set sha256 = excluded.sha256, applied_at = default, applied_by = default,
-    duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
+set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
+    applied_by = default, duration_ms = excluded.duration_ms,
+    engine_version = excluded.engine_version;
 
 -- migrations/0006_usage_metrics.sql
 
@@ -500,17 +532,21 @@ comment on column public.usage_metrics.agent_counts is 'Messages per agent: {"na
 comment on column public.usage_metrics.tool_counts is 'Uses per tool: {"name": count}.';
 comment on column public.usage_metrics.platform_counts is 'Messages per platform: {"name": count}; its keys are the platforms active.';
 
+
 reset session authorization;
 reset all;
+deallocate all;
+discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
-insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('migrations', '0006_usage_metrics.sql', '53224e9aca0462f61e1ebdcc71131daf7dc4b63b477506b4a99864db7db27c7d', '0', '1.0.0')
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'migrations', '0006_usage_metrics.sql', '53224e9aca0462f61e1ebdcc71131daf7dc4b63b477506b4a99864db7db27c7d', NULL, '1.0.0')
 on conflict (folder, name) do update
-set sha256 = excluded.sha256, applied_at = default, applied_by = default,
-    duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
+set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
+    applied_by = default, duration_ms = excluded.duration_ms,
+    engine_version = excluded.engine_version;
 
 -- migrations/0007_audit_logs.sql
 
@@ -554,17 +590,21 @@ comment on column public.audit_logs.details is
   'For a change: changed (column names), old and new (values of the columns that hold nothing personal or secret).';
 comment on column public.audit_logs.ip_address is 'As the API gateway''s headers state it.';
 
+
 reset session authorization;
 reset all;
+deallocate all;
+discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
-insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('migrations', '0007_audit_logs.sql', 'cc55b06be432403ae24a07e26b77f07f363a7b08c5647f2a910c4c77de4ced71', '0', '1.0.0')
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'migrations', '0007_audit_logs.sql', 'cc55b06be432403ae24a07e26b77f07f363a7b08c5647f2a910c4c77de4ced71', NULL, '1.0.0')
 on conflict (folder, name) do update
-set sha256 = excluded.sha256, applied_at = default, applied_by = default,
-    duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
+set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
+    applied_by = default, duration_ms = excluded.duration_ms,
+    engine_version = excluded.engine_version;
 
 -- migrations/0008_support_tickets.sql
 
@@ -610,17 +650,21 @@ comment on column public.support_tickets.assignee is 'Who of the staff works on 
 comment on column public.support_tickets.resolved_at is
   'Set when the status becomes resolved or closed, cleared when it is opened again.';
 
+
 reset session authorization;
 reset all;
+deallocate all;
+discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
-insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('migrations', '0008_support_tickets.sql', 'd4cdbfafbab6e2f72ac9d6872d9e66c19d7ec1aa6def6c7b616fcd4e855fde59', '0', '1.0.0')
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'migrations', '0008_support_tickets.sql', 'd4cdbfafbab6e2f72ac9d6872d9e66c19d7ec1aa6def6c7b616fcd4e855fde59', NULL, '1.0.0')
 on conflict (folder, name) do update
-set sha256 = excluded.sha256, applied_at = default, applied_by = default,
-    duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
+set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
+    applied_by = default, duration_ms = excluded.duration_ms,
+    engine_version = excluded.engine_version;
 
 -- migrations/0009_instance_backups.sql
 
@@ -666,17 +710,21 @@ comment on column public.instance_backups.location is 'Where the backup lies; se
 comment on column public.instance_backups.retention_days is 'From the tier''s backup_retention_days unless stated.';
 comment on column public.instance_backups.expires_at is 'created_at plus retention_days; cannot be written.';
 
+
 reset session authorization;
 reset all;
+deallocate all;
+discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
-insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('migrations', '0009_instance_backups.sql', '61ec77069d566d34b4974221ea497e06b512ffe1a3011f02f9037d483acc5986', '0', '1.0.0')
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'migrations', '0009_instance_backups.sql', '61ec77069d566d34b4974221ea497e06b512ffe1a3011f02f9037d483acc5986', NULL, '1.0.0')
 on conflict (folder, name) do update
-set sha256 = excluded.sha256, applied_at = default, applied_by = default,
-    duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
+set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
+    applied_by = default, duration_ms = excluded.duration_ms,
+    engine_version = excluded.engine_version;
 
 -- migrations/0010_api_keys.sql
 
@@ -729,17 +777,21 @@ alter table private.api_key_hashes enable row level security;
 
 comment on table private.api_key_hashes is 'The SHA-256 hashes of API keys, kept apart so that no user can read one.';
 
+
 reset session authorization;
 reset all;
+deallocate all;
+discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
-insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('migrations', '0010_api_keys.sql', 'aa4081d7cbb2d7d01cae78fa7a8b2e7c9830dc329fb07930a922352dbf63711e', '0', '1.0.0')
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'migrations', '0010_api_keys.sql', 'aa4081d7cbb2d7d01cae78fa7a8b2e7c9830dc329fb07930a922352dbf63711e', NULL, '1.0.0')
 on conflict (folder, name) do update
-set sha256 = excluded.sha256, applied_at = default, applied_by = default,
-    duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
+set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
+    applied_by = default, duration_ms = excluded.duration_ms,
+    engine_version = excluded.engine_version;
 
 -- repeatable/10_shared.sql
 
@@ -889,17 +941,21 @@ revoke all on function
   private.audit_change()
 from public, anon, authenticated, service_role;
 
+
 reset session authorization;
 reset all;
+deallocate all;
+discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
-insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('repeatable', '10_shared.sql', '98be462f21704701ac03078dca98ace9b5715db7e0b556ed05cd7ccb0bc315e4', '0', '1.0.0')
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'repeatable', '10_shared.sql', '98be462f21704701ac03078dca98ace9b5715db7e0b556ed05cd7ccb0bc315e4', NULL, '1.0.0')
 on conflict (folder, name) do update
-set sha256 = excluded.sha256, applied_at = default, applied_by = default,
-    duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
+set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
+    applied_by = default, duration_ms = excluded.duration_ms,
+    engine_version = excluded.engine_version;
 
 -- repeatable/20_accounts.sql
 
@@ -983,17 +1039,21 @@ create policy "service_role has full access" on public.accounts
   using (true)
   with check (true);
 
+
 reset session authorization;
 reset all;
+deallocate all;
+discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
-insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('repeatable', '20_accounts.sql', 'a0a064563769a5e8c50907806a40dad4dfd78f214fcfd3299faf0df388b08f22', '0', '1.0.0')
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'repeatable', '20_accounts.sql', 'a0a064563769a5e8c50907806a40dad4dfd78f214fcfd3299faf0df388b08f22', NULL, '1.0.0')
 on conflict (folder, name) do update
-set sha256 = excluded.sha256, applied_at = default, applied_by = default,
-    duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
+set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
+    applied_by = default, duration_ms = excluded.duration_ms,
+    engine_version = excluded.engine_version;
 
 -- repeatable/21_subscriptions.sql
 
@@ -1145,17 +1205,21 @@ create policy "service_role has full access" on public.subscriptions
   using (true)
   with check (true);
 
+
 reset session authorization;
 reset all;
+deallocate all;
+discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
-insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('repeatable', '21_subscriptions.sql', '6114c7e584d2c5c6af842b48c81a8cbc62ec46f61558d4eb8af2dc4ce0aaab74', '0', '1.0.0')
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'repeatable', '21_subscriptions.sql', '6114c7e584d2c5c6af842b48c81a8cbc62ec46f61558d4eb8af2dc4ce0aaab74', NULL, '1.0.0')
 on conflict (folder, name) do update
-set sha256 = excluded.sha256, applied_at = default, applied_by = default,
-    duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
+set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
+    applied_by = default, duration_ms = excluded.duration_ms,
+    engine_version = excluded.engine_version;
 
 -- repeatable/22_instances.sql
 
@@ -1379,17 +1443,21 @@ create policy "service_role has full access" on public.instances
   using (true)
   with check (true);
 
+
 reset session authorization;
 reset all;
+deallocate all;
+discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
-insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('repeatable', '22_instances.sql', '36dbed8c47ec70a5d6b0b28f504b066e4beb370282da5d8f5ccab77714690b96', '0', '1.0.0')
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'repeatable', '22_instances.sql', '36dbed8c47ec70a5d6b0b28f504b066e4beb370282da5d8f5ccab77714690b96', NULL, '1.0.0')
 on conflict (folder, name) do update
-set sha256 = excluded.sha256, applied_at = default, applied_by = default,
-    duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
+set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
+    applied_by = default, duration_ms = excluded.duration_ms,
+    engine_version = excluded.engine_version;
 
 -- repeatable/23_usage_metrics.sql
 
@@ -1438,17 +1506,21 @@ create policy "service_role has full access" on public.usage_metrics
   using (true)
   with check (true);
 
+
 reset session authorization;
 reset all;
+deallocate all;
+discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
-insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('repeatable', '23_usage_metrics.sql', '256ce4176c7e5a21892fd4e56385f34613bef33d8a1431b4fd967056ec6616ff', '0', '1.0.0')
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'repeatable', '23_usage_metrics.sql', '256ce4176c7e5a21892fd4e56385f34613bef33d8a1431b4fd967056ec6616ff', NULL, '1.0.0')
 on conflict (folder, name) do update
-set sha256 = excluded.sha256, applied_at = default, applied_by = default,
-    duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
+set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
+    applied_by = default, duration_ms = excluded.duration_ms,
+    engine_version = excluded.engine_version;
 
 -- repeatable/24_audit_logs.sql
 
@@ -1483,17 +1555,21 @@ create policy "service_role has full access" on public.audit_logs
   using (true)
   with check (true);
 
+
 reset session authorization;
 reset all;
+deallocate all;
+discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
-insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('repeatable', '24_audit_logs.sql', '818cb29f3f8aa72e68114fc2b0c3c41c446112fc9ff094fda9718e89c3d48366', '0', '1.0.0')
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'repeatable', '24_audit_logs.sql', '818cb29f3f8aa72e68114fc2b0c3c41c446112fc9ff094fda9718e89c3d48366', NULL, '1.0.0')
 on conflict (folder, name) do update
-set sha256 = excluded.sha256, applied_at = default, applied_by = default,
-    duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
+set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
+    applied_by = default, duration_ms = excluded.duration_ms,
+    engine_version = excluded.engine_version;
 
 -- repeatable/25_support_tickets.sql
 
@@ -1594,17 +1670,21 @@ create policy "service_role has full access" on public.support_tickets
   using (true)
   with check (true);
 
+
 reset session authorization;
 reset all;
+deallocate all;
+discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
-insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('repeatable', '25_support_tickets.sql', '7e57cd1605cf4c960091a94bb754bc0f5876df8b0c5fd5d420a055d72b2a0f56', '0', '1.0.0')
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'repeatable', '25_support_tickets.sql', '7e57cd1605cf4c960091a94bb754bc0f5876df8b0c5fd5d420a055d72b2a0f56', NULL, '1.0.0')
 on conflict (folder, name) do update
-set sha256 = excluded.sha256, applied_at = default, applied_by = default,
-    duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
+set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
+    applied_by = default, duration_ms = excluded.duration_ms,
+    engine_version = excluded.engine_version;
 
 -- repeatable/26_instance_backups.sql
 
@@ -1679,17 +1759,21 @@ create policy "service_role has full access" on public.instance_backups
   using (true)
   with check (true);
 
+
 reset session authorization;
 reset all;
+deallocate all;
+discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
-insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('repeatable', '26_instance_backups.sql', '674ca10887613e6a1ed701167f7f79538393903eb0155a008aaadab3c29a93dd', '0', '1.0.0')
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'repeatable', '26_instance_backups.sql', '674ca10887613e6a1ed701167f7f79538393903eb0155a008aaadab3c29a93dd', NULL, '1.0.0')
 on conflict (folder, name) do update
-set sha256 = excluded.sha256, applied_at = default, applied_by = default,
-    duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
+set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
+    applied_by = default, duration_ms = excluded.duration_ms,
+    engine_version = excluded.engine_version;
 
 -- repeatable/27_api_keys.sql
 
@@ -1820,17 +1904,21 @@ create policy "service_role has full access" on public.api_keys
   using (true)
   with check (true);
 
+
 reset session authorization;
 reset all;
+deallocate all;
+discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
-insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('repeatable', '27_api_keys.sql', '98e5c5c88dcee4b0019e1c3dbfa1c9a6e99c5d3d12f49593526796fe5ab3af3f', '0', '1.0.0')
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'repeatable', '27_api_keys.sql', '98e5c5c88dcee4b0019e1c3dbfa1c9a6e99c5d3d12f49593526796fe5ab3af3f', NULL, '1.0.0')
 on conflict (folder, name) do update
-set sha256 = excluded.sha256, applied_at = default, applied_by = default,
-    duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
+set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
+    applied_by = default, duration_ms = excluded.duration_ms,
+    engine_version = excluded.engine_version;
 
 -- repeatable/30_private.sql
 
@@ -1870,17 +1958,21 @@ create policy "services look keys up by their hash" on private.api_key_hashes
   for select to platform_service
   using (true);
 
+
 reset session authorization;
 reset all;
+deallocate all;
+discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
-insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('repeatable', '30_private.sql', 'bf628b8795e7e08075b1d9d734fabf0fc68bdf9ee8f7f83a715001e707619bca', '0', '1.0.0')
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'repeatable', '30_private.sql', 'bf628b8795e7e08075b1d9d734fabf0fc68bdf9ee8f7f83a715001e707619bca', NULL, '1.0.0')
 on conflict (folder, name) do update
-set sha256 = excluded.sha256, applied_at = default, applied_by = default,
-    duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
+set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
+    applied_by = default, duration_ms = excluded.duration_ms,
+    engine_version = excluded.engine_version;
 
 -- repeatable/40_realtime.sql
 
@@ -1904,16 +1996,20 @@ begin
 end
 $$;
 
+
 reset session authorization;
 reset all;
+deallocate all;
+discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
-insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('repeatable', '40_realtime.sql', 'a4aaf3ab26e875e37ca3215e5bff5c107926aeff7a314d195c305d7209f749f9', '0', '1.0.0')
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'repeatable', '40_realtime.sql', 'a4aaf3ab26e875e37ca3215e5bff5c107926aeff7a314d195c305d7209f749f9', NULL, '1.0.0')
 on conflict (folder, name) do update
-set sha256 = excluded.sha256, applied_at = default, applied_by = default,
-    duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;
+set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
+    applied_by = default, duration_ms = excluded.duration_ms,
+    engine_version = excluded.engine_version;
 
 commit;

@@ -16,7 +16,7 @@ from hypothesis import settings
 from platforms import Platform, run, stack_config
 from psycopg import sql
 
-from dev.postgres import Server, embedded_bin
+from embedded.postgres import Server, embedded_bin
 
 # A shell that starts the tests in the background has them, and what they start, ignore both.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -16,7 +16,7 @@ from psycopg.conninfo import conninfo_to_dict
 from components import PROJECT, ROOT
 from components.matrix import SERVICES
 from dev import in_process
-from dev.postgres import Server
+from embedded.postgres import Server
 
 SECRETS = ("databasePassword", "servicePasswords", "provisionerApiToken")
 PASSWORDS = {role: f"{role}: p@ss/word %20 of 16+" for role in SERVICES}
@@ -32,6 +32,7 @@ COPIED = (
     "sql",
     "charts",
     "dev",
+    "embedded",
 )
 
 

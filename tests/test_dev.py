@@ -19,7 +19,7 @@ import pytest
 import yaml
 from platforms import copy_project
 
-from dev.postgres import Server, embedded_bin
+from embedded.postgres import Server, embedded_bin
 
 WITHOUT_PULUMI = os.pathsep.join(
     part for part in os.environ["PATH"].split(os.pathsep) if not (Path(part) / "pulumi").exists()
@@ -214,7 +214,8 @@ def test_interrupted_in_a_migration(platform_clone: Clone) -> None:
     )
     state = """select obj_description('public.accounts'::regclass) = 'half-done',
                exists (select from migrate.ledger where name = %s)"""
-    sleeping = "select 1 from pg_stat_activity where query like 'select pg_sleep%'"
+    sleeping = """select 1 from pg_stat_activity
+                  where query like '%pg_sleep(10)%' and pid <> pg_backend_pid()"""
     process = platform_clone.start("up")
     with psycopg.connect(platform_clone.server.url("mindroom"), autocommit=True) as connection:
         deadline = time.monotonic() + 60

@@ -9,8 +9,8 @@ from components import ROOT
 
 SOURCES = [
     path
-    for folder in ("components", "dev", "migrate")
-    for path in sorted((ROOT / folder).glob("*.py"))
+    for folder in ("components", "dev", "embedded", "migrate")
+    for path in sorted((ROOT / folder).rglob("*.py"))
 ] + [ROOT / "tests" / "conftest.py"]
 
 

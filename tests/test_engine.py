@@ -28,7 +28,7 @@ from platforms import (
 from pulumi import automation
 
 from components import PROJECT, ROOT
-from dev.postgres import Server
+from embedded.postgres import Server
 from migrate import catalog, files
 from migrate.connection import connect
 
@@ -191,6 +191,25 @@ def test_new_file_shows_in_the_preview_and_is_applied_by_up(project: Project) ->
     assert set(changes(project.up())) == {"same"}
 
 
+def test_preview_lints_and_rehearses_what_is_pending(project: Project) -> None:
+    migrations = project.directory / "sql" / "migrations"
+    name = f"{len(list(migrations.glob('*.sql'))) + 1:04d}_index.sql"
+    path = project.migration(name, "create index late on public.accounts (company_name);\n")
+    shown = project.shown()
+    assert f"pending: migrations/{name}" in shown
+    assert f"finding: sql/migrations/{name}:1:1: create-index: " in shown
+    assert "rehearsed in a throwaway PostgreSQL" in shown
+    assert "pending files applied 1" in shown
+    path.write_text("alter table public.accounts add column full_name text;\n")
+    with pytest.raises(automation.CommandError) as caught:
+        project.preview()
+    assert "the rehearsal failed; nothing was done to the database itself" in str(caught.value)
+    assert f'{name}:1:1: column "full_name" of relation' in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+    path.unlink()
+    assert set(changes(project.preview(expect_no_changes=True))) == {"same"}
+
+
 def test_edited_file_fails_the_preview_with_both_digests(project: Project) -> None:
     path = sorted((project.directory / "sql" / "migrations").glob("*.sql"))[1]
     before = path.read_text()
@@ -227,10 +246,17 @@ def test_failing_migration_says_where_and_leaves_nothing(project: Project) -> No
     assert set(changes(project.up())) == {"same"}
 
 
+def verification(project: Project) -> str:
+    (urn,) = (r["urn"] for r in project.resources() if r["type"].endswith(":Verification"))
+    return str(urn)
+
+
 def test_drift_is_named_by_the_preview_and_refused_by_up(project: Project) -> None:
     execute(project.url, "alter table public.api_keys disable row level security")
     try:
         assert "drift: table public.api_keys" in project.shown()
+        refreshed = project.shown(refresh=True, target=[verification(project)])
+        assert re.search(r"~ +table public\.api_keys *:", refreshed)
         with pytest.raises(automation.CommandError, match=r"table public\.api_keys"):
             project.up()
     finally:

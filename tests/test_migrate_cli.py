@@ -1,6 +1,8 @@
 """The command line of the migration engine, as a shell sees it: output, exit codes, signals."""
 
+import json
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -15,7 +17,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from migrate import run
+from migrate import files, run
 from migrate.connection import connect
 
 REPOSITORY = Path(__file__).parent.parent
@@ -82,10 +84,15 @@ def migrate(
     return Result(process, secret, urlsplit(url).password)
 
 
+def untimed(text: str) -> str:
+    """The lines of a run, without the time that each file took."""
+    return re.sub(r" \(\d+ ms\)$", "", text, flags=re.MULTILINE)
+
+
 def up(directory: Path, url: str) -> None:
     """What a test begins with: all files applied."""
     with connect(url) as session:
-        run.up(session, directory)
+        run.up(session, files.read_tree(directory))
 
 
 def wait_for(condition: Callable[[], object], what: str, seconds: float = 30) -> None:
@@ -99,8 +106,8 @@ def sleepers(url: str) -> list[Any]:
     """Sessions that are in the middle of SLOW."""
     return query(
         url,
-        """select pid from pg_stat_activity where query like 'select pg_sleep%'
-           and state = 'active' and datname = current_database()""",
+        """select pid from pg_stat_activity where query like '%pg_sleep(600)%'
+           and state = 'active' and datname = current_database() and pid <> pg_backend_pid()""",
     )
 
 
@@ -164,14 +171,18 @@ def test_a_removed_repeatable_file_is_pending_until_up_forgets_it(
     up(write(tmp_path, {"repeatable/a.sql": "select 1;"}), database)
     (tmp_path / "repeatable/a.sql").unlink()
     before = migrate(tmp_path, "status", url=database)
-    assert (before.code, before.stdout) == (PENDING, "removed  repeatable/a.sql\n")
+    assert before.code == PENDING
+    assert re.fullmatch(r"removed  repeatable/a\.sql  \d.* by postgres\n", before.stdout)
+    planned = migrate(tmp_path, "plan", url=database)
+    assert (planned.code, planned.stdout) == (PENDING, "removed  repeatable/a.sql\n")
     assert "forgot repeatable/a.sql" in migrate(tmp_path, "up", url=database).stdout
     after = migrate(tmp_path, "plan", url=database)
     assert (after.code, after.stdout) == (UP_TO_DATE, "nothing to do\n")
 
 
 def test_plan_lists_what_up_would_do_and_does_nothing(database: str, tmp_path: Path) -> None:
-    write(tmp_path, {**tables(1, 2), "repeatable/a.sql": "select 1;"})
+    write(tmp_path, {f"migrations/000{n}_t{n}.sql": "select 1;" for n in (1, 2)})
+    write(tmp_path, {"repeatable/a.sql": "select 1;"})
     result = migrate(tmp_path, "plan", url=database)
     assert result.stdout == (
         "pending  migrations/0001_t1.sql\n"
@@ -188,19 +199,84 @@ def test_plan_is_0_with_nothing_to_do(database: str, tmp_path: Path) -> None:
     assert (result.code, result.stdout) == (UP_TO_DATE, "nothing to do\n")
 
 
+def test_plan_shows_what_would_hurt_a_live_database(database: str, tmp_path: Path) -> None:
+    up(write(tmp_path, tables(1)), database)
+    write(tmp_path, {"migrations/0002_b.sql": "select 1;\ndrop table t1;\n"})
+    result = migrate(tmp_path, "plan", url=database)
+    assert result.code == PENDING
+    pending, finding = result.stdout.splitlines()[:2]
+    assert pending == "pending  migrations/0002_b.sql"
+    assert finding.startswith(f"{tmp_path}/migrations/0002_b.sql:2:1: ")
+    assert "0001_t1" not in result.stdout
+
+
+def test_plan_is_3_when_there_is_drift_and_nothing_pending(database: str, tmp_path: Path) -> None:
+    up(write(tmp_path, tables(1)), database)
+    query(database, "alter table t1 add b int")
+    drifted = migrate(tmp_path, "plan", url=database)
+    told = "drift: column public.t1.b\n  expected: (absent)\n  found:    integer\n"
+    assert (drifted.code, drifted.stdout) == (DRIFT, told)
+    write(tmp_path, {"migrations/0002_b.sql": "select 1;"})
+    pending = migrate(tmp_path, "plan", url=database)
+    assert (pending.code, pending.stdout) == (PENDING, f"pending  migrations/0002_b.sql\n{told}")
+
+
+def unsettled(directory: Path, url: str) -> bool:
+    """Whether `plan` and `status` say that the record is not complete."""
+    told = "the record of what is there is not complete: `up` completes it\n"
+    status = migrate(directory, "status", url=url)
+    plan = migrate(directory, "plan", url=url)
+    assert plan.stderr == status.stderr == ""
+    if plan.code == status.code == UP_TO_DATE:
+        assert plan.stdout == "nothing to do\n"
+        assert told not in status.stdout
+        return False
+    assert plan.code == status.code == PENDING
+    assert plan.stdout == told
+    assert status.stdout.endswith(told)
+    return True
+
+
+def test_a_run_that_was_cut_off_is_told_until_it_is_finished(database: str, tmp_path: Path) -> None:
+    up(write(tmp_path, tables(1)), database)
+    assert not unsettled(tmp_path, database)
+    query(database, "update migrate.catalog set under_way = '{}'")
+    assert unsettled(tmp_path, database)
+    verified = migrate(tmp_path, "verify", url=database)
+    assert (verified.code, verified.stdout) == (ERROR, "")
+    assert verified.stderr.startswith("error: whether the schema has drifted is not known: a run")
+    assert migrate(tmp_path, "up", url=database).code == UP_TO_DATE
+    assert not unsettled(tmp_path, database)
+
+
+def test_a_database_made_from_the_bundle_is_finished_by_its_first_run(
+    database: str, tmp_path: Path, postgres_bin: Path
+) -> None:
+    write(tmp_path, tables(1))
+    bundled = migrate(tmp_path, "bundle").stdout
+    psql = [str(postgres_bin / "psql"), "-X", "-q", "-f", "-", database]
+    subprocess.run(psql, input=bundled, text=True, check=True)
+    assert unsettled(tmp_path, database)
+    assert migrate(tmp_path, "up", url=database).stdout == "nothing to do\n"
+    assert not unsettled(tmp_path, database)
+
+
 def test_plan_offline_checks_the_files_and_asks_no_database(tmp_path: Path) -> None:
-    write(tmp_path, {**tables(1), "verify/a.sql": "select 1;"})
+    write(tmp_path, {"migrations/0001_a.sql": "select 1;", "verify/a.sql": "select 1;"})
     result = migrate(tmp_path, "plan", "--offline", url=UNREACHABLE)
     assert (result.code, result.stderr) == (UP_TO_DATE, "")
     assert "which of them are pending only a database knows" in result.stdout
 
 
-@pytest.mark.parametrize("name", ["migrations/0002_b.sql", "repeatable/b.sql", "verify/b.sql"])
+@pytest.mark.parametrize(
+    "name", ["platform/b.sql", "migrations/0002_b.sql", "repeatable/b.sql", "verify/b.sql"]
+)
 def test_plan_offline_finds_a_syntax_error_in_every_folder(tmp_path: Path, name: str) -> None:
     write(tmp_path, {**tables(1), name: "select 1;\nselect (;\n"})
     result = migrate(tmp_path, "plan", "--offline")
     assert result.stderr == (
         f'error: {tmp_path}/{name}:2:9: syntax error at or near ";"\n'
+        "    1 | select 1;\n"
         "    2 | select (;\n"
         "      |         ^\n"
     )
@@ -225,8 +301,11 @@ def test_up_tells_each_file_and_the_next_up_has_nothing_to_do(
     write(tmp_path, {**tables(1), "repeatable/a.sql": "select 1;"})
     first = migrate(tmp_path, "up", url=database)
     assert (first.code, first.stderr) == (UP_TO_DATE, "")
-    assert first.stdout == (
-        "applied migrations/0001_t1.sql\napplied repeatable/a.sql\napplied 2 files\n"
+    assert re.fullmatch(
+        r"applied migrations/0001_t1\.sql \(\d+ ms\)\n"
+        r"applied repeatable/a\.sql \(\d+ ms\)\n"
+        r"files applied: 2\n",
+        first.stdout,
     )
     second = migrate(tmp_path, "up", url=database)
     assert (second.code, second.stdout, second.stderr) == (UP_TO_DATE, "nothing to do\n", "")
@@ -237,7 +316,7 @@ def test_a_failing_up_is_1_and_tells_what_was_applied_and_what_was_not(
 ) -> None:
     write(tmp_path, {**tables(1), "migrations/0002_b.sql": "select 1 / 0;"})
     result = migrate(tmp_path, "up", url=database)
-    assert (result.code, result.stdout) == (ERROR, "applied migrations/0001_t1.sql\n")
+    assert (result.code, untimed(result.stdout)) == (ERROR, "applied migrations/0001_t1.sql\n")
     assert result.stderr == (
         f"error: {tmp_path}/migrations/0002_b.sql:1:1: division by zero (SQLSTATE 22012)\n"
         "  statement 1 of 1:\n"
@@ -255,10 +334,108 @@ def test_of_runs_started_at_once_one_applies_and_all_succeed(database: str, tmp_
     results = [Result(process) for process in started]
     assert [result.code for result in results] == [UP_TO_DATE] * 3
     assert sorted(result.stdout.splitlines()[-1] for result in results) == [
-        "applied 8 files",
+        "files applied: 8",
         "nothing to do",
         "nothing to do",
     ]
+
+
+def test_platform_is_applied_before_the_rest_where_it_is_asked_for(
+    database: str, tmp_path: Path
+) -> None:
+    write(tmp_path, {"platform/1.sql": "create table t1 ();", "repeatable/a.sql": "select 1;"})
+    write(tmp_path, {"migrations/0001_a.sql": "drop table t1;"})
+    assert 'table "t1" does not exist' in migrate(tmp_path, "up", url=database).stderr
+    planned = migrate(tmp_path, "plan", "--platform", url=database)
+    assert planned.stdout.startswith("pending  platform/1.sql\npending  migrations/0001_a.sql\n")
+    assert "platform" not in migrate(tmp_path, "status", url=database).stdout
+    assert (
+        "pending  platform/1.sql" in migrate(tmp_path, "status", "--platform", url=database).stdout
+    )
+    result = migrate(tmp_path, "up", "--platform", url=database)
+    assert untimed(result.stdout) == (
+        "applied platform/1.sql\n"
+        "applied migrations/0001_a.sql\n"
+        "applied repeatable/a.sql\n"
+        "files applied: 3\n"
+    )
+    assert migrate(tmp_path, "up", "--platform", url=database).stdout == "nothing to do\n"
+
+
+def test_a_run_that_waits_says_for_whom(database: str, tmp_path: Path) -> None:
+    write(tmp_path, tables(1))
+    with locked(database):
+        result = migrate(tmp_path, "up", "--wait", "0.5", url=database)
+    assert result.code == ERROR
+    assert re.match(
+        r"waiting for another run: pid \d+ \(.*user postgres\), connected", result.stdout
+    )
+    assert "another run holds the migration lock: pid" in result.stderr
+    assert "; waited 0.5 s\n" in result.stderr
+    assert made(database) == []
+
+
+# --- for machines ----------------------------------------------------------------------------
+
+
+def document(result: Result) -> Any:
+    """What a command printed with --json: one document, and nothing beside it."""
+    assert result.stderr == ""
+    found = json.loads(result.stdout)
+    assert found.pop("exit_code") == result.code
+    return found
+
+
+def test_every_command_gives_one_json_document(database: str, tmp_path: Path) -> None:
+    write(tmp_path, {"migrations/0001_a.sql": "create table t1 (a int);\nselect 1;"})
+    write(tmp_path, {"repeatable/a.sql": "-- migrate: no-transaction\nselect 1;"})
+    write(tmp_path, {"verify/a.sql": "-- promise: none\nselect 1 where false;"})
+
+    def ask(*arguments: str) -> Any:
+        return document(migrate(tmp_path, *arguments, "--json", url=database))
+
+    def files_of(planned: Any) -> list[Any]:
+        return [
+            (row["file"], row["statements"], row["transactional"]) for row in planned["pending"]
+        ]
+
+    planned = ask("plan")
+    assert files_of(planned) == [("migrations/0001_a.sql", 2, True), ("repeatable/a.sql", 1, False)]
+    assert [finding["path"] for finding in planned["findings"]] == [
+        f"{tmp_path}/migrations/0001_a.sql"
+    ]
+    assert (planned["removed"], planned["drift"], planned["settled"]) == ([], [], True)
+    applied = ask("up")["applied"]
+    assert [row["file"] for row in applied] == ["migrations/0001_a.sql", "repeatable/a.sql"]
+    assert all(isinstance(row["milliseconds"], int) for row in applied)
+    assert ask("up") == {"applied": []}
+    status = ask("status")
+    assert [(row["file"], row["state"], row["applied_by"]) for row in status["files"]] == [
+        ("migrations/0001_a.sql", "applied", "postgres"),
+        ("repeatable/a.sql", "applied", "postgres"),
+    ]
+    assert (status["settled"], status["problems"]) == (True, [])
+    assert ask("verify") == {"drift": [], "broken": [], "promises": 1}
+
+
+def test_what_goes_wrong_is_json_for_a_machine(database: str, tmp_path: Path) -> None:
+    up(write(tmp_path, {**tables(1), "verify/a.sql": "-- promise: none\nselect 1 as n;"}), database)
+
+    def ask(*arguments: str) -> Any:
+        return document(migrate(tmp_path, *arguments, "--json", url=database))
+
+    (broken,) = ask("verify")["broken"]
+    place = f"{tmp_path}/verify/a.sql:2:1"
+    assert broken == {"place": place, "promise": "none", "rows": [{"n": 1}]}
+    query(database, "alter table t1 add b int")
+    drift = [{"object": "column public.t1.b", "expected": None, "found": "integer"}]
+    assert ask("verify") == {"drift": drift}
+    assert ask("plan")["drift"] == drift
+    write(tmp_path, {"migrations/0002_b.sql": "select 1 / 0;"})
+    assert f"{tmp_path}/migrations/0002_b.sql:1:1: division by zero" in ask("up")["error"]
+    write(tmp_path, {"migrations/0002_b.sql": "select 1 2;\n"})
+    (problem,) = ask("plan")["problems"]
+    assert problem.startswith(f"{tmp_path}/migrations/0002_b.sql:1:10: syntax error")
 
 
 # --- Ctrl-C ----------------------------------------------------------------------------------
@@ -272,7 +449,7 @@ def test_ctrl_c_in_the_middle_of_a_file_rolls_it_back_and_the_next_run_works(
     wait_for(lambda: sleepers(database), "the slow file runs")
     process.send_signal(signal.SIGINT)
     result = Result(process)
-    assert result.stdout == "applied migrations/0001_t1.sql\n"
+    assert untimed(result.stdout) == "applied migrations/0001_t1.sql\n"
     assert result.stderr == (
         "error: interrupted: the file under way was rolled back, "
         "unless it runs without a transaction\n"
@@ -283,7 +460,7 @@ def test_ctrl_c_in_the_middle_of_a_file_rolls_it_back_and_the_next_run_works(
 
     write(tmp_path, {"migrations/0002_slow.sql": "create table half ();\n"})
     again = migrate(tmp_path, "up", url=database)
-    assert (again.code, again.stdout.splitlines()[-1]) == (UP_TO_DATE, "applied 1 files")
+    assert (again.code, again.stdout.splitlines()[-1]) == (UP_TO_DATE, "files applied: 1")
     assert migrate(tmp_path, "verify", url=database).code == UP_TO_DATE
 
 
@@ -292,7 +469,7 @@ def test_progress_is_told_at_once_even_to_a_pipe(database: str, tmp_path: Path) 
     wait_for(lambda: sleepers(database), "the slow file runs")
     assert process.stdout
     os.set_blocking(process.stdout.fileno(), False)
-    assert process.stdout.readline() == "applied migrations/0001_t1.sql\n"
+    assert untimed(process.stdout.readline()) == "applied migrations/0001_t1.sql\n"
     process.kill()
     process.communicate()
 
@@ -305,7 +482,8 @@ def test_ctrl_c_while_waiting_for_the_lock_ends_the_wait(database: str, tmp_path
         wait_for(lambda: query(database, waiting), "the run waits")
         process.send_signal(signal.SIGINT)
         result = Result(process)
-    assert (result.code, result.stdout) == (ERROR, "")
+    assert result.code == ERROR
+    assert re.fullmatch(r"waiting for another run: pid \d+ .*\n", result.stdout)
     assert result.stderr.startswith("error: interrupted")
     assert made(database) == []
 
@@ -317,7 +495,10 @@ def test_verify_is_0_when_all_promises_hold(database: str, tmp_path: Path) -> No
     write(tmp_path, {**tables(1), "verify/a.sql": "select 1 from t1; select 2 from t1;"})
     up(tmp_path, database)
     result = migrate(tmp_path, "verify", url=database)
-    assert (result.code, result.stdout) == (UP_TO_DATE, "verified: no drift, 2 promises hold\n")
+    assert (result.code, result.stdout) == (
+        UP_TO_DATE,
+        "verified: no drift, promises kept: 2\n",
+    )
 
 
 def test_verify_is_1_when_a_promise_is_broken(database: str, tmp_path: Path) -> None:
@@ -325,7 +506,9 @@ def test_verify_is_1_when_a_promise_is_broken(database: str, tmp_path: Path) -> 
     result = migrate(tmp_path, "verify", url=database)
     assert (result.code, result.stdout) == (ERROR, "")
     assert result.stderr.startswith(
-        f"error: {tmp_path}/verify/a.sql: broken promise: nothing is\n  something=1\n  what to do: "
+        f"error: {tmp_path}/verify/a.sql:2:1: broken promise: nothing is\n"
+        "  something=1\n"
+        "  what to do: "
     )
 
 
@@ -334,6 +517,7 @@ def test_verify_is_3_on_drift_until_it_is_accepted(database: str, tmp_path: Path
     query(database, "alter table t1 add b int")
     drifted = migrate(tmp_path, "verify", url=database)
     assert (drifted.code, drifted.stdout) == (DRIFT, "")
+    assert drifted.stderr.startswith("1 object is not as the last run left them:\n")
     assert "column public.t1.b\n  expected: (absent)\n  found:    integer\n" in drifted.stderr
     assert migrate(tmp_path, "verify", "--accept", url=database).code == UP_TO_DATE
     assert migrate(tmp_path, "verify", url=database).stdout.startswith("verified: no drift")
@@ -501,7 +685,9 @@ def test_options_may_follow_the_command(empty: Path) -> None:
 
 def test_a_directory_with_none_of_the_folders_is_refused(tmp_path: Path) -> None:
     result = migrate(tmp_path, "plan", url=UNREACHABLE)
-    assert result.stderr == f"error: {tmp_path}: holds none of migrations, repeatable, verify\n"
+    assert result.stderr == (
+        f"error: {tmp_path}: holds none of platform, migrations, repeatable, verify\n"
+    )
     assert result.code == ERROR
 
 
@@ -514,6 +700,11 @@ def test_a_url_in_the_wrong_place_is_not_shown(empty: Path) -> None:
 def test_help_says_what_each_command_does_and_what_each_exit_code_means(tmp_path: Path) -> None:
     result = migrate(tmp_path, "--help")
     assert result.code == UP_TO_DATE
-    for command in ("status", "plan", "up", "verify", "bundle", "new NAME"):
-        assert f"\n  {command} " in result.stdout
-    assert "0 up to date   1 error   2 pending (status, plan)   3 drift" in result.stdout
+    commands = ("status", "plan", "up", "verify", "bundle", "new")
+    for text in (result, *(migrate(tmp_path, command, "--help") for command in commands)):
+        assert text.code == UP_TO_DATE
+        codes = re.findall(r"^  ([0-9])  (\w+)", text.stdout, re.MULTILINE)
+        assert codes == [("0", "up"), ("1", "error"), ("2", "pending"), ("3", "drift")]
+    for command in commands:
+        assert re.search(rf"\n +{command}  +\w", result.stdout)
+        assert f"python -m migrate {command}" in migrate(tmp_path, command, "--help").stdout

@@ -16,7 +16,7 @@ from pulumi.runtime.mocks import MockResourceArgs
 from components import ROOT
 from components.matrix import API_ROLES, SERVICES
 from dev.in_process import InProcessError, Realiser
-from dev.postgres import Server
+from embedded.postgres import Server
 from migrate import catalog, files
 from migrate.connection import connect
 

@@ -30,7 +30,6 @@ from typing import IO
 from urllib.parse import quote
 
 import psutil  # type: ignore[import-untyped]
-import psycopg
 
 # Nothing else of our environment: it may hold secrets, and PG* variables meant for other servers.
 ENVIRONMENT = {"LC_ALL": "C", "PATH": os.environ.get("PATH", os.defpath)}
@@ -137,6 +136,9 @@ class Server:
             PostgresError: It cannot be started; nothing half-done is left.
         """
         with self._locked(claim=True):
+            running = self._postmaster(forget_others=True)
+            if running and self._comes_up(running):
+                return False
             run_as, major = self._run_as()
             for leftover in self.directory.glob("initdb-*"):  # of a process that was killed
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -144,9 +146,6 @@ class Server:
                 self._check_data(major)
             else:
                 self._initdb(run_as, major)
-            running = self._postmaster(forget_others=True)
-            if running and self._comes_up(running):
-                return False
             file = self.directory / "port"
             if file.exists():
                 if self._launch(run_as, self.port):
@@ -378,14 +377,14 @@ class Server:
         return None
 
     def _comes_up(self, process: psutil.Process, port: int = 0) -> bool:
-        """Wait until the server answers (True) or has ended (False)."""
+        """Wait until the server is ready (True) or has ended (False); ask it, at a `port`."""
         deadline = time.monotonic() + self.timeout
         while _alive(process):
             lines = self._postmaster_file()
             if lines[0] == str(process.pid) and lines[7:] and lines[7].strip() == "ready":
                 if not port and not (self.directory / "port").exists():
                     self._write("port", lines[3])
-                return self._answers(process.pid, port or self.port)
+                return not port or self._answers(process.pid, port)
             if time.monotonic() > deadline:
                 raise PostgresError(
                     f"PostgreSQL in {self.directory} (process {process.pid}) did not come up "
@@ -395,6 +394,8 @@ class Server:
         return False
 
     def _answers(self, pid: int, port: int) -> bool:
+        import psycopg  # here, because it takes longer than all the rest where the server runs
+
         try:
             psycopg.connect(
                 f"host=127.0.0.1 port={port} dbname=postgres sslmode=disable connect_timeout=10",

@@ -24,8 +24,8 @@ import psutil  # type: ignore[import-untyped]
 import psycopg
 import pytest
 
-from dev import postgres
-from dev.postgres import PostgresError, Server, embedded_bin
+from embedded import postgres
+from embedded.postgres import PostgresError, Server, embedded_bin
 
 REPOSITORY = Path(__file__).parent.parent
 THROWAWAY = {"fsync": "off", "full_page_writes": "off"}
@@ -34,7 +34,7 @@ needs_root = pytest.mark.skipif(not AS_ROOT, reason="needs root")
 START = """
 import sys
 from pathlib import Path
-from dev.postgres import Server
+from embedded.postgres import Server
 print(Server(Path(sys.argv[1]), Path(sys.argv[2]), settings={"fsync": "off"}).start())
 """
 

@@ -1,0 +1,1 @@
+"""Servers of our own on loopback, for the dev stack, the tests and rehearsals."""

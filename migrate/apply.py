@@ -1,0 +1,311 @@
+"""Applying files: in a transaction together with their ledger rows, or statement by statement."""
+
+import hashlib
+import re
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import psycopg
+from pglast import ast
+from psycopg import sql
+
+from migrate import ledger
+from migrate.connection import (
+    SESSION,
+    Connection,
+    StatementError,
+    is_broken,
+    roll_back,
+    send,
+)
+from migrate.errors import MigrateError
+from migrate.failure import describe
+from migrate.files import VERSIONED, File
+from migrate.scripts import outline, pieces, statements
+from migrate.statements import Piece, Statement, alone, split
+
+_SETTING = re.compile(r"(set|reset|select\s+(pg_catalog\.)?set_config)\b", re.IGNORECASE)
+
+_THIS_MESSAGE = "extract(epoch from clock_timestamp() - statement_timestamp()) * 1000"
+
+RETRIES = 4
+"""How often a file is tried again after a lock timeout, the wait doubling from one second."""
+
+
+class ApplyError(Exception):
+    """Files failed.
+
+    Attributes:
+        files: one, or all that were to commit together.
+        statement: which of its statements; None when they failed at their commit.
+        offset: where in the statement, in characters from 0; None when the server did not say.
+        error: what the server said.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[File],
+        statement: Statement | None,
+        offset: int | None,
+        error: psycopg.Error,
+    ) -> None:
+        super().__init__(str(error))
+        self.files = files
+        self.statement = statement
+        self.offset = offset
+        self.error = error
+
+
+def batches(pending: Sequence[File], *, together: bool) -> list[Sequence[File]]:
+    """Files as they commit: each by itself or, where all run in a transaction, together."""
+    if pending and together and all(outline(file).transactional for file in pending):
+        return [pending]
+    return [[file] for file in pending]
+
+
+def apply(
+    connection: Connection,
+    batch: Sequence[File],
+    committed: Sequence[str],
+    retrying: Callable[[str, float], None],
+) -> None:
+    """Apply files together: all of them, or none.  A file without a transaction comes alone.
+
+    Args:
+        connection: which holds the lock of the run.
+        batch: checked files.
+        committed: names of the files that the run has applied before, for the message.
+        retrying: is told why, and in how many seconds, it is tried again after a lock timeout.
+
+    Raises:
+        MigrateError: with what failed, what stands, and what to do.
+    """
+    transactional = outline(batch[0]).transactional
+    for attempt in range(RETRIES + 1):
+        try:
+            if transactional:
+                _in_one_transaction(connection, batch)
+            else:
+                _one_by_one(connection, batch[0])
+            return
+        except ApplyError as failed:
+            timeout = isinstance(failed.error, psycopg.errors.LockNotAvailable)
+            if transactional and timeout and attempt < RETRIES:
+                retrying(str(failed.error).strip(), 2.0**attempt)
+                time.sleep(2**attempt)
+                continue
+            stands = f"rolled back: {', '.join(file.name for file in batch)}"
+            remedy = "correct the file and run again; it goes on where it stopped"
+            if is_broken(failed.error):
+                if failed.statement is None:
+                    stands = f"unless it broke at the very commit, {stands}"
+                remedy = "run again; the ledger knows what was committed"
+            elif timeout:
+                remedy = f"see who holds the lock{_blockers(connection)} and run again"
+            if not transactional:
+                stands = _standing(connection, failed)
+            raise MigrateError(
+                f"{describe(failed.files, failed.statement, failed.offset, failed.error)}\n"
+                f"  {stands}\n"
+                f"  committed in this run: {', '.join(committed) or 'nothing'}\n"
+                f"  what to do: {remedy}"
+            ) from failed.error
+
+
+def _standing(connection: Connection, failed: ApplyError) -> str:
+    (file,), statement = failed.files, failed.statement
+    done = statement.number - 1 if statement else outline(file).statements
+    text = f"not rolled back: {done} of the statements of {file.name}"
+    if done:
+        text += ", which are done and not to be edited"
+    if statement and not is_broken(failed.error) and _index(connection, statement.node) is False:
+        name = statement.node.idxname
+        text += f"\n  invalid index {name} is left, which the next run drops and builds anew"
+    return text
+
+
+def _blockers(connection: Connection) -> str:
+    """Sessions that hold locks in this database, in parentheses; nothing when there are none."""
+    rows = connection.execute(
+        """select distinct format('pid %s, %s', pid, state) from pg_stat_activity
+           join pg_locks l using (pid) where datname = current_database() and locktype = 'relation'
+             and granted and pid <> pg_backend_pid() and state is not null"""
+    )
+    found = "; ".join(text for (text,) in rows)
+    return f" ({found})" if found else ""
+
+
+def _in_one_transaction(connection: Connection, batch: Sequence[File]) -> None:
+    """Apply files; one that is a single piece is one message, its begin and commit included."""
+    try:
+        for file in batch:
+            started = time.monotonic()
+            opening = "begin;" if file is batch[0] else ""
+            total = len(outline(file).pieces)
+            for number, piece in enumerate(pieces(file), 1):
+                committing, closing = [file], ""
+                if number == total:
+                    before = f"{(time.monotonic() - started) * 1000:.0f}"
+                    closing = f"\n;{SESSION}" + _record(file, f"{before} + {_THIS_MESSAGE}")
+                    if file is batch[-1]:
+                        committing, closing = list(batch), closing + "commit"
+                _run_piece(connection, committing, opening, piece, closing)
+                opening = ""
+    finally:
+        roll_back(connection)
+
+
+def _run_piece(
+    connection: Connection, batch: Sequence[File], opening: str, piece: Piece, closing: str
+) -> None:
+    """Send a piece; `batch` is what commits if `closing` does."""
+    try:
+        send(connection, opening + piece.text + closing)
+    except StatementError as failed:
+        number = failed.done - bool(opening)
+        if number >= piece.count:
+            raise ApplyError(batch, None, None, failed.error) from failed.error
+        statement = split(piece)[max(number, 0)]
+        offset = failed.position
+        if offset is not None:
+            offset -= len(opening) + statement.start
+        raise ApplyError(batch[-1:], statement, offset, failed.error) from failed.error
+    except psycopg.OperationalError as error:
+        raise ApplyError(batch, None, None, error) from error
+
+
+def _record(file: File, milliseconds: str) -> str:
+    content = None if file.folder.name == VERSIONED else "".join(file.text())
+    return ledger.record(file, content, milliseconds)
+
+
+def _one_by_one(connection: Connection, file: File) -> None:
+    """Go on behind the statements that a run before this one has carried out.
+
+    A statement commits together with the note that it is done.  One that refuses a transaction, or
+    has its own, is noted afterwards: only such a one can be carried out twice, when a run is cut
+    off between the two.
+    """
+    begun = ledger.progress(connection).get((file.folder.name, file.name))
+    if begun is None or half_done_problem(file, begun):
+        begun = ledger.Progress(0, hashlib.sha256().hexdigest(), building=False)
+        ledger.advance(connection, file, 0, begun.sha256)
+    before = hashlib.sha256()
+    started = time.monotonic()
+    for statement in statements(file):
+        digest = before.copy()
+        digest.update(statement.text.encode())
+        if statement.number > begun.done:
+            advance = partial(ledger.advance, connection, file)
+            undone = partial(advance, statement.number - 1, before.hexdigest())
+            done = partial(advance, statement.number, digest.hexdigest())
+            was_building = begun.building and statement.number == begun.done + 1
+            try:
+                if isinstance(statement.node, ast.IndexStmt) and statement.node.concurrent:
+                    _build_index(connection, statement, undone, was_building)
+                    done()
+                else:
+                    _carry_out(connection, statement, done)
+            except StatementError as failed:
+                raise ApplyError([file], statement, failed.position, failed.error) from failed.error
+            except psycopg.Error as error:
+                raise ApplyError([file], statement, None, error) from error
+            finally:
+                roll_back(connection)
+        elif _SETTING.match(statement.text):  # holds for the rest of the file
+            send(connection, statement.text)
+        before = digest
+    if invalid := _invalid_indexes(connection):
+        raise MigrateError(f"{file.path}: is not done{invalid}")
+    with connection.transaction():
+        connection.execute(SESSION.encode())
+        connection.execute(_record(file, f"{time.monotonic() - started} * 1000").encode())
+        ledger.complete(connection, file.folder.name, file.name)
+
+
+def _carry_out(connection: Connection, statement: Statement, done: Callable[[], None]) -> None:
+    """Run a statement and note that it is done: in one transaction, unless it refuses that."""
+    if not (alone(statement.node) or isinstance(statement.node, ast.CallStmt | ast.DoStmt)):
+        try:
+            send(connection, "begin")
+            send(connection, statement.text)
+            done()
+            send(connection, "commit")
+            return
+        except StatementError as failed:
+            if not isinstance(failed.error, psycopg.errors.ActiveSqlTransaction):
+                raise
+            roll_back(connection)
+    send(connection, statement.text)
+    done()
+
+
+def _build_index(
+    connection: Connection, statement: Statement, undone: Callable[..., None], was_building: bool
+) -> None:
+    """Build an index CONCURRENTLY, unless the run that was cut off has built it.
+
+    Args:
+        connection: which holds the lock of the run.
+        statement: the CREATE INDEX.
+        undone: notes that it is not done, and whether it is being built.
+        was_building: a run was cut off while it built this index.
+    """
+    node = statement.node
+    valid = _index(connection, node)
+    if valid and was_building:
+        return
+    if valid is False:
+        schema = [node.relation.schemaname] if node.relation.schemaname else []
+        name = sql.Identifier(*schema, node.idxname).as_string()
+        send(connection, f"drop index concurrently {name}")
+    if not valid:
+        undone(building=True)
+    try:
+        send(connection, statement.text)
+    except StatementError as failed:
+        if not is_broken(failed.error):
+            undone(building=False)
+        raise
+
+
+def half_done_problem(file: File, begun: ledger.Progress) -> str | None:
+    """Why a checked file is not gone on with: it is not what a run has begun; None where it is."""
+    digest = hashlib.sha256()
+    for statement in statements(file):
+        if statement.number > begun.done:
+            break
+        digest.update(statement.text.encode())
+    if digest.hexdigest() == begun.sha256 and not outline(file).transactional:
+        return None
+    return (
+        f"{file.path}: was edited in its first {begun.done} statements, which are done, by a run "
+        "that was cut off or failed: restore them, and make the change behind them"
+    )
+
+
+def _index(connection: Connection, node: Any) -> bool | None:
+    """Whether the index that a statement builds CONCURRENTLY is valid; None without one."""
+    if not (isinstance(node, ast.IndexStmt) and node.concurrent and node.relation):
+        return None
+    table = sql.Identifier(*filter(None, (node.relation.schemaname, node.relation.relname)))
+    row = connection.execute(
+        """select indisvalid from pg_index join pg_class on oid = indexrelid
+           where indrelid = to_regclass(%s) and relname = %s""",
+        [table.as_string(), node.idxname],
+    ).fetchone()
+    return None if row is None else bool(row[0])
+
+
+def _invalid_indexes(connection: Connection) -> str:
+    rows = connection.execute(
+        """select indexrelid::regclass::text from pg_index join pg_class on oid = indexrelid
+           where not indisvalid and relkind = 'i' order by 1"""
+    )
+    return "".join(
+        f"\n  invalid index {name}, left by a CREATE INDEX CONCURRENTLY that failed: "
+        f"DROP INDEX CONCURRENTLY {name}, then run again"
+        for (name,) in rows
+    )

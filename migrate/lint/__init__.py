@@ -1,0 +1,36 @@
+"""What in the pending files hurts a live database, and the safe way.
+
+Nothing here asks a database.  The files applied before tell which tables and functions there are;
+what the pending files make themselves is empty and unused, so that no lock on it hurts; what no
+file tells of exists and is full.  Where the files leave a doubt, as the body of a DO block does,
+they are believed: what is found is to be right.  docs/lint.md has a section for each rule.
+"""
+
+from collections.abc import Sequence
+
+from migrate.files import File
+from migrate.lint.reader import Reader
+from migrate.lint.rules import RULES, Finding, Rule
+
+__all__ = ["RULES", "Finding", "Rule", "lint"]
+
+
+def lint(files: Sequence[File], before: Sequence[File] = ()) -> list[Finding]:
+    """What hurts in the pending files, in their order, acknowledged or not.
+
+    Args:
+        files: the pending files in the order of their run.
+        before: the files applied before them.
+
+    Raises:
+        FilesError: the parser refuses a file.
+    """
+    reader = Reader()
+    for file in before:
+        reader.read(file)
+    reader.settle()
+    for file in files:
+        reader.read(file)
+    reader.finish()
+    order = {file.path: number for number, file in enumerate(files)}
+    return sorted(reader.findings, key=lambda found: (order[found.path], found.line, found.column))

@@ -1,0 +1,179 @@
+"""What the parser's nodes tell by themselves: names, types, locks, what is written anew."""
+
+import re
+from collections.abc import Iterator, Mapping
+from math import inf
+from typing import Any, NamedTuple
+
+from pglast import ast
+from pglast.enums import BoolExprType, NullTestType
+from pglast.enums import ConstrType as Constr
+from pglast.enums import ObjectType as Object
+from pglast.enums import RoleSpecType as Role
+
+SHARE_ROW_EXCLUSIVE, ACCESS_EXCLUSIVE = 6, 8
+_UNHINDERING = re.compile(
+    "AT_(AttachPartition|ClusterOn|DropCluster|(Dis|En)able(Always|Replica)?Trig|(Res|S)et(Rel)?"
+    "Options|SetStatistics|ValidateConstraint)"
+)
+"""What ALTER TABLE does without keeping anybody from reading."""
+SERIAL = re.compile("(big|small)?serial|serial[248]")
+_VOLATILE = re.compile(
+    "clock_timestamp|gen_random_(bytes|uuid)|nextval|random(_normal)?|timeofday"
+    "|uuid_generate_v(1|1mc|4)|uuidv[47]"
+)
+_WIDER = {
+    "date": {"timestamp", "timestamptz"},
+    "float4": {"float8", "numeric"},
+    "float8": {"numeric"},
+    "int2": {"float4", "float8", "int4", "int8", "numeric"},
+    "int4": {"float4", "float8", "int8", "numeric"},
+    "int8": {"float4", "float8", "numeric"},
+}
+_TIMES = {"interval", "time", "timestamp", "timestamptz", "timetz"}
+_GROWING = {"numeric", "varbit", "varchar"} | _TIMES
+"""Types that store a value in the same way whatever their limit."""
+_STORED_ALIKE = {("cidr", "inet"), ("citext", "varchar"), ("varchar", "citext")}
+ROUTINES = {Object.OBJECT_FUNCTION, Object.OBJECT_PROCEDURE, Object.OBJECT_ROUTINE}
+
+
+class Type(NamedTuple):
+    """A type by its last name, with what it is limited to, as numeric(10,2)."""
+
+    name: str
+    limits: tuple[int, ...]
+
+    def __str__(self) -> str:
+        """The type as it is written."""
+        return self.name + (f"({','.join(map(str, self.limits))})" if self.limits else "")
+
+
+def nodes_below(node: object, *kinds: type) -> Iterator[Any]:
+    """The node and all below it that are of these kinds."""
+    if isinstance(node, kinds):
+        yield node
+    below = [getattr(node, name) for name in node] if isinstance(node, ast.Node) else node
+    for child in below if isinstance(below, list | tuple) else ():
+        yield from nodes_below(child, *kinds)
+
+
+def constant(node: Any) -> str | None:
+    """The text of a constant, if it is one."""
+    return getattr(getattr(node, "val", None), "sval", None)
+
+
+def last_name(names: Any) -> str:
+    """The name without its schema."""
+    return str(getattr(names[-1], "sval", ""))
+
+
+def schema_of(name: str) -> str:
+    """The schema of a name that has one."""
+    return name.partition(".")[0]
+
+
+def has_option(options: Any, name: str) -> bool:
+    """Whether an option is there, and not off."""
+    return any(
+        option.defname == name and getattr(option.arg, "sval", "on") not in ("false", "off")
+        for option in options or ()
+    )
+
+
+def is_column(expression: Any, column: str) -> bool:
+    """Whether a USING only names the column, casts it, or is not there."""
+    if isinstance(expression, ast.TypeCast):
+        expression = expression.arg
+    is_name = isinstance(expression, ast.ColumnRef) and last_name(expression.fields) == column
+    return expression is None or is_name
+
+
+def is_public_execute(node: Any) -> bool:
+    """Whether a GRANT or REVOKE is about everybody's right to call functions."""
+    rights = {right.priv_name for right in node.privileges or ()}
+    return (
+        node.objtype in ROUTINES
+        and (not rights or "execute" in rights)
+        and any(role.roletype == Role.ROLESPEC_PUBLIC for role in node.grantees)
+    )
+
+
+def lock_mode(command: Any) -> int:
+    """The lock of a subcommand of ALTER TABLE; 0 for one that lets others read and write."""
+    if _UNHINDERING.match(command.subtype.name):
+        return 0
+    foreign = getattr(command.def_, "contype", None) == Constr.CONSTR_FOREIGN
+    return SHARE_ROW_EXCLUSIVE if foreign else ACCESS_EXCLUSIVE
+
+
+def rewriting(type_: Type, given: Mapping[Constr, Any]) -> str | None:
+    """What about a new column rewrites its table."""
+    if SERIAL.fullmatch(type_.name):
+        return type_.name
+    if Constr.CONSTR_IDENTITY in given:
+        return "an identity column"
+    if any(constraint.generated_kind == "s" for constraint in given.values()):
+        return "a stored generated column"
+    default = given.get(Constr.CONSTR_DEFAULT)
+    calls = nodes_below(default and default.raw_expr, ast.FuncCall)
+    volatile = any(_VOLATILE.fullmatch(last_name(call.funcname)) for call in calls)
+    return "its default is volatile" if volatile else None
+
+
+def filled_columns(node: Any, column: str | None) -> set[str]:
+    """The columns that a constraint keeps from null."""
+    if node.contype in (Constr.CONSTR_NOTNULL, Constr.CONSTR_PRIMARY):
+        return {column} if column else {key.sval for key in node.keys or ()}
+    if node.contype != Constr.CONSTR_CHECK:
+        return set()
+    conjunction = getattr(node.raw_expr, "boolop", None) == BoolExprType.AND_EXPR
+    return {
+        last_name(test.arg.fields)
+        for test in (node.raw_expr.args if conjunction else [node.raw_expr])
+        if isinstance(test, ast.NullTest)
+        and test.nulltesttype == NullTestType.IS_NOT_NULL
+        and isinstance(test.arg, ast.ColumnRef)
+    }
+
+
+def constraint_name(table: str, column: str, kind: str) -> str:
+    """The name that PostgreSQL gives to a constraint without one."""
+    return f"{table.partition('.')[2]}_{column}_{kind}"
+
+
+def type_of(node: Any) -> Type:
+    """The type that a column or an argument is given."""
+    if node is None:  # a column that only says more of its parent's, or its type's
+        return Type("", ())
+    limits = tuple(getattr(getattr(limit, "val", None), "ival", 0) for limit in node.typmods or ())
+    return Type(last_name(node.names) + "[]" * len(node.arrayBounds or ()), limits)
+
+
+def type_names(types: Any) -> tuple[str, ...]:
+    """The names of types, as they tell functions apart."""
+    return tuple(type_of(node).name for node in types or ())
+
+
+def _room(type_: Type) -> tuple[float, float]:
+    """How much a type holds; of numeric, how much before and after the point."""
+    if type_.name == "numeric" and type_.limits:
+        precision, scale = (*type_.limits, 0)[:2]
+        return precision - scale, scale
+    if type_.name in _TIMES:
+        return (type_.limits or (6,))[-1], inf
+    return type_.limits[0] if type_.limits else inf, inf
+
+
+def type_rule(old: Type, new: Type) -> str | None:
+    """The rule that a change of a column's type breaks; None where all is stored as before."""
+    kind, new_kind = (re.sub("^text$", "varchar", type_.name) for type_ in (old, new))
+    room, new_room = _room(old), _room(new)
+    if kind in _WIDER.get(new_kind, ()):
+        return "type-narrowing"
+    if kind != new_kind:
+        alike = (kind, new_kind) in _STORED_ALIKE and new_room[0] == inf
+    elif new_room[0] < room[0] or new_room[1] < room[1]:
+        return "type-narrowing"
+    else:
+        alike = room == new_room or (kind in _GROWING and new_room[1] in (room[1], inf))
+    return None if alike else "type-rewrite"

@@ -1,0 +1,130 @@
+"""A rehearsal: the present state in a throwaway PostgreSQL, and then what is pending."""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from embedded.postgres import PostgresError, Server, embedded_bin
+from migrate import files, ledger, proof, run
+from migrate.connection import Connection, connect
+from migrate.errors import MigrateError, NoRehearsalError
+from migrate.files import PLATFORM, REPEATABLE, VERSIONED, Tree
+
+
+@dataclass(frozen=True)
+class State:
+    """What is applied to a database.
+
+    Attributes:
+        versioned: names of the versioned files.
+        repeatable: name -> text of the repeatable files as they were applied.
+    """
+
+    versioned: Set[str]
+    repeatable: Mapping[str, str]
+
+
+EMPTY = State(frozenset(), {})
+
+_NAMES = (PLATFORM, VERSIONED, REPEATABLE)
+
+_SETTINGS = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+"""A database that is thrown away need not survive a crash."""
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """A rehearsal that went well.
+
+    Attributes:
+        postgres: the version of the throwaway server.
+        applied: how many pending files were applied.
+        promises: how many promises were checked afterwards.
+        seconds: how long the pending files took, in a database without rows.
+    """
+
+    postgres: str
+    applied: int
+    promises: int
+    seconds: float
+
+    def __str__(self) -> str:
+        """The rehearsal in one line."""
+        return (
+            f"rehearsed in a throwaway PostgreSQL {self.postgres}: pending files applied "
+            f"{self.applied} (in {self.seconds:.2f} s), promises kept {self.promises}"
+        )
+
+
+def state(connection: Connection) -> State:
+    """What is applied to a database; reads only."""
+    applied = ledger.read(connection).digests
+    if not applied:
+        return EMPTY
+    versioned = applied.get(VERSIONED, {}).keys()
+    return State(versioned, ledger.contents(connection, REPEATABLE))
+
+
+def rehearse(tree: Tree, applied: State = EMPTY) -> Rehearsal:
+    """Apply what is pending to a copy of the present schema, verify it, and throw it away.
+
+    Args:
+        tree: from `files.read_tree`.
+        applied: from `state`.
+
+    Raises:
+        MigrateError: what is pending cannot be applied, or breaks a promise.
+        NoRehearsalError: the throwaway server does not come up, or cannot be brought to the
+            present state.
+    """
+    with tempfile.TemporaryDirectory(prefix="rehearsal-") as name, _throwaway(Path(name)) as url:
+        before = _write(Path(name) / "before", tree, applied)
+        with connect(url) as connection:
+            try:
+                run.up(connection, before, _NAMES)
+            except MigrateError as error:
+                raise NoRehearsalError(
+                    f"not rehearsed: what is applied already cannot be applied anew:\n{error}"
+                ) from error
+            try:
+                started = time.monotonic()
+                done = run.up(connection, tree, _NAMES)
+                seconds = time.monotonic() - started
+                promises = proof.verify(connection, tree)
+            except MigrateError as error:
+                raise MigrateError(
+                    "the rehearsal failed; nothing was done to the database itself (in a "
+                    f"throwaway PostgreSQL):\n{error}"
+                ) from error
+            version = connection.info.parameter_status("server_version") or ""
+            return Rehearsal(version, len(done), promises, seconds)
+
+
+@contextmanager
+def _throwaway(directory: Path) -> Iterator[str]:
+    """A new server for as long as it is needed; its superuser's URL."""
+    try:
+        server = Server(directory / "server", embedded_bin(), settings=_SETTINGS)
+        server.start()
+    except PostgresError as error:
+        raise NoRehearsalError(f"not rehearsed: {error}") from error
+    try:
+        yield server.url()
+    finally:
+        server.destroy()
+
+
+def _write(directory: Path, tree: Tree, applied: State) -> Tree:
+    """The files of the present state: repeatable ones as they were when they were applied."""
+    for folder in _NAMES:
+        (directory / folder).mkdir(parents=True)
+    for file in (*tree[PLATFORM], *tree[VERSIONED]):
+        if file.folder.name == PLATFORM or file.name in applied.versioned:
+            shutil.copy(file.path, directory / file.label)
+    for name, text in applied.repeatable.items():
+        (directory / REPEATABLE / name).write_text(text, encoding="utf-8", newline="")
+    return files.read_tree(directory)

@@ -1,0 +1,4 @@
+insert into customers (id, name)
+values
+  (3, 'O'Neill'),
+  (4, 'Dan');

@@ -1,0 +1,2 @@
+alter table orders
+  alter column note type int;

@@ -1,0 +1,1 @@
+insert into orders (id, customer, amount) values (13, 1, -1);

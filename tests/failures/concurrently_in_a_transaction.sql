@@ -1,0 +1,2 @@
+create index concurrently orders_by_customer on orders (customer);
+vacuum orders;

@@ -1,0 +1,6 @@
+create table lines (
+  order_id bigint not null references orders deferrable initially deferred,
+  line int not null
+);
+
+insert into lines values (10, 1), (99, 1);

@@ -1,0 +1,4 @@
+do 'begin
+  update orders set note = $$seen$$;
+  perform 1 / 0;
+end';

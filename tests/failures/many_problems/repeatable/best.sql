@@ -1,0 +1,3 @@
+create view best as
+  select from orders
+  where and id > 1;

@@ -1,0 +1,8 @@
+create table invoices (
+  id bigint primary key,
+  number text not null unique
+)
+
+create table payments (
+  id bigint primary key
+);

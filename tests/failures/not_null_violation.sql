@@ -1,0 +1,2 @@
+-- Fails on a table with rows.
+alter table orders alter column note set not null;

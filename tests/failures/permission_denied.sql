@@ -1,0 +1,4 @@
+set local role pg_monitor;
+
+select count(*)
+from orders;

@@ -1,0 +1,3 @@
+\set ON_ERROR_STOP on
+create table shares (customer bigint);
+\i more.sql

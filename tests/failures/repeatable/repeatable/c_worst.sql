@@ -1,0 +1,1 @@
+create or replace view worst as select 1 as customer;

@@ -1,0 +1,1 @@
+create or replace view best as select max(amount) from orders;

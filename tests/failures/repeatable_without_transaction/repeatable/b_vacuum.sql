@@ -1,0 +1,4 @@
+-- migrate: no-transaction
+
+vacuum orders;
+vacuum shipments;

@@ -1,0 +1,5 @@
+begin;
+create table shares (customer bigint);
+savepoint made;
+insert into shares values (1);
+commit;

@@ -1,0 +1,3 @@
+create table shares (customer bigint);
+/* Later:
+create index on shares (customer);

@@ -1,0 +1,1 @@
+select '注文', '顧客 🙂', amuont from orders;
