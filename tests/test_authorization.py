@@ -1,6 +1,7 @@
 """The authorization matrix of components/matrix.py, every cell of it run on a real server.
 
-A cell is role x table x command x column x row (the user's own or another customer's). Its
+A cell is role x table x command x column x row (the user's own or another customer's), or role x
+function x whose id it is given. Its
 statement runs for real, is rolled back, and its outcome has to be what the matrix says; nothing
 here says a second time who may do what. Two customers have a row in every table.
 """
@@ -20,7 +21,15 @@ from platforms import Platform, server_major
 from psycopg import sql
 from psycopg.errors import ForeignKeyViolation, InsufficientPrivilege
 
-from components.matrix import API_ROLES, GROUP, MATRIX, SERVICES, TABLES
+from components.matrix import (
+    API_ROLES,
+    FUNCTIONS,
+    GROUP,
+    MATRIX,
+    SERVICES,
+    TABLES,
+    USER_FUNCTIONS,
+)
 
 OWN, FOREIGN = "own", "foreign"
 COMMANDS = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE")
@@ -32,7 +41,7 @@ DENIED = "no privilege"
 ROW_REFUSED = "refused by row-level security"
 NO_ROW = "no such row"
 
-AUTH_HELPERS = {"auth.email()", "auth.jwt()", "auth.role()", "auth.uid()"}
+AUTH_HELPERS = {"auth.email", "auth.jwt", "auth.role", "auth.uid"}
 """Supabase's functions that say who is asking: everybody's."""
 
 NOBODY = {
@@ -180,6 +189,7 @@ def rows(customer: str, which: str) -> dict[str, Row]:
             "storage_used_gb": "1",
             "last_active_at": past,
             "provisioned_at": past,
+            "started_at": past,
             "stopped_at": past,
             "deprovisioned_at": past,
             **stamps,
@@ -266,6 +276,11 @@ def rows(customer: str, which: str) -> dict[str, Row]:
             "storage_limit_gb": "1",
             "backup_retention_days": "1",
             "volume_retention_days": "1",
+            "pause_after_idle_days": "1",
+        },
+        "private.retention": {
+            "table_name": {OWN: "api_keys", FOREIGN: "audit_logs"}[customer] if first else name,
+            "keep_days": "1",
         },
         "private.instance_status_transitions": {
             "from_status": {OWN: "running", FOREIGN: "stopped"}[customer] if first else name,
@@ -290,6 +305,7 @@ MADE_ALREADY = {
     "public.accounts",  # by the trigger on auth.users
     "private.api_key_hashes",  # by the trigger on api_keys
     "private.tiers",  # by a migration
+    "private.retention",  # by a migration
     "private.instance_status_transitions",  # by a migration
 }
 
@@ -609,15 +625,129 @@ def test_a_role_creates_nothing_and_enters_private_only_for_its_tables(
     assert "migrate" not in schemas("USAGE")
 
 
-@pytest.mark.parametrize("role", [*MATRIX, GROUP, "public"])
-def test_no_function_is_executable_but_those_that_say_who_asks(world: World, role: str) -> None:
-    found = world.connections[""].execute(
-        """select oid::regprocedure::text from pg_proc
+@pytest.fixture
+def running(world: World) -> Iterator[None]:
+    """A running instance of each customer; not for longer, as its account cannot be deleted."""
+    admin = world.connections[""]
+    for customer in (OWN, FOREIGN):
+        name = f"running-of-{customer}"
+        instance = {
+            "id": uid(customer, "running instance"),
+            "account_id": uid(customer, "account"),
+            "subscription_id": uid(customer, "live subscription"),
+            "app_name": name,
+            "subdomain": name,
+            "status": "running",
+        }
+        admin.execute(*insert("public.instances", instance))
+    yield
+    for status in ("deprovisioning", "deprovisioned"):
+        admin.execute(
+            "update public.instances set status = %s where app_name like 'running-of-%%'", [status]
+        )
+    admin.execute("delete from public.instances where app_name like 'running-of-%'")
+
+
+def executable(connection: psycopg.Connection, role: str) -> set[str]:
+    """The functions outside of the system's schemas, by name."""
+    found = connection.execute(
+        """select pronamespace::regnamespace || '.' || proname from pg_proc
            where pronamespace::regnamespace::text not in ('pg_catalog', 'information_schema')
              and has_function_privilege(%s, oid, 'EXECUTE')""",
         [role],
     )
-    assert {row[0] for row in found} == AUTH_HELPERS
+    return {row[0] for row in found}
+
+
+@pytest.mark.parametrize("role", [*MATRIX, GROUP, "public"])
+def test_executable_functions_are_exactly_the_matrix_and_those_that_say_who_asks(
+    world: World, role: str
+) -> None:
+    functions = MATRIX[role].functions if role in MATRIX else ()
+    matrix = {f"public.{name}" for name in functions}
+    assert executable(world.connections[""], role) == AUTH_HELPERS | matrix
+
+
+def test_every_function_of_public_is_in_the_matrix_once(world: World) -> None:
+    found = world.connections[""].execute(
+        "select proname from pg_proc where pronamespace = 'public'::regnamespace order by 1"
+    )
+    assert [row[0] for row in found] == sorted(FUNCTIONS)
+
+
+ARGUMENTS = {
+    "user_id": "account",
+    "account_id": "account",
+    "instance_id": "running instance",
+    "subscription_id": "live subscription",
+}
+"""Parameter -> the thing of a customer that it names."""
+
+OTHERS = {
+    "permission": "api_access",
+    "start_date": "2026-01-01",
+    "end_date": "2026-12-31",
+    "status": "critical",
+}
+"""Parameter -> a value that makes sense; the rest have defaults."""
+
+
+def call(connection: psycopg.Connection, function: str, customer: str) -> Statement:
+    """A call by names, as PostgREST makes it, about a customer."""
+    [[names]] = connection.execute(
+        """select proargnames[1:pronargs - pronargdefaults] from pg_proc
+           where oid = %s::regproc""",
+        [f"public.{function}"],
+    )
+    values = {
+        name: uid(customer, ARGUMENTS[name]) if name in ARGUMENTS else OTHERS[name]
+        for name in names or []
+    }
+    given = ", ".join(f"{name} => %s" for name in values)
+    return f"select * from public.{function}({given})".encode(), [*values.values()]
+
+
+def answer(connection: psycopg.Connection, query: bytes, values: list[str | None]) -> str:
+    """DENIED, NO_ROW for nothing or `false`, else DONE."""
+    try:
+        found = connection.execute(query, values).fetchall()
+    except psycopg.Error as error:
+        message = error.diag.message_primary or ""
+        if message.startswith("permission denied for function "):
+            return DENIED
+        return f"{error.sqlstate} {message}"
+    finally:
+        connection.execute("rollback to savepoint cell")
+    return NO_ROW if all(row[0] is False for row in found) else DONE
+
+
+@pytest.mark.usefixtures("running")
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("actor", ACTORS, ids=str)
+def test_every_call_is_as_the_matrix_says(world: World, actor: Actor, function: str) -> None:
+    connection, access = world.connections[actor.login], MATRIX[actor.role]
+    calls = {whose: call(world.connections[""], function, whose) for whose in (OWN, FOREIGN)}
+    with acting(connection, actor, claims_of(actor)):
+        for whose, statement in calls.items():
+            wanted = DONE if function in access.functions else DENIED
+            if wanted == DONE and access.rows == "own" and whose == FOREIGN:
+                wanted = NO_ROW
+            came = answer(connection, *statement)
+            if function == "auto_pause_inactive_instances" and wanted == DONE:
+                wanted = NO_ROW  # nobody is on a plan that pauses
+            assert (whose, came) == (whose, wanted)
+
+
+@pytest.mark.usefixtures("running")
+@pytest.mark.parametrize("function", USER_FUNCTIONS)
+@pytest.mark.parametrize("claims", NOBODY.values(), ids=NOBODY)
+def test_who_names_no_customer_is_answered_nothing(
+    world: World, claims: str | None, function: str
+) -> None:
+    with psycopg.connect(world.platform.url, autocommit=True) as connection:  # no claims before
+        connection.execute("set search_path = ''")
+        with acting(connection, AUTHENTICATED, claims):
+            assert answer(connection, *call(world.connections[""], function, OWN)) == NO_ROW
 
 
 @pytest.mark.parametrize("role", SERVICES)

@@ -4,6 +4,7 @@
 revoke all on schema private from public, anon, authenticated, service_role;
 revoke all on
   private.tiers,
+  private.retention,
   private.instance_status_transitions,
   private.instance_secrets,
   private.api_key_hashes
@@ -15,6 +16,11 @@ create or replace trigger instance_secrets_set_updated_at
 
 drop policy if exists "services read the tier catalogue" on private.tiers;
 create policy "services read the tier catalogue" on private.tiers
+  for select to platform_service
+  using (true);
+
+drop policy if exists "services read the retention" on private.retention;
+create policy "services read the retention" on private.retention
   for select to platform_service
   using (true);
 

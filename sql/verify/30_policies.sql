@@ -28,6 +28,7 @@ with expected (name, role, commands) as (
     ('public.instance_backups', 'service_role', 'rawd'),
     ('public.api_keys', 'service_role', 'rawd'),
     ('private.tiers', 'platform_service', 'r'),
+    ('private.retention', 'platform_service', 'r'),
     ('private.instance_status_transitions', 'platform_service', 'r'),
     ('private.instance_secrets', 'platform_service', 'rawd'),
     ('private.api_key_hashes', 'platform_service', 'r')
