@@ -2700,7 +2700,7 @@ declare
   deadline constant timestamptz := clock_timestamp() + interval '1 second';
   keep record;
   affected integer;
-  done jsonb := '{}';
+  done jsonb := '{}'::jsonb;
 begin
   for keep in
     select table_name, now() - make_interval(days => keep_days) as cutoff
@@ -2806,7 +2806,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('repeatable', '53_automation_functions.sql', '3cb5389a7639e49cc613e7ab118bb639fc70fc82768a6b75215256301b2181de', '0', '1.0.0')
+values ('repeatable', '53_automation_functions.sql', '21902d7992a00ddd5fe3b01f1f073ebbf88b1149729e72ab5099a4d8f018d427', '0', '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, applied_at = default, applied_by = default,
     duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;

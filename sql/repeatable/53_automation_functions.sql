@@ -13,7 +13,7 @@ declare
   deadline constant timestamptz := clock_timestamp() + interval '1 second';
   keep record;
   affected integer;
-  done jsonb := '{}';
+  done jsonb := '{}'::jsonb;
 begin
   for keep in
     select table_name, now() - make_interval(days => keep_days) as cutoff
