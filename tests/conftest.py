@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from customers import ANN, BOB, Db, add_instance
 from hypothesis import settings
-from platforms import Platform, grant_functions, run, stack_config
+from platforms import Platform, run, stack_config
 from psycopg import sql
 
 from dev.postgres import Server, embedded_bin
@@ -94,9 +94,7 @@ def platform(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Platfo
     """The whole platform on a server of its own database, made by an in-process run."""
     url = server.url("mindroom")
     config = stack_config(url, tmp_path_factory.mktemp("manifests"))
-    made = Platform(url, config, run(config))
-    grant_functions(url)
-    return made
+    return Platform(url, config, run(config))
 
 
 @pytest.fixture(scope="module")

@@ -95,18 +95,6 @@ class Platform:
         return str(self.result.outputs["service_database_urls"][role])
 
 
-def grant_functions(url: str) -> None:
-    """What the matrix gives the services to execute, until Grants declares it."""
-    with psycopg.connect(url, autocommit=True) as connection:
-        for role, service in SERVICES.items():
-            for function in service.functions:
-                connection.execute(
-                    sql.SQL("grant execute on function public.{} to {}").format(
-                        sql.Identifier(function), sql.Identifier(role)
-                    )
-                )
-
-
 def sql_files(folder: str) -> list[Path]:
     """The files of a folder of sql/ in name order."""
     return sorted((ROOT / "sql" / folder).glob("*.sql"))
