@@ -26,6 +26,8 @@ TABLES = (
     "private.instance_status_transitions",
     "private.instance_secrets",
     "private.api_key_hashes",
+    "private.stripe_events",
+    "private.stripe_objects",
 )
 """Every table. What is not said of a table below, nobody may."""
 
@@ -51,7 +53,10 @@ SERVICE_FUNCTIONS = (
 )
 """The functions that run as their owner, for services only."""
 
-FUNCTIONS = (*USER_FUNCTIONS, *SERVICE_FUNCTIONS)
+STRIPE_FUNCTIONS = ("handle_stripe_event",)
+"""Stripe's door, which runs as its owner, for stripe_handler alone."""
+
+FUNCTIONS = (*USER_FUNCTIONS, *SERVICE_FUNCTIONS, *STRIPE_FUNCTIONS)
 """Every function of the schema public; each name stands for one."""
 
 ALL: tuple[str, ...] = ()
@@ -133,7 +138,7 @@ API_ROLES: Mapping[str, Access] = {
         },
     ),
     "service_role": Access(
-        functions=FUNCTIONS,
+        functions=(*USER_FUNCTIONS, *SERVICE_FUNCTIONS),
         tables={
             "public.accounts": FULL,
             "public.subscriptions": FULL,
@@ -170,6 +175,7 @@ class Service(Access):
 
 SERVICES: Mapping[str, Service] = {
     "stripe_handler": Service(
+        functions=STRIPE_FUNCTIONS,
         tables={
             # No INSERT: an account is made by a trigger when its user signs up.
             "public.accounts": READ

@@ -296,6 +296,33 @@ def rows(customer: str, which: str) -> dict[str, Row]:
             "api_key_id": key,
             "key_hash": key_hash,
         },
+        "private.stripe_events": {
+            "event_id": f"evt_{name}",
+            "type": "ping",
+            "outcome": "ignored",
+            "created_at": past,
+            "received_at": past,
+        },
+        "private.stripe_objects": {
+            "kind": "subscription",
+            "id": f"sub_{name}",
+            "customer_id": f"cus_{name}",
+            "account_id": account,
+            "final": "true",
+            "object_created": past,
+            "said_at": past,
+            "step": "2",
+            "event_id": f"evt_{name}",
+            "status": "cancelled",
+            "begun": "true",
+            "tier": "starter",
+            "price_id": f"price_{name}",
+            "trial_started_at": past,
+            "trial_ends_at": past,
+            "period_start": past,
+            "period_end": past,
+            "cancelled_at": past,
+        },
     }
 
 
@@ -333,6 +360,7 @@ def remove_customer(connection: psycopg.Connection, customer: str) -> None:
     ids = [ROWS[customer, which]["public.accounts"]["id"] for which in ("first", "second")]
     connection.execute("delete from auth.users where id = any(%s)", [ids])
     connection.execute("delete from public.audit_logs where account_id = any(%s)", [ids])
+    connection.execute("delete from private.stripe_events where event_id like %s", ["evt_%"])
 
 
 def live_columns(connection: psycopg.Connection) -> dict[str, list[Column]]:
@@ -688,6 +716,7 @@ OTHERS = {
     "start_date": "2026-01-01",
     "end_date": "2026-12-31",
     "status": "critical",
+    "event": '{"id": "evt_ping", "type": "ping", "created": 0, "data": {"object": {}}}',
 }
 """Parameter -> a value that makes sense; the rest have defaults."""
 

@@ -7,7 +7,9 @@ revoke all on
   private.retention,
   private.instance_status_transitions,
   private.instance_secrets,
-  private.api_key_hashes
+  private.api_key_hashes,
+  private.stripe_events,
+  private.stripe_objects
 from public, anon, authenticated, service_role;
 
 create or replace trigger instance_secrets_set_updated_at

@@ -1,22 +1,23 @@
 -- The functions: who may run them, and as whom they run.
 
--- promise: The functions of public are exactly those of the contract, by their signatures; users execute the first six, service_role all, PUBLIC and anon none.
-with expected (name, for_users) as (
+-- promise: The functions of public are exactly those of the contract, by their signatures; users execute the first six, service_role all but Stripe's door, PUBLIC and anon none.
+with expected (name, for_roles) as (
   values
-    ('get_user_instance(user_id uuid)', true),
-    ('get_all_user_instances(user_id uuid)', true),
-    ('has_active_subscription(user_id uuid)', true),
-    ('check_user_permission(user_id uuid, permission text)', true),
-    ('check_usage_limits(instance_id uuid)', true),
-    ('get_billing_metrics(account_id uuid, start_date date, end_date date)', true),
-    ('track_usage(instance_id uuid, agent text, tool text, platform text, message_type text)', false),
-    ('provision_instance(subscription_id uuid, config jsonb)', false),
-    ('deprovision_instance(instance_id uuid, reason text)', false),
-    ('update_instance_health(instance_id uuid, status text, details jsonb)', false),
-    ('reset_daily_usage()', false),
-    ('calculate_storage_usage(instance_id uuid)', false),
-    ('cleanup_expired_data()', false),
-    ('auto_pause_inactive_instances()', false)
+    ('get_user_instance(user_id uuid)', '{authenticated,service_role}'),
+    ('get_all_user_instances(user_id uuid)', '{authenticated,service_role}'),
+    ('has_active_subscription(user_id uuid)', '{authenticated,service_role}'),
+    ('check_user_permission(user_id uuid, permission text)', '{authenticated,service_role}'),
+    ('check_usage_limits(instance_id uuid)', '{authenticated,service_role}'),
+    ('get_billing_metrics(account_id uuid, start_date date, end_date date)', '{authenticated,service_role}'),
+    ('track_usage(instance_id uuid, agent text, tool text, platform text, message_type text)', '{service_role}'),
+    ('provision_instance(subscription_id uuid, config jsonb)', '{service_role}'),
+    ('deprovision_instance(instance_id uuid, reason text)', '{service_role}'),
+    ('update_instance_health(instance_id uuid, status text, details jsonb)', '{service_role}'),
+    ('reset_daily_usage()', '{service_role}'),
+    ('calculate_storage_usage(instance_id uuid)', '{service_role}'),
+    ('cleanup_expired_data()', '{service_role}'),
+    ('auto_pause_inactive_instances()', '{service_role}'),
+    ('handle_stripe_event(event jsonb)', '{}')
 ),
 found as (
   select p.oid, p.proname || '(' || pg_get_function_identity_arguments(p.oid) || ')' as name
@@ -36,7 +37,7 @@ select coalesce(expected.name, found.name) as function,
   full join found using (name)
  cross join unnest(array['public', 'anon', 'authenticated', 'service_role']) as role
  cross join lateral (
-   select role = 'service_role' or role = 'authenticated' and expected.for_users as allowed
+   select role = any (expected.for_roles::text[]) as allowed
  ) as wanted
  where expected.name is null
     or found.oid is null
