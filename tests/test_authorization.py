@@ -1,9 +1,9 @@
 """The authorization matrix of components/matrix.py, every cell of it run on a real server.
 
 A cell is role x table x command x column x row (the user's own or another customer's), or role x
-function x whose id it is given. Its
-statement runs for real, is rolled back, and its outcome has to be what the matrix says; nothing
-here says a second time who may do what. Two customers have a row in every table.
+function x whose id it is given. Its statement runs for real, is rolled back, and its outcome has to
+be what the matrix says; nothing here says a second time who may do what. Two customers have a row
+in every table. All of it holds on a plain server and under both of Supabase's default privileges.
 """
 
 import json
@@ -12,12 +12,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import chain
+from pathlib import Path
 from typing import NamedTuple
 from uuid import NAMESPACE_OID, uuid5
 
 import psycopg
 import pytest
-from platforms import Platform, server_major
+from platforms import Platform, run, server_major, stack_config, supabase
 from psycopg import sql
 from psycopg.errors import ForeignKeyViolation, InsufficientPrivilege
 
@@ -378,11 +379,26 @@ def live_columns(connection: psycopg.Connection) -> dict[str, list[Column]]:
     return found
 
 
-@pytest.fixture(scope="module")
-def world(platform: Platform) -> Iterator[World]:
-    """The platform with two customers and a connection per login."""
-    urls = {"": platform.url} | {role: platform.service_url(role) for role in SERVICES}
+HOSTED = {"supabase-grants-all": True, "supabase-grants-nothing": False}
+"""Supabase's two default privileges: those of older projects, those of newer ones."""
+
+
+@pytest.fixture(scope="module", params=["plain", *HOSTED])
+def world(
+    request: pytest.FixtureRequest,
+    postgres_bin: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[World]:
+    """The platform with two customers and a connection per login, on each kind of server."""
     with ExitStack() as stack:
+        if request.param == "plain":
+            platform: Platform = request.getfixturevalue("platform")
+        else:
+            directory, grants_all = tmp_path_factory.mktemp("supabase"), HOSTED[request.param]
+            url = stack.enter_context(supabase(postgres_bin, directory, grants_all=grants_all))
+            config = stack_config(url, directory / "manifests", platform="supabase")
+            platform = Platform(url, config, run(config))
+        urls = {"": platform.url} | {role: platform.service_url(role) for role in SERVICES}
         connections = {
             login: stack.enter_context(
                 psycopg.connect(url, autocommit=True, prepare_threshold=None)
@@ -586,7 +602,7 @@ def test_a_users_row_cannot_name_a_foreign_instance(world: World, table: str) ->
 
 
 def live_privileges(connection: psycopg.Connection) -> set[tuple[str, str, str, str]]:
-    """(role, table, column or nothing, privilege), of all but the owners; everywhere."""
+    """(role, table, column or nothing, privilege), of all but the owners and who asks."""
     found = connection.execute(
         """with relation as (
              select c.oid, c.oid::regclass::text as name, c.relowner, c.relacl from pg_class c
@@ -600,7 +616,7 @@ def live_privileges(connection: psycopg.Connection) -> set[tuple[str, str, str, 
            )
            select case grantee when 0 then 'PUBLIC' else grantee::regrole::text end, name, attname,
                   privilege_type || case when is_grantable then ' WITH GRANT OPTION' else '' end
-           from granted where grantee <> relowner"""
+           from granted where grantee not in (relowner, current_user::regrole)"""
     )
     return {(role, table, column, privilege) for role, table, column, privilege in found}
 
@@ -777,6 +793,38 @@ def test_who_names_no_customer_is_answered_nothing(
         connection.execute("set search_path = ''")
         with acting(connection, AUTHENTICATED, claims):
             assert answer(connection, *call(world.connections[""], function, OWN)) == NO_ROW
+
+
+@pytest.mark.parametrize("actor", ACTORS, ids=str)
+def test_nobody_calls_a_private_function(world: World, actor: Actor) -> None:
+    functions = world.connections[""].execute(
+        """select p.proname, coalesce((select string_agg('null::' || t::regtype, ', ' order by n)
+                  from unnest(p.proargtypes) with ordinality as a (t, n)), '')
+           from pg_proc p where p.pronamespace = 'private'::regnamespace"""
+    )
+    connection = world.connections[actor.login]
+    with acting(connection, actor, claims_of(actor)):
+        for name, arguments in functions.fetchall():
+            with pytest.raises(InsufficientPrivilege), connection.transaction():
+                connection.execute(f"select private.{name}({arguments})".encode())
+
+
+@pytest.mark.parametrize("role", [*MATRIX, GROUP, "public"])
+def test_what_is_made_later_is_granted_to_nobody(world: World, role: str) -> None:
+    admin = world.connections[""]
+    with admin.transaction(force_rollback=True):
+        for schema in ("public", "private"):
+            admin.execute(f"create table {schema}.later (id bigserial)".encode())
+            admin.execute(f"create function {schema}.later() returns int return 1".encode())
+            found = admin.execute(
+                """select has_table_privilege(%(role)s, %(table)s, privilege),
+                          has_function_privilege(%(role)s, %(table)s || '()', 'EXECUTE'),
+                          has_sequence_privilege(%(role)s, %(table)s || '_id_seq', 'USAGE')
+                   from unnest('{SELECT,INSERT,UPDATE,DELETE,TRUNCATE,REFERENCES,TRIGGER}'::text[])
+                     as privilege""",
+                {"role": role, "table": f"{schema}.later"},
+            )
+            assert not any(chain(*found))
 
 
 @pytest.mark.parametrize("role", SERVICES)
