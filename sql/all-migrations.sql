@@ -2009,6 +2009,16 @@ create policy "services look keys up by their hash" on private.api_key_hashes
   for select to platform_service
   using (true);
 
+drop policy if exists "services read Stripe's events" on private.stripe_events;
+create policy "services read Stripe's events" on private.stripe_events
+  for select to platform_service
+  using (true);
+
+drop policy if exists "services read Stripe's objects" on private.stripe_objects;
+create policy "services read Stripe's objects" on private.stripe_objects
+  for select to platform_service
+  using (true);
+
 reset session authorization;
 reset all;
 set client_encoding = 'UTF8';
@@ -2016,7 +2026,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (folder, name, sha256, duration_ms, engine_version)
-values ('repeatable', '30_private.sql', '605212dd9658e58128cedc601a7675e1cfe3bc5968798701e31005b59340a69f', '0', '1.0.0')
+values ('repeatable', '30_private.sql', 'db9ebf3bd8fc9022c6ce75605fe26e775443ccade74e3189d2abf891ffa0f6de', '0', '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, applied_at = default, applied_by = default,
     duration_ms = excluded.duration_ms, engine_version = excluded.engine_version;

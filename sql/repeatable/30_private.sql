@@ -41,3 +41,13 @@ drop policy if exists "services look keys up by their hash" on private.api_key_h
 create policy "services look keys up by their hash" on private.api_key_hashes
   for select to platform_service
   using (true);
+
+drop policy if exists "services read Stripe's events" on private.stripe_events;
+create policy "services read Stripe's events" on private.stripe_events
+  for select to platform_service
+  using (true);
+
+drop policy if exists "services read Stripe's objects" on private.stripe_objects;
+create policy "services read Stripe's objects" on private.stripe_objects
+  for select to platform_service
+  using (true);
