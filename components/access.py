@@ -118,8 +118,8 @@ class GrantsArgs:
 class Grants(pulumi.ComponentResource):
     """The service roles' privileges.
 
-    One resource for a role and table, never a list of tables: a change of such a list replaces
-    the grant, and for a moment the role would have nothing.  Grants on one table or schema follow
+    One resource for a role and table or function, never a list of them: a change of such a list
+    replaces the grant, and for a moment the role would have nothing.  Grants on one object follow
     each other, because PostgreSQL refuses two at once ("tuple concurrently updated").
     """
 
@@ -154,6 +154,15 @@ def _grants(
         )
         for schema in sorted({table.split(".")[0] for table in service.tables})
     }
+    for function in service.functions:
+        grants[f"public.{function}"] = postgresql.GrantArgs(
+            role=role,
+            database=database,
+            object_type="function",
+            schema="public",
+            objects=[function],
+            privileges=["EXECUTE"],
+        )
     for qualified, privileges in service.tables.items():
         schema, table = qualified.split(".")
         if whole := [privilege for privilege, columns in privileges.items() if not columns]:

@@ -22,11 +22,42 @@ TABLES = (
     "public.instance_backups",
     "public.api_keys",
     "private.tiers",
+    "private.retention",
     "private.instance_status_transitions",
     "private.instance_secrets",
     "private.api_key_hashes",
+    "private.stripe_events",
+    "private.stripe_objects",
 )
 """Every table. What is not said of a table below, nobody may."""
+
+USER_FUNCTIONS = (
+    "get_user_instance",
+    "get_all_user_instances",
+    "has_active_subscription",
+    "check_user_permission",
+    "check_usage_limits",
+    "get_billing_metrics",
+)
+"""The functions that run as who calls them: they show what that role may read, and no more."""
+
+SERVICE_FUNCTIONS = (
+    "track_usage",
+    "provision_instance",
+    "deprovision_instance",
+    "update_instance_health",
+    "reset_daily_usage",
+    "calculate_storage_usage",
+    "cleanup_expired_data",
+    "auto_pause_inactive_instances",
+)
+"""The functions that run as their owner, for services only."""
+
+STRIPE_FUNCTIONS = ("handle_stripe_event",)
+"""Stripe's door, which runs as its owner, for stripe_handler alone."""
+
+FUNCTIONS = (*USER_FUNCTIONS, *SERVICE_FUNCTIONS, *STRIPE_FUNCTIONS)
+"""Every function of the schema public; each name stands for one."""
 
 ALL: tuple[str, ...] = ()
 """In a privilege's place of columns: the whole table."""
@@ -63,10 +94,12 @@ class Access:
 
     Attributes:
         tables: table -> privilege -> columns, `ALL` for the whole table.
+        functions: those of `FUNCTIONS` that it may execute.
         rows: whose rows: every customer's, or those of the user's own account only.
     """
 
     tables: Mapping[str, Privileges] = field(default_factory=dict)
+    functions: tuple[str, ...] = ()
     rows: Literal["all", "own"] = "all"
 
 
@@ -74,6 +107,7 @@ API_ROLES: Mapping[str, Access] = {
     "anon": Access(),
     "authenticated": Access(
         rows="own",
+        functions=USER_FUNCTIONS,
         tables={
             "public.accounts": READ | {"UPDATE": ("full_name", "company_name")},
             "public.subscriptions": READ,
@@ -104,6 +138,7 @@ API_ROLES: Mapping[str, Access] = {
         },
     ),
     "service_role": Access(
+        functions=(*USER_FUNCTIONS, *SERVICE_FUNCTIONS),
         tables={
             "public.accounts": FULL,
             "public.subscriptions": FULL,
@@ -140,6 +175,7 @@ class Service(Access):
 
 SERVICES: Mapping[str, Service] = {
     "stripe_handler": Service(
+        functions=STRIPE_FUNCTIONS,
         tables={
             # No INSERT: an account is made by a trigger when its user signs up.
             "public.accounts": READ
@@ -148,6 +184,12 @@ SERVICES: Mapping[str, Service] = {
         },
     ),
     "instance_provisioner": Service(
+        functions=(
+            "provision_instance",
+            "deprovision_instance",
+            "update_instance_health",
+            "calculate_storage_usage",
+        ),
         tables={
             "public.subscriptions": READ,
             "public.usage_metrics": READ,
@@ -205,6 +247,7 @@ SERVICES: Mapping[str, Service] = {
     # Like PostgREST's authenticator: nothing of its own, it takes the role of its request.
     "customer_portal": Service(member_of=("anon", "authenticated"), inherit=False),
     "admin_dashboard": Service(
+        functions=USER_FUNCTIONS,
         tables={
             "public.accounts": READ,
             "public.subscriptions": READ,

@@ -1,6 +1,6 @@
 """docs/authorization.md from the authorization matrix: `python -m dev.authorization`."""
 
-from components.matrix import API_ROLES, MATRIX, SERVICES, TABLES, Privileges
+from components.matrix import API_ROLES, FUNCTIONS, MATRIX, SERVICES, TABLES, Privileges
 
 COMMANDS = ("SELECT", "INSERT", "UPDATE", "DELETE")
 
@@ -26,6 +26,9 @@ def main() -> None:
     print("S = SELECT, I = INSERT, U = UPDATE, D = DELETE; * = some columns only, listed below.\n")
     print(_table(["table", *MATRIX], [[f"`{table}`", *_letters(table)] for table in TABLES]))
     print(_memberships())
+    print("## Functions\n")
+    print("X = EXECUTE. Users learn of their own account only; PUBLIC may execute none.\n")
+    print(_table(["function", *MATRIX], [[f"`{each}`", *_executes(each)] for each in FUNCTIONS]))
     for table in TABLES:
         rows = [
             [f"`{role}`", access.rows, *(_columns(access.tables[table], each) for each in COMMANDS)]
@@ -49,6 +52,10 @@ def _letters(table: str) -> list[str]:
         )
         for access in MATRIX.values()
     ]
+
+
+def _executes(function: str) -> list[str]:
+    return ["X" if function in access.functions else "" for access in MATRIX.values()]
 
 
 def _columns(privileges: Privileges, command: str) -> str:

@@ -249,6 +249,9 @@ _PRIVILEGES = {
     "table": """select privilege_type from pg_class, aclexplode(relacl) a
                 where pg_class.oid = format('%%I.%%I', %(schema)s::text, %(object)s::text)::regclass
                 and a.grantee = %(role)s::regrole""",
+    "function": """select privilege_type from pg_proc, aclexplode(proacl) a
+                   where pronamespace = %(schema)s::regnamespace and proname = %(object)s
+                   and a.grantee = %(role)s::regrole""",
     "column": """select attname from pg_attribute, aclexplode(attacl) a
                  where attrelid = format('%%I.%%I', %(schema)s::text, %(object)s::text)::regclass
                  and a.grantee = %(role)s::regrole and privilege_type = %(privilege)s""",
@@ -258,13 +261,13 @@ _PRIVILEGES = {
 def _grant(realiser: Realiser, args: mocks.MockResourceArgs) -> tuple[bool, Properties]:
     wanted = args.inputs
     kind, privileges = wanted["objectType"], wanted["privileges"]
-    table = wanted.get("objects", [""])[0]
+    name = wanted.get("objects", [""])[0]
     with closing(realiser.connect(args, wanted["database"])) as connection:
         rows = connection.execute(
             _PRIVILEGES[kind],
             {
                 "schema": wanted["schema"],
-                "object": table,
+                "object": name,
                 "role": wanted["role"],
                 "privilege": privileges[0],
             },
@@ -276,7 +279,9 @@ def _grant(realiser: Realiser, args: mocks.MockResourceArgs) -> tuple[bool, Prop
         target = (
             sql.SQL("schema {}").format(sql.Identifier(wanted["schema"]))
             if kind == "schema"
-            else sql.SQL("table {}").format(sql.Identifier(wanted["schema"], table))
+            else sql.SQL("function {}" if kind == "function" else "table {}").format(
+                sql.Identifier(wanted["schema"], name)
+            )
         )
 
         def what(names: set[str]) -> sql.Composable:

@@ -119,6 +119,7 @@ create table private.tiers (
   storage_limit_gb integer not null,
   backup_retention_days integer not null,
   volume_retention_days integer not null,
+  pause_after_idle_days integer,
   constraint tiers_limits_known check (
     max_messages_per_day >= -1 and max_storage_gb >= -1 and max_agents >= -1
     and max_platforms >= -1 and max_team_members >= -1
@@ -129,7 +130,8 @@ create table private.tiers (
   ),
   constraint tiers_retention_known check (
     backup_retention_days > 0 and volume_retention_days >= 0
-  )
+  ),
+  constraint tiers_pause_positive check (pause_after_idle_days > 0)
 );
 
 alter table private.tiers enable row level security;
@@ -144,34 +146,35 @@ comment on column private.tiers.cpu_limit is 'CPU cores of one instance.';
 comment on column private.tiers.storage_limit_gb is 'Volume size of one instance: a real size, never unlimited.';
 comment on column private.tiers.backup_retention_days is 'How long a backup is kept unless it says otherwise.';
 comment on column private.tiers.volume_retention_days is 'How long the volumes of a removed instance are kept; 0 = deleted with it.';
+comment on column private.tiers.pause_after_idle_days is 'Days without use after which a running instance is stopped; null = never.';
 
 insert into private.tiers (
   tier,
   max_messages_per_day, max_storage_gb, max_agents, max_platforms, max_team_members,
   features,
   cpu_limit, memory_limit_mb, storage_limit_gb,
-  backup_retention_days, volume_retention_days
+  backup_retention_days, volume_retention_days, pause_after_idle_days
 )
 values
   (
     'free', 100, 1, 3, 1, 1,
     '{"api_access": false, "priority_support": false, "custom_domain": false, "sso": false}',
-    0.5, 1024, 1, 7, 0
+    0.5, 1024, 1, 7, 0, 7
   ),
   (
     'starter', 1000, 10, 10, 3, 5,
     '{"api_access": true, "priority_support": false, "custom_domain": false, "sso": false}',
-    1, 2048, 10, 14, 7
+    1, 2048, 10, 14, 7, null
   ),
   (
     'professional', 10000, 100, 50, 10, 25,
     '{"api_access": true, "priority_support": true, "custom_domain": true, "sso": false}',
-    2, 4096, 50, 30, 30
+    2, 4096, 50, 30, 30, null
   ),
   (
     'enterprise', -1, -1, -1, -1, -1,
     '{"api_access": true, "priority_support": true, "custom_domain": true, "sso": true}',
-    4, 8192, 200, 90, 90
+    4, 8192, 200, 90, 90, null
   );
 
 
@@ -184,7 +187,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0002_tiers.sql', '50cbeb6876d009d7b948d0fc76335d13fd29281fb81e83795244d82a8b407f70', NULL, '1.0.0')
+values (0, 'migrations', '0002_tiers.sql', '1ace3d00dad8c25a0f1f34b88fc9f8f93ffe8ab5a40f374390eb9e389658a3c9', NULL, '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
     applied_by = default, duration_ms = excluded.duration_ms,
@@ -276,6 +279,14 @@ create table public.subscriptions (
   current_period_start timestamptz,
   current_period_end timestamptz,
   cancelled_at timestamptz,
+  -- The one definition of a live subscription: now() < live_until. Not infinity, which Python's
+  -- datetime cannot hold.
+  live_until timestamptz generated always as (
+    case status
+      when 'active' then coalesce(current_period_end, '9999-01-01 00:00+00')
+      when 'trialing' then coalesce(trial_ends_at, current_period_end, '9999-01-01 00:00+00')
+    end
+  ) stored,
   created_at timestamptz not null default now(),
   updated_at timestamptz not null default now(),
   -- What the composite foreign keys of instances refer to.
@@ -313,6 +324,8 @@ comment on column public.subscriptions.features is 'Feature flags; from the tier
 comment on column public.subscriptions.storage_used_gb is 'Over all instances; kept by calculate_storage_usage().';
 comment on column public.subscriptions.cancelled_at is
   'When it was cancelled. May be set while still active: Stripe cancels at the end of a period.';
+comment on column public.subscriptions.live_until is
+  'Live until then, if active or trialing: the end of its period or trial. Null = not live. Computed.';
 
 
 reset session authorization;
@@ -324,7 +337,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0004_subscriptions.sql', 'cc7bbc2d09fbab42a6f9602b5617c833a147789a283466158dcbaf4e5078662b', NULL, '1.0.0')
+values (0, 'migrations', '0004_subscriptions.sql', '777bd1ded46a8b4090ff558388c585b64d486daa28160d44687eb4d2d765e7bf', NULL, '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
     applied_by = default, duration_ms = excluded.duration_ms,
@@ -362,6 +375,7 @@ create table public.instances (
   storage_used_gb numeric(12, 3) not null default 0,
   last_active_at timestamptz,
   provisioned_at timestamptz,
+  started_at timestamptz,
   stopped_at timestamptz,
   deprovisioned_at timestamptz,
   created_at timestamptz not null default now(),
@@ -411,8 +425,9 @@ comment on column public.instances.config is
 comment on column public.instances.status is
   'Changes only along private.instance_status_transitions.';
 comment on column public.instances.cpu_limit is 'CPU cores. From the tier unless stated, as the other two limits; a change of tier sets all three again.';
-comment on column public.instances.last_active_at is 'Last use by the customer; health checks do not count.';
+comment on column public.instances.last_active_at is 'Last use by the customer, to a few minutes; health checks do not count.';
 comment on column public.instances.provisioned_at is 'When it ran for the first time.';
+comment on column public.instances.started_at is 'When it began to run last: for the first time, or after a stop.';
 comment on column public.instances.stopped_at is 'When it was stopped last.';
 
 create table private.instance_status_transitions (
@@ -477,7 +492,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0005_instances.sql', '6be909fd399149ebaa15e118724191daaf72383c3eaede33e7d1eaa56be05eea', NULL, '1.0.0')
+values (0, 'migrations', '0005_instances.sql', 'e6a4e1ba1af2cba75b49ddaaf0f7e8bfcb5295852ad90d7c91750e665e63835b', NULL, '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
     applied_by = default, duration_ms = excluded.duration_ms,
@@ -486,39 +501,48 @@ set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
 -- migrations/0006_usage_metrics.sql
 
 -- What each instance did on each UTC day. A row is written once per message, so it carries the least
--- that keeps its promises: the key, one index for row-level security, no trigger that a count fires, and
--- room on the page so that a count is a HOT update. Checks are evaluated twice per upsert: that no number
--- is negative costs 5 us of 27 (measured on 18), the same for what is inside the three jsonb columns
--- 20 us more. So those are left to the functions that count; users and services cannot write here.
+-- that keeps its promises: the key, few indexes, no trigger that a count fires, and room on the page so
+-- that a count is a HOT update. What is inside the three jsonb columns is left to the functions that
+-- count: users and services cannot write here.
 -- Limits, sizes and one day's counts stay far below 2^31.
 -- squawk-ignore-file prefer-bigint-over-int
+
+-- Domains, because a check constraint of the table is parsed again by every statement: 11 to 15 us of a
+-- message's 50 (measured on 15 and 18), while a domain is parsed once a session.
+-- squawk-ignore ban-create-domain-with-constraint
+create domain private.tally as integer constraint tally_not_negative check (value >= 0);
+-- squawk-ignore ban-create-domain-with-constraint
+create domain private.big_tally as bigint constraint big_tally_not_negative check (value >= 0);
+-- squawk-ignore ban-create-domain-with-constraint
+create domain private.gigabytes as numeric(12, 3) constraint gigabytes_not_negative check (value >= 0);
 
 create table public.usage_metrics (
   account_id uuid not null,
   instance_id uuid not null,
   usage_date date not null default (now() at time zone 'utc')::date,
-  messages_sent integer not null default 0,
-  messages_received integer not null default 0,
-  error_count integer not null default 0,
-  response_count integer not null default 0,
-  response_time_ms bigint not null default 0,
-  storage_used_gb numeric(12, 3) not null default 0,
+  messages_sent private.tally not null default 0,
+  messages_received private.tally not null default 0,
+  error_count private.tally not null default 0,
+  response_count private.tally not null default 0,
+  response_time_ms private.big_tally not null default 0,
+  storage_used_gb private.gigabytes not null default 0,
   limit_exceeded boolean not null default false,
   agent_counts jsonb not null default '{}',
   tool_counts jsonb not null default '{}',
   platform_counts jsonb not null default '{}',
   primary key (instance_id, usage_date),
   constraint usage_metrics_instance_fkey foreign key (account_id, instance_id)
-    references public.instances (account_id, id) on delete cascade,
-  constraint usage_metrics_not_negative check (
-    messages_sent >= 0 and messages_received >= 0 and error_count >= 0
-    and response_count >= 0 and response_time_ms >= 0 and storage_used_gb >= 0
-  )
+    references public.instances (account_id, id) on delete cascade
 )
 with (fillfactor = 70);
 
 create index usage_metrics_account_id_instance_id_idx
   on public.usage_metrics (account_id, instance_id);
+-- For retention, and for the flags that the end of a day clears. Neither holds a column that a count
+-- changes, so a count stays a HOT update.
+create index usage_metrics_usage_date_idx on public.usage_metrics (usage_date);
+create index usage_metrics_limit_exceeded_idx
+  on public.usage_metrics (usage_date) where limit_exceeded;
 
 alter table public.usage_metrics enable row level security;
 
@@ -527,8 +551,8 @@ comment on column public.usage_metrics.response_time_ms is
   'The sum over response_count responses: divide for the average.';
 comment on column public.usage_metrics.storage_used_gb is 'The highest value of the day.';
 comment on column public.usage_metrics.limit_exceeded is
-  'The day''s message limit was passed and said so in the audit log, once.';
-comment on column public.usage_metrics.agent_counts is 'Messages per agent: {"name": count}.';
+  'The limit of the present day was passed and said so in the audit log, once; cleared when the day is over.';
+comment on column public.usage_metrics.agent_counts is 'Messages per agent: {"name": count}. Once it has 8 kB, messages of further names count in the totals only, as in the next two.';
 comment on column public.usage_metrics.tool_counts is 'Uses per tool: {"name": count}.';
 comment on column public.usage_metrics.platform_counts is 'Messages per platform: {"name": count}; its keys are the platforms active.';
 
@@ -542,7 +566,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0006_usage_metrics.sql', '53224e9aca0462f61e1ebdcc71131daf7dc4b63b477506b4a99864db7db27c7d', NULL, '1.0.0')
+values (0, 'migrations', '0006_usage_metrics.sql', 'a72d5beadd682b7ad97f0b3d3cee2167939ffd43cdffb122786037205e01792f', NULL, '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
     applied_by = default, duration_ms = excluded.duration_ms,
@@ -702,6 +726,7 @@ create table public.instance_backups (
 
 create index instance_backups_account_id_instance_id_idx
   on public.instance_backups (account_id, instance_id);
+create index instance_backups_expires_at_idx on public.instance_backups (expires_at);
 
 alter table public.instance_backups enable row level security;
 
@@ -720,7 +745,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0009_instance_backups.sql', '61ec77069d566d34b4974221ea497e06b512ffe1a3011f02f9037d483acc5986', NULL, '1.0.0')
+values (0, 'migrations', '0009_instance_backups.sql', '289530e97ea2042c6c049db1aaaa82b9d69f330a026c81781b6b00000dacdc3f', NULL, '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
     applied_by = default, duration_ms = excluded.duration_ms,
@@ -753,6 +778,7 @@ create table public.api_keys (
 );
 
 create index api_keys_account_id_idx on public.api_keys (account_id);
+create index api_keys_expires_at_idx on public.api_keys (expires_at) where is_active;
 
 alter table public.api_keys enable row level security;
 
@@ -787,7 +813,130 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0010_api_keys.sql', 'aa4081d7cbb2d7d01cae78fa7a8b2e7c9830dc329fb07930a922352dbf63711e', NULL, '1.0.0')
+values (0, 'migrations', '0010_api_keys.sql', 'b3cbf4a1f367cef95b781421a82a6884c3d1ec4f896976559196e57cbb1950f0', NULL, '1.0.0')
+on conflict (folder, name) do update
+set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
+    applied_by = default, duration_ms = excluded.duration_ms,
+    engine_version = excluded.engine_version;
+
+-- migrations/0011_retention.sql
+
+-- How long data is kept, as data: cleanup_expired_data() removes what is older.
+-- squawk-ignore-file prefer-bigint-over-int
+
+create table private.retention (
+  table_name text primary key,
+  keep_days integer not null,
+  constraint retention_keep_days_not_negative check (keep_days >= 0)
+);
+
+alter table private.retention enable row level security;
+
+comment on table private.retention is 'How long cleanup_expired_data() leaves rows alone.';
+comment on column private.retention.keep_days is
+  'Days after they were written; for backups and API keys, days after their expires_at.';
+
+insert into private.retention (table_name, keep_days)
+values
+  ('audit_logs', 90),
+  ('usage_metrics', 365),
+  ('instance_backups', 0),
+  ('api_keys', 0);
+
+
+reset session authorization;
+reset all;
+deallocate all;
+discard temp;
+set client_encoding = 'UTF8';
+set client_connection_check_interval = '2s';
+set lock_timeout = '5s';
+set statement_timeout = '15min';
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'migrations', '0011_retention.sql', 'c0a36fcdc174164ed87976659d83224efa67aaf2af83f12911791d419a9941b7', NULL, '1.0.0')
+on conflict (folder, name) do update
+set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
+    applied_by = default, duration_ms = excluded.duration_ms,
+    engine_version = excluded.engine_version;
+
+-- migrations/0012_stripe.sql
+
+-- What Stripe said, as far as the platform acts on it. Events arrive late, twice and in any order: the
+-- newest word per object is kept here, and an account's rows follow from these words alone
+-- (docs/decisions/0006-stripe.md).
+
+create table private.stripe_events (
+  event_id text primary key,
+  type text not null,
+  outcome text not null,
+  created_at timestamptz not null,
+  received_at timestamptz not null default now(),
+  constraint stripe_events_outcome_known check (outcome in ('applied', 'stale', 'unlinked', 'ignored'))
+);
+
+alter table private.stripe_events enable row level security;
+
+comment on table private.stripe_events is
+  'The events that handle_stripe_event took, each once. Without their content, which is personal.';
+comment on column private.stripe_events.outcome is
+  'applied; stale: something newer was known; unlinked: kept until the customer is linked to an account; ignored: of a type that means nothing here.';
+comment on column private.stripe_events.created_at is 'By Stripe''s clock.';
+
+create table private.stripe_objects (
+  kind text not null,
+  -- An invoice goes by the subscription that it bills: only the last one counts.
+  id text collate "C" not null,
+  customer_id text not null,
+  account_id uuid references public.accounts (id) on delete cascade,
+  -- Which word is newer: the comparison of these five. Deletion is the last word; of two in the same
+  -- second the later step of the object's life.
+  final boolean not null,
+  object_created timestamptz not null,
+  said_at timestamptz not null,
+  -- squawk-ignore prefer-bigint-over-int
+  step integer not null,
+  event_id text collate "C" not null,
+  status text,
+  begun boolean not null,
+  tier text references private.tiers (tier),
+  price_id text,
+  trial_started_at timestamptz,
+  trial_ends_at timestamptz,
+  period_start timestamptz,
+  period_end timestamptz,
+  cancelled_at timestamptz,
+  primary key (kind, id),
+  constraint stripe_objects_kind_known check (kind in ('customer', 'subscription', 'invoice')),
+  constraint stripe_objects_subscription_is_whole check (
+    kind <> 'subscription' or (status is not null and tier is not null)
+  )
+);
+
+create index stripe_objects_account_id_idx on private.stripe_objects (account_id);
+create index stripe_objects_customer_id_idx on private.stripe_objects (customer_id);
+create index stripe_objects_tier_idx on private.stripe_objects (tier);
+
+alter table private.stripe_objects enable row level security;
+
+comment on table private.stripe_objects is
+  'The newest word of Stripe on each customer and subscription, and on the last invoice of each subscription.';
+comment on column private.stripe_objects.account_id is 'Null until the customer is linked to an account.';
+comment on column private.stripe_objects.status is
+  'Of a subscription, in the platform''s spelling; of an invoice, paid or failed.';
+comment on column private.stripe_objects.begun is
+  'The subscription got past its first payment; not so: incomplete and incomplete_expired.';
+
+
+reset session authorization;
+reset all;
+deallocate all;
+discard temp;
+set client_encoding = 'UTF8';
+set client_connection_check_interval = '2s';
+set lock_timeout = '5s';
+set statement_timeout = '15min';
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'migrations', '0012_stripe.sql', 'a2d1bf342758ae22e9167cd7b021cbc6872bef0e9318f27dd6798c014ceaebc7', NULL, '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
     applied_by = default, duration_ms = excluded.duration_ms,
@@ -795,7 +944,7 @@ set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
 
 -- repeatable/10_shared.sql
 
--- What the tables' own files build on: timestamps, who is acting, the plan of an account, the audit log.
+-- What the tables' own files build on: timestamps, who is acting, the audit log.
 --
 -- Functions behind triggers live in private. Those that read or write more than their own row are
 -- SECURITY DEFINER, because the writer (a user, a service) may not; nobody needs EXECUTE on a trigger
@@ -818,22 +967,6 @@ language sql stable set search_path = ''
 as $$
   select coalesce(nullif(current_setting('role', true), 'none'), session_user)
          in ('anon', 'authenticated')
-$$;
-
--- Does the live subscription of an account have a feature? Live: active or trialing, and not past the
--- end of its period or trial.
-create or replace function private.plan_has(account_id uuid, feature text) returns boolean
-language sql stable set search_path = ''
-as $$
-  select exists (
-    select from public.subscriptions s
-     where s.account_id = plan_has.account_id
-       and (
-         s.status = 'active' and coalesce(s.current_period_end, 'infinity') > now()
-         or s.status = 'trialing' and coalesce(s.trial_ends_at, s.current_period_end, 'infinity') > now()
-       )
-       and s.features -> plan_has.feature = 'true'
-  )
 $$;
 
 -- The one door to the audit log for functions and triggers of the database. The role that acts is the
@@ -876,7 +1009,7 @@ $$;
 -- Audits a change of a row, and only a change: an update that leaves all but bookkeeping as it was
 -- writes nothing. Arguments of the trigger: what the row is called, the category, the columns whose
 -- values may be told (those of all others stay out: they may be personal or secret), and the columns
--- that are bookkeeping.
+-- that are bookkeeping. A function may say why in the setting mindroom.audit_reason.
 create or replace function private.audit_change() returns trigger
 language plpgsql security definer set search_path = ''
 as $$
@@ -888,6 +1021,7 @@ declare
   old_row constant jsonb := coalesce(to_jsonb(old), '{}');
   new_row constant jsonb := coalesce(to_jsonb(new), '{}');
   any_row constant jsonb := old_row || new_row;
+  reason constant text := nullif(current_setting('mindroom.audit_reason', true), '');
   changed text[];
   details jsonb := '{}'::jsonb;
 begin
@@ -904,6 +1038,9 @@ begin
 
   if tg_op = 'UPDATE' then
     details := jsonb_build_object('changed', changed);
+  end if;
+  if reason is not null then
+    details := details || jsonb_build_object('reason', reason);
   end if;
   if tg_op in ('UPDATE', 'DELETE') then
     details := details || jsonb_build_object('old', (
@@ -936,7 +1073,6 @@ $$;
 revoke all on function
   private.set_updated_at(),
   private.acting_as_user(),
-  private.plan_has(uuid, text),
   private.log_audit(uuid, text, text, text, uuid, jsonb, boolean),
   private.audit_change()
 from public, anon, authenticated, service_role;
@@ -951,7 +1087,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '10_shared.sql', '98be462f21704701ac03078dca98ace9b5715db7e0b556ed05cd7ccb0bc315e4', NULL, '1.0.0')
+values (0, 'repeatable', '10_shared.sql', 'f39e2b38c0ea5c694df21d34fa359f8b552a0e20eabe64c731b2e6172e461a07', NULL, '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
     applied_by = default, duration_ms = excluded.duration_ms,
@@ -1171,7 +1307,7 @@ create or replace trigger subscriptions_audit
     'subscription', 'billing',
     'tier status max_messages_per_day max_storage_gb max_agents max_platforms max_team_members features '
     'stripe_price_id trial_started_at trial_ends_at current_period_start current_period_end cancelled_at',
-    'storage_used_gb'
+    'storage_used_gb live_until'
   );
 
 revoke all on public.subscriptions from public, anon, authenticated, service_role;
@@ -1215,7 +1351,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '21_subscriptions.sql', '6114c7e584d2c5c6af842b48c81a8cbc62ec46f61558d4eb8af2dc4ce0aaab74', NULL, '1.0.0')
+values (0, 'repeatable', '21_subscriptions.sql', '57d3314685b7237cfcc1d436b3b0e2302ed50e093906b0e0b71b55796e9c1fd2', NULL, '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
     applied_by = default, duration_ms = excluded.duration_ms,
@@ -1290,6 +1426,9 @@ begin
 
   if new.status = 'running' then
     new.provisioned_at := coalesce(new.provisioned_at, now());
+    if old.status in ('provisioning', 'stopped') then
+      new.started_at := now();
+    end if;
   elsif new.status = 'stopped' then
     new.stopped_at := now();
   elsif new.status = 'deprovisioned' then
@@ -1453,7 +1592,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '22_instances.sql', '36dbed8c47ec70a5d6b0b28f504b066e4beb370282da5d8f5ccab77714690b96', NULL, '1.0.0')
+values (0, 'repeatable', '22_instances.sql', 'eb3dddc4aa202de90026cdb936b515128c415d06951b0582af7d0d4ccf1df637', NULL, '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
     applied_by = default, duration_ms = excluded.duration_ms,
@@ -1580,7 +1719,7 @@ create or replace function private.check_ticket_priority() returns trigger
 language plpgsql security definer set search_path = ''
 as $$
 begin
-  if new.priority in ('high', 'urgent') and not private.plan_has(new.account_id, 'priority_support') then
+  if new.priority in ('high', 'urgent') and not public.check_user_permission(new.account_id, 'priority_support') then
     raise exception 'priority % needs a plan with priority support', new.priority
       using errcode = 'check_violation',
             hint = 'Choose low or normal, or upgrade the plan (priority_support in the subscription''s features).';
@@ -1680,7 +1819,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '25_support_tickets.sql', '7e57cd1605cf4c960091a94bb754bc0f5876df8b0c5fd5d420a055d72b2a0f56', NULL, '1.0.0')
+values (0, 'repeatable', '25_support_tickets.sql', '4935a20e99cc287d78ca83104c66cbe2a4a1b7d9901848c2ced38a39ef9f096c', NULL, '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
     applied_by = default, duration_ms = excluded.duration_ms,
@@ -1815,7 +1954,7 @@ begin
         using errcode = 'insufficient_privilege',
               hint = 'Choose from read, write and execute.';
     end if;
-    if not private.plan_has(new.account_id, 'api_access') then
+    if not public.check_user_permission(new.account_id, 'api_access') then
       raise exception 'API keys need a plan with API access'
         using errcode = 'insufficient_privilege',
               hint = 'Upgrade the plan (api_access in the subscription''s features).';
@@ -1914,7 +2053,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '27_api_keys.sql', '98e5c5c88dcee4b0019e1c3dbfa1c9a6e99c5d3d12f49593526796fe5ab3af3f', NULL, '1.0.0')
+values (0, 'repeatable', '27_api_keys.sql', '124d9bfc04a1742ddbb688df56246922570b5b0e9fd6289033da26e5230aad45', NULL, '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
     applied_by = default, duration_ms = excluded.duration_ms,
@@ -1928,9 +2067,12 @@ set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
 revoke all on schema private from public, anon, authenticated, service_role;
 revoke all on
   private.tiers,
+  private.retention,
   private.instance_status_transitions,
   private.instance_secrets,
-  private.api_key_hashes
+  private.api_key_hashes,
+  private.stripe_events,
+  private.stripe_objects
 from public, anon, authenticated, service_role;
 
 create or replace trigger instance_secrets_set_updated_at
@@ -1939,6 +2081,11 @@ create or replace trigger instance_secrets_set_updated_at
 
 drop policy if exists "services read the tier catalogue" on private.tiers;
 create policy "services read the tier catalogue" on private.tiers
+  for select to platform_service
+  using (true);
+
+drop policy if exists "services read the retention" on private.retention;
+create policy "services read the retention" on private.retention
   for select to platform_service
   using (true);
 
@@ -1958,6 +2105,16 @@ create policy "services look keys up by their hash" on private.api_key_hashes
   for select to platform_service
   using (true);
 
+drop policy if exists "services read Stripe's events" on private.stripe_events;
+create policy "services read Stripe's events" on private.stripe_events
+  for select to platform_service
+  using (true);
+
+drop policy if exists "services read Stripe's objects" on private.stripe_objects;
+create policy "services read Stripe's objects" on private.stripe_objects
+  for select to platform_service
+  using (true);
+
 
 reset session authorization;
 reset all;
@@ -1968,7 +2125,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '30_private.sql', 'bf628b8795e7e08075b1d9d734fabf0fc68bdf9ee8f7f83a715001e707619bca', NULL, '1.0.0')
+values (0, 'repeatable', '30_private.sql', 'db9ebf3bd8fc9022c6ce75605fe26e775443ccade74e3189d2abf891ffa0f6de', NULL, '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
     applied_by = default, duration_ms = excluded.duration_ms,
@@ -2007,6 +2164,1208 @@ set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
 values (0, 'repeatable', '40_realtime.sql', 'a4aaf3ab26e875e37ca3215e5bff5c107926aeff7a314d195c305d7209f749f9', NULL, '1.0.0')
+on conflict (folder, name) do update
+set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
+    applied_by = default, duration_ms = excluded.duration_ms,
+    engine_version = excluded.engine_version;
+
+-- repeatable/50_user_functions.sql
+
+-- What a user may ask for the own account. SECURITY INVOKER: row-level security decides, so another
+-- customer's id gives nothing; the services that may call them read every row.
+
+create or replace function public.get_user_instance(user_id uuid)
+returns table (
+  id uuid,
+  subdomain text,
+  frontend_url text,
+  api_url text,
+  matrix_url text,
+  status text,
+  tier text,
+  config jsonb,
+  features jsonb
+)
+language plpgsql stable rows 1 set search_path = ''
+as $$
+#variable_conflict use_column
+begin
+  if user_id is null then
+    raise exception 'user_id must not be null'
+      using errcode = 'null_value_not_allowed', hint = 'Pass the id of the user, which is the account''s.';
+  end if;
+
+  return query
+  select instance.id, instance.subdomain, instance.frontend_url, instance.api_url, instance.matrix_url,
+         instance.status, subscription.tier, instance.config, subscription.features
+    from public.subscriptions as subscription
+    join public.instances as instance using (account_id)
+   where subscription.account_id = user_id
+     and subscription.live_until > now()
+     and instance.status = 'running'
+   order by instance.created_at desc, instance.id desc
+   limit 1;
+end
+$$;
+
+create or replace function public.get_all_user_instances(user_id uuid)
+returns setof public.instances
+language plpgsql stable rows 10 set search_path = ''
+as $$
+begin
+  if user_id is null then
+    raise exception 'user_id must not be null'
+      using errcode = 'null_value_not_allowed', hint = 'Pass the id of the user, which is the account''s.';
+  end if;
+
+  return query
+  select *
+    from public.instances
+   where account_id = user_id
+   order by created_at desc, id desc;
+end
+$$;
+
+create or replace function public.has_active_subscription(user_id uuid) returns boolean
+language plpgsql stable set search_path = ''
+as $$
+begin
+  if user_id is null then
+    raise exception 'user_id must not be null'
+      using errcode = 'null_value_not_allowed', hint = 'Pass the id of the user, which is the account''s.';
+  end if;
+
+  return exists (
+    select from public.subscriptions where account_id = user_id and live_until > now()
+  );
+end
+$$;
+
+create or replace function public.check_user_permission(user_id uuid, permission text) returns boolean
+language plpgsql stable set search_path = ''
+as $$
+begin
+  if user_id is null or permission is null then
+    raise exception 'user_id and permission must not be null'
+      using errcode = 'null_value_not_allowed',
+            hint = 'Pass the id of the user, which is the account''s, and the name of a feature.';
+  end if;
+
+  return exists (
+    select from public.subscriptions
+     where account_id = user_id and live_until > now() and features -> permission = 'true'
+  );
+end
+$$;
+
+comment on function public.get_user_instance(uuid) is
+  'The newest running instance of a user with a live subscription.';
+comment on function public.get_all_user_instances(uuid) is
+  'All instances of a user, deprovisioned ones included, newest first.';
+comment on function public.has_active_subscription(uuid) is
+  'Is a subscription active or trialing, and not past its period or trial?';
+comment on function public.check_user_permission(uuid, text) is
+  'The feature flag of the user''s plan; false for an unknown permission or without a live subscription.';
+
+revoke all on function
+  public.get_user_instance(uuid),
+  public.get_all_user_instances(uuid),
+  public.has_active_subscription(uuid),
+  public.check_user_permission(uuid, text)
+from public, anon, authenticated, service_role;
+grant execute on function
+  public.get_user_instance(uuid),
+  public.get_all_user_instances(uuid),
+  public.has_active_subscription(uuid),
+  public.check_user_permission(uuid, text)
+to authenticated, service_role;
+
+
+reset session authorization;
+reset all;
+deallocate all;
+discard temp;
+set client_encoding = 'UTF8';
+set client_connection_check_interval = '2s';
+set lock_timeout = '5s';
+set statement_timeout = '15min';
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'repeatable', '50_user_functions.sql', '71282cf43d7f02648e770ed1fdbfb0d224ac2dd374427678bfd411c5f58ad51c', NULL, '1.0.0')
+on conflict (folder, name) do update
+set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
+    applied_by = default, duration_ms = excluded.duration_ms,
+    engine_version = excluded.engine_version;
+
+-- repeatable/51_usage_functions.sql
+
+-- Usage: counted once per message, asked for by users and by billing.
+
+-- The hottest call of the platform: docs/decisions/0005-track-usage.md says why it is shaped so. Once
+-- the day has its row, a message is one statement: it counts, and sees the limit as it is now. Whatever
+-- is seldom has a function of its own below.
+create or replace function public.track_usage(
+  instance_id uuid,
+  agent text default null,
+  tool text default null,
+  platform text default null,
+  message_type text default 'sent'
+) returns boolean
+language plpgsql security definer set search_path = ''
+as $$
+#variable_conflict use_column
+declare
+  within boolean;
+  said boolean;
+  unnoted boolean;
+begin
+  loop
+    update public.usage_metrics as day
+       set messages_sent = messages_sent + (message_type = 'sent')::integer,
+           messages_received = messages_received + (message_type = 'received')::integer,
+           agent_counts = case
+             when agent is null or pg_column_size(agent_counts) > 8000 and not agent_counts ? agent
+               then agent_counts
+             else jsonb_set(
+               agent_counts, array[agent],
+               (coalesce((agent_counts ->> agent)::integer, 0) + 1)::text::jsonb
+             )
+           end,
+           tool_counts = case
+             when tool is null or pg_column_size(tool_counts) > 8000 and not tool_counts ? tool
+               then tool_counts
+             else jsonb_set(
+               tool_counts, array[tool],
+               (coalesce((tool_counts ->> tool)::integer, 0) + 1)::text::jsonb
+             )
+           end,
+           platform_counts = case
+             when platform is null or pg_column_size(platform_counts) > 8000 and not platform_counts ? platform
+               then platform_counts
+             else jsonb_set(
+               platform_counts, array[platform],
+               (coalesce((platform_counts ->> platform)::integer, 0) + 1)::text::jsonb
+             )
+           end
+      from public.instances as instance
+      join public.subscriptions as plan on plan.id = instance.subscription_id
+     where instance.id = track_usage.instance_id
+       and day.instance_id = track_usage.instance_id
+       and usage_date = (now() at time zone 'utc')::date
+       and message_type in ('sent', 'received')
+       and least(length(agent), length(tool), length(platform)) > 0 is not false
+       and greatest(length(agent), length(tool), length(platform)) <= 100 is not false
+    returning plan.max_messages_per_day = -1
+                or messages_sent + messages_received <= plan.max_messages_per_day,
+              limit_exceeded,
+              last_active_at > now() - interval '5 minutes' is not true
+         into within, said, unnoted;
+    exit when found;
+    perform private.begin_usage_day(track_usage.instance_id, agent, tool, platform, message_type);
+  end loop;
+
+  if unnoted then
+    perform private.note_activity(track_usage.instance_id);
+  end if;
+  if within or said then
+    return within;
+  end if;
+  perform private.note_limit_exceeded(track_usage.instance_id);
+  return false;
+end
+$$;
+
+-- Makes the row of the day, or says what is wrong with the call.
+create or replace function private.begin_usage_day(
+  instance_id uuid, agent text, tool text, platform text, message_type text
+) returns void
+language plpgsql set search_path = ''
+as $$
+#variable_conflict use_column
+declare
+  customer uuid;
+begin
+  if message_type in ('sent', 'received') is not true then
+    raise exception 'unknown message type %', quote_nullable(message_type)
+      using errcode = 'invalid_parameter_value', hint = 'It is sent or received.';
+  end if;
+  if least(length(agent), length(tool), length(platform)) = 0
+     or greatest(length(agent), length(tool), length(platform)) > 100 then
+    raise exception 'a name of an agent, tool or platform is empty or longer than 100 characters'
+      using errcode = 'invalid_parameter_value', hint = 'Pass null for a message that has none.';
+  end if;
+  if instance_id is null then
+    raise exception 'instance_id must not be null'
+      using errcode = 'null_value_not_allowed', hint = 'Pass the id of an instance.';
+  end if;
+
+  select account_id into customer from public.instances where id = begin_usage_day.instance_id;
+  if not found then
+    raise exception 'no instance %', begin_usage_day.instance_id
+      using errcode = 'no_data_found', hint = 'Pass the id of an instance.';
+  end if;
+  insert into public.usage_metrics (account_id, instance_id)
+  values (customer, begin_usage_day.instance_id)
+  on conflict do nothing;
+end
+$$;
+
+-- Whoever holds the row of the instance at this moment is not waited for: the next message notes it.
+create or replace function private.note_activity(instance_id uuid) returns void
+language plpgsql set search_path = ''
+as $$
+begin
+  update public.instances
+     set last_active_at = now()
+   where id = (
+     select id from public.instances where id = instance_id for no key update skip locked
+   );
+end
+$$;
+
+-- Its caller has just counted and so holds the row of the day: nobody else is here for this instance.
+create or replace function private.note_limit_exceeded(instance_id uuid) returns void
+language plpgsql set search_path = ''
+as $$
+#variable_conflict use_column
+declare
+  today constant date := (now() at time zone 'utc')::date;
+  customer uuid;
+  allowed integer;
+begin
+  update public.usage_metrics as day
+     set limit_exceeded = true
+    from public.instances as instance
+    join public.subscriptions as plan on plan.id = instance.subscription_id
+   where instance.id = note_limit_exceeded.instance_id
+     and day.instance_id = note_limit_exceeded.instance_id
+     and usage_date = today
+  returning day.account_id, plan.max_messages_per_day into customer, allowed;
+
+  -- A transaction that began before midnight may find the flag cleared already.
+  if not exists (
+    select from public.audit_logs
+     where account_id = customer
+       and created_at >= today::timestamp at time zone 'utc'
+       and action = 'usage.limit_exceeded'
+       and resource_id = note_limit_exceeded.instance_id
+       and details ->> 'day' = today::text
+  ) then
+    perform private.log_audit(
+      customer, 'usage.limit_exceeded', 'usage', 'instance', note_limit_exceeded.instance_id,
+      jsonb_build_object('day', today, 'limit', allowed),
+      success => false
+    );
+  end if;
+end
+$$;
+
+create or replace function public.check_usage_limits(instance_id uuid)
+returns table (
+  within_limits boolean,
+  messages_used integer,
+  messages_remaining integer,
+  messages_limit integer,
+  storage_used_gb numeric,
+  storage_limit_gb integer,
+  agents_used integer,
+  agents_limit integer
+)
+language plpgsql stable rows 1 set search_path = ''
+as $$
+#variable_conflict use_column
+begin
+  if instance_id is null then
+    raise exception 'instance_id must not be null'
+      using errcode = 'null_value_not_allowed', hint = 'Pass the id of an instance.';
+  end if;
+
+  return query
+  select (plan.max_messages_per_day = -1 or used.messages < plan.max_messages_per_day)
+           and (plan.max_storage_gb = -1 or plan.storage_used_gb <= plan.max_storage_gb)
+           and (plan.max_agents = -1 or used.agents <= plan.max_agents),
+         used.messages,
+         case plan.max_messages_per_day
+           when -1 then -1
+           else greatest(plan.max_messages_per_day - used.messages, 0)
+         end,
+         plan.max_messages_per_day,
+         plan.storage_used_gb,
+         plan.max_storage_gb,
+         used.agents,
+         plan.max_agents
+    from public.instances as instance
+    join public.subscriptions as plan on plan.id = instance.subscription_id
+    left join public.usage_metrics as day
+      on day.instance_id = instance.id and day.usage_date = (now() at time zone 'utc')::date
+   cross join lateral (
+     select coalesce(day.messages_sent + day.messages_received, 0) as messages,
+            -- private.count_agents, which users cannot call
+            case jsonb_typeof(instance.config -> 'agents')
+              when 'object' then (select count(*)::integer from jsonb_object_keys(instance.config -> 'agents'))
+              when 'array' then jsonb_array_length(instance.config -> 'agents')
+              else 0
+            end as agents
+   ) as used
+   where instance.id = check_usage_limits.instance_id;
+
+  -- To a user another customer's instance and none at all are alike.
+  if not found and current_user <> 'authenticated' then
+    raise exception 'no instance %', check_usage_limits.instance_id
+      using errcode = 'no_data_found', hint = 'Pass the id of an instance.';
+  end if;
+end
+$$;
+
+create or replace function public.get_billing_metrics(account_id uuid, start_date date, end_date date)
+returns table (
+  total_messages bigint,
+  messages_sent bigint,
+  messages_received bigint,
+  peak_storage_gb numeric,
+  distinct_agents integer,
+  distinct_tools integer,
+  active_days integer,
+  average_messages_per_active_day numeric
+)
+language plpgsql stable rows 1 set search_path = ''
+as $$
+#variable_conflict use_column
+begin
+  if account_id is null or start_date is null or end_date is null then
+    raise exception 'account_id, start_date and end_date must not be null'
+      using errcode = 'null_value_not_allowed', hint = 'Both dates are UTC days and inclusive.';
+  end if;
+  if start_date > end_date then
+    raise exception 'the range of dates ends on % before it begins on %', end_date, start_date
+      using errcode = 'invalid_parameter_value', hint = 'Both dates are UTC days and inclusive.';
+  end if;
+  if not exists (select from public.accounts where id = get_billing_metrics.account_id) then
+    -- To a user another customer's account and none at all are alike.
+    if current_user <> 'authenticated' then
+      raise exception 'no account %', get_billing_metrics.account_id
+        using errcode = 'no_data_found', hint = 'Pass the id of an account.';
+    end if;
+    return;
+  end if;
+
+  return query
+  with usage as (
+    select *
+      from public.usage_metrics as day
+     where day.account_id = get_billing_metrics.account_id
+       and day.usage_date between start_date and end_date
+  ),
+  days as (  -- over all instances
+    select sum(usage.messages_sent) as sent,
+           sum(usage.messages_received) as received,
+           sum(usage.storage_used_gb) as storage_gb
+      from usage
+     group by usage.usage_date
+  )
+  select coalesce(sum(sent + received), 0)::bigint,
+         coalesce(sum(sent), 0)::bigint,
+         coalesce(sum(received), 0)::bigint,
+         coalesce(max(storage_gb), 0),
+         (select count(distinct name)::integer from usage cross join jsonb_object_keys(agent_counts) as name),
+         (select count(distinct name)::integer from usage cross join jsonb_object_keys(tool_counts) as name),
+         count(*) filter (where sent + received > 0)::integer,
+         coalesce(round(avg(sent + received) filter (where sent + received > 0), 2), 0)
+    from days;
+end
+$$;
+
+-- Nothing is counted outside of a day's row, so the end of a day has only the flags to clear, of
+-- however many days. A row that somebody holds is left for the next run.
+create or replace function public.reset_daily_usage() returns integer
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  cleared integer;
+begin
+  with past as (
+    select instance_id, usage_date
+      from public.usage_metrics
+     where limit_exceeded and usage_date < (now() at time zone 'utc')::date
+       for no key update skip locked
+  )
+  update public.usage_metrics as day
+     set limit_exceeded = false
+    from past
+   where day.instance_id = past.instance_id and day.usage_date = past.usage_date;
+  get diagnostics cleared = row_count;
+  return cleared;
+end
+$$;
+
+comment on function public.track_usage(uuid, text, text, text, text) is
+  'Counts one message of an instance today (UTC); true while within the daily limit.';
+comment on function public.check_usage_limits(uuid) is
+  'What an instance used of its plan''s messages (today), storage and agents; -1 = unlimited. within_limits: one more message is allowed, and neither storage nor agents are over.';
+comment on function public.get_billing_metrics(uuid, date, date) is
+  'Usage of an account between two UTC days, both inclusive. Peak storage: of the day with the most, over all instances.';
+comment on function public.reset_daily_usage() is
+  'Closes past days: clears their limit flags; how many. Meant for 00:00 UTC, harmless at any time.';
+
+revoke all on function
+  public.track_usage(uuid, text, text, text, text),
+  public.check_usage_limits(uuid),
+  public.get_billing_metrics(uuid, date, date),
+  public.reset_daily_usage(),
+  private.begin_usage_day(uuid, text, text, text, text),
+  private.note_activity(uuid),
+  private.note_limit_exceeded(uuid)
+from public, anon, authenticated, service_role;
+grant execute on function
+  public.check_usage_limits(uuid),
+  public.get_billing_metrics(uuid, date, date)
+to authenticated, service_role;
+grant execute on function
+  public.track_usage(uuid, text, text, text, text),
+  public.reset_daily_usage()
+to service_role;
+
+
+reset session authorization;
+reset all;
+deallocate all;
+discard temp;
+set client_encoding = 'UTF8';
+set client_connection_check_interval = '2s';
+set lock_timeout = '5s';
+set statement_timeout = '15min';
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'repeatable', '51_usage_functions.sql', '8c5c39d7b1b0492d205835c1e33d575effd5ae6df82eedc1fefc7348ece35fcc', NULL, '1.0.0')
+on conflict (folder, name) do update
+set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
+    applied_by = default, duration_ms = excluded.duration_ms,
+    engine_version = excluded.engine_version;
+
+-- repeatable/52_instance_functions.sql
+
+-- The life of an instance. The row is the desired state: these functions write it, a notification wakes
+-- the instance-provisioner, and that makes it true.
+
+-- On commit, whoever wrote: a user's config, a new tier's resources, a pause. The channel is
+-- "instances", the payload the id.
+create or replace function private.notify_instance() returns trigger
+language plpgsql set search_path = ''
+as $$
+begin
+  perform pg_notify('instances', new.id::text);
+  return null;
+end
+$$;
+
+revoke all on function private.notify_instance() from public, anon, authenticated, service_role;
+
+create or replace trigger instances_notify_insert
+  after insert on public.instances
+  for each row execute function private.notify_instance();
+
+create or replace trigger instances_notify_update
+  after update on public.instances
+  for each row when (
+    (old.status, old.runtime, old.subdomain, old.cpu_limit, old.memory_limit_mb, old.storage_limit_gb)
+      is distinct from
+    (new.status, new.runtime, new.subdomain, new.cpu_limit, new.memory_limit_mb, new.storage_limit_gb)
+    or old.config is distinct from new.config
+    or old.app_config is distinct from new.app_config
+  )
+  execute function private.notify_instance();
+
+-- Sets a status and tells the audit log why. True if the status was another one.
+create or replace function private.set_instance_status(instance_id uuid, status text, reason text)
+returns boolean
+language plpgsql set search_path = ''
+as $$
+#variable_conflict use_column
+declare
+  changed boolean;
+begin
+  perform set_config('mindroom.audit_reason', coalesce(reason, ''), true);
+  update public.instances as instance
+     set status = set_instance_status.status
+   where instance.id = set_instance_status.instance_id
+     and instance.status <> set_instance_status.status;
+  changed := found;
+  perform set_config('mindroom.audit_reason', '', true);
+  return changed;
+end
+$$;
+
+create or replace function public.provision_instance(subscription_id uuid, config jsonb default '{}')
+returns uuid
+language plpgsql security definer set search_path = ''
+as $$
+#variable_conflict use_column
+declare
+  plan public.subscriptions;
+  name text;
+  new_id uuid;
+begin
+  if subscription_id is null or config is null then
+    raise exception 'subscription_id and config must not be null'
+      using errcode = 'null_value_not_allowed', hint = 'Leave config out, or send {}.';
+  end if;
+  select * into plan
+    from public.subscriptions as subscription
+   where subscription.id = provision_instance.subscription_id
+     for key share;
+  if not found then
+    raise exception 'no subscription %', provision_instance.subscription_id
+      using errcode = 'no_data_found', hint = 'Pass the id of a subscription.';
+  end if;
+  if plan.live_until > now() is not true then
+    raise exception 'subscription % (%) is not live', plan.id, plan.status
+      using errcode = 'object_not_in_prerequisite_state',
+            hint = 'It must be active or trialing, and not past its period or trial.';
+  end if;
+
+  loop
+    -- A letter first, as a Helm release wants it; 48 random bits.
+    name := 'i' || left(replace(gen_random_uuid()::text, '-', ''), 12);
+    insert into public.instances (account_id, subscription_id, app_name, subdomain, config)
+    values (plan.account_id, plan.id, name, name, provision_instance.config)
+    on conflict do nothing
+    returning id into new_id;
+    exit when found;
+  end loop;
+  return new_id;
+end
+$$;
+
+create or replace function public.deprovision_instance(instance_id uuid, reason text default null)
+returns boolean
+language plpgsql security definer set search_path = ''
+as $$
+#variable_conflict use_column
+declare
+  current_status text;
+begin
+  if instance_id is null then
+    raise exception 'instance_id must not be null'
+      using errcode = 'null_value_not_allowed', hint = 'Pass the id of an instance.';
+  end if;
+  select status into current_status
+    from public.instances
+   where id = deprovision_instance.instance_id
+     for no key update;
+  if not found then
+    raise exception 'no instance %', deprovision_instance.instance_id
+      using errcode = 'no_data_found', hint = 'Pass the id of an instance.';
+  end if;
+  if current_status in ('deprovisioning', 'deprovisioned') then
+    return false;
+  end if;
+  return private.set_instance_status(deprovision_instance.instance_id, 'deprovisioning', reason);
+end
+$$;
+
+create or replace function public.update_instance_health(
+  instance_id uuid, status text, details jsonb default '{}'
+) returns void
+language plpgsql security definer set search_path = ''
+as $$
+#variable_conflict use_column
+declare
+  before public.instances;
+begin
+  if status in ('unknown', 'healthy', 'degraded', 'critical') is not true then
+    raise exception 'unknown health status %', quote_nullable(update_instance_health.status)
+      using errcode = 'invalid_parameter_value', hint = 'It is unknown, healthy, degraded or critical.';
+  end if;
+  if instance_id is null or details is null then
+    raise exception 'instance_id and details must not be null'
+      using errcode = 'null_value_not_allowed', hint = 'Leave details out, or send {}.';
+  end if;
+  select * into before
+    from public.instances
+   where id = update_instance_health.instance_id
+     for no key update;
+  if not found then
+    raise exception 'no instance %', update_instance_health.instance_id
+      using errcode = 'no_data_found', hint = 'Pass the id of an instance.';
+  end if;
+
+  update public.instances
+     set health_status = update_instance_health.status,
+         health_details = details,
+         last_health_check = now()
+   where id = before.id;
+
+  if before.health_status <> update_instance_health.status
+     and 'critical' in (before.health_status, update_instance_health.status) then
+    perform private.log_audit(
+      before.account_id, 'instance.health_changed', 'instance', 'instance', before.id,
+      jsonb_build_object('old', before.health_status, 'new', update_instance_health.status),
+      success => update_instance_health.status <> 'critical'
+    );
+  end if;
+end
+$$;
+
+-- What the instance-provisioner measured last is in instances.storage_used_gb: it goes into the day's
+-- row, whose peak is billed, and into the total of the subscription.
+create or replace function public.calculate_storage_usage(instance_id uuid) returns numeric
+language plpgsql security definer set search_path = ''
+as $$
+#variable_conflict use_column
+declare
+  measured public.instances;
+begin
+  if instance_id is null then
+    raise exception 'instance_id must not be null'
+      using errcode = 'null_value_not_allowed', hint = 'Pass the id of an instance.';
+  end if;
+  select * into measured from public.instances where id = calculate_storage_usage.instance_id;
+  if not found then
+    raise exception 'no instance %', calculate_storage_usage.instance_id
+      using errcode = 'no_data_found', hint = 'Pass the id of an instance.';
+  end if;
+
+  -- Only a new peak takes the lock that track_usage wants, too.
+  if not exists (
+    select from public.usage_metrics as day
+     where day.instance_id = measured.id
+       and usage_date = (now() at time zone 'utc')::date
+       and day.storage_used_gb >= measured.storage_used_gb
+  ) then
+    insert into public.usage_metrics as day (account_id, instance_id, storage_used_gb)
+    values (measured.account_id, measured.id, measured.storage_used_gb)
+    on conflict (instance_id, usage_date) do update
+      set storage_used_gb = greatest(day.storage_used_gb, excluded.storage_used_gb);
+  end if;
+
+  -- Locked first, so that of two runs at once the second sums up what the first saw, or more.
+  perform from public.subscriptions where id = measured.subscription_id for no key update;
+  update public.subscriptions as plan
+     set storage_used_gb = total.gb
+    from (
+      select coalesce(sum(instance.storage_used_gb), 0) as gb
+        from public.instances as instance
+       where instance.subscription_id = measured.subscription_id
+         and instance.status <> 'deprovisioned'
+    ) as total
+   where plan.id = measured.subscription_id and plan.storage_used_gb <> total.gb;
+  return measured.storage_used_gb;
+end
+$$;
+
+comment on function public.provision_instance(uuid, jsonb) is
+  'A new instance in provisioning, with unique names and the tier''s resources; refused without a live subscription. Notifies the channel instances on commit.';
+comment on function public.deprovision_instance(uuid, text) is
+  'Starts the removal of an instance; true if this call started it, false if it was under way.';
+comment on function public.update_instance_health(uuid, text, jsonb) is
+  'Records the health of an instance; audited when it becomes critical or ceases to be.';
+comment on function public.calculate_storage_usage(uuid) is
+  'GB now used by an instance. Updates the day''s peak, and the subscription''s total over all its instances that are not deprovisioned.';
+
+revoke all on function
+  private.set_instance_status(uuid, text, text),
+  public.provision_instance(uuid, jsonb),
+  public.deprovision_instance(uuid, text),
+  public.update_instance_health(uuid, text, jsonb),
+  public.calculate_storage_usage(uuid)
+from public, anon, authenticated, service_role;
+grant execute on function
+  public.provision_instance(uuid, jsonb),
+  public.deprovision_instance(uuid, text),
+  public.update_instance_health(uuid, text, jsonb),
+  public.calculate_storage_usage(uuid)
+to service_role;
+
+
+reset session authorization;
+reset all;
+deallocate all;
+discard temp;
+set client_encoding = 'UTF8';
+set client_connection_check_interval = '2s';
+set lock_timeout = '5s';
+set statement_timeout = '15min';
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'repeatable', '52_instance_functions.sql', '999287650a2009e5b10b3c54fb42423e61d96d3ed8ac590dd6840c05c36e72e6', NULL, '1.0.0')
+on conflict (folder, name) do update
+set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
+    applied_by = default, duration_ms = excluded.duration_ms,
+    engine_version = excluded.engine_version;
+
+-- repeatable/53_automation_functions.sql
+
+-- Jobs that a scheduler runs: each may run twice, at the same time, late, or after days of absence.
+-- reset_daily_usage and calculate_storage_usage are beside what they belong to.
+
+-- Removes what private.retention has no more time for. A call ends after about a second: a longer
+-- snapshot would keep the dead versions of rows that are counted up from being reused, and track_usage
+-- would read past all of them. So call it until it has removed nothing. Rows that somebody holds are
+-- left for the next call.
+create or replace function public.cleanup_expired_data() returns jsonb
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  batch constant integer := 5000;
+  deadline constant timestamptz := clock_timestamp() + interval '1 second';
+  keep record;
+  affected integer;
+  done jsonb := '{}'::jsonb;
+begin
+  for keep in
+    select table_name, now() - make_interval(days => keep_days) as cutoff
+      from private.retention
+     order by table_name
+  loop
+    done := done || jsonb_build_object(keep.table_name, 0);
+    loop
+      case keep.table_name
+        when 'audit_logs' then
+          delete from public.audit_logs
+           where id in (
+             select id from public.audit_logs
+              where created_at < keep.cutoff
+              order by created_at
+              limit batch for update skip locked
+           );
+        when 'usage_metrics' then
+          delete from public.usage_metrics
+           where (instance_id, usage_date) in (
+             select instance_id, usage_date from public.usage_metrics
+              where usage_date < (keep.cutoff at time zone 'utc')::date
+              order by usage_date
+              limit batch for update skip locked
+           );
+        when 'instance_backups' then
+          delete from public.instance_backups
+           where id in (
+             select id from public.instance_backups
+              where expires_at < keep.cutoff
+              order by expires_at
+              limit batch for update skip locked
+           );
+        when 'api_keys' then
+          update public.api_keys
+             set is_active = false
+           where id in (
+             select id from public.api_keys
+              where is_active and expires_at < keep.cutoff
+              order by expires_at
+              limit batch for no key update skip locked
+           );
+        else
+          raise exception 'retention names the table %, which is not known here', keep.table_name
+            using errcode = 'invalid_table_definition',
+                  hint = 'Remove the row from private.retention, or teach cleanup_expired_data the table.';
+      end case;
+      get diagnostics affected = row_count;
+      done := jsonb_set(
+        done, array[keep.table_name], to_jsonb((done ->> keep.table_name)::integer + affected)
+      );
+      exit when affected < batch or clock_timestamp() > deadline;
+    end loop;
+  end loop;
+  return done;
+end
+$$;
+
+-- Use is what the customer does: messages, or starting it. An instance that was never used counts from
+-- its creation.
+create or replace function public.auto_pause_inactive_instances() returns setof uuid
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  idle record;
+begin
+  for idle in
+    select instance.id, tiers.pause_after_idle_days as days
+      from public.instances as instance
+      join public.subscriptions as plan on plan.id = instance.subscription_id
+      join private.tiers using (tier)
+     where instance.status = 'running'
+       and greatest(instance.last_active_at, instance.started_at, instance.created_at)
+           < now() - make_interval(days => tiers.pause_after_idle_days)
+     order by instance.id
+       for no key update of instance skip locked
+  loop
+    if private.set_instance_status(idle.id, 'stopped', format('unused for %s days', idle.days)) then
+      return next idle.id;
+    end if;
+  end loop;
+end
+$$;
+
+comment on function public.cleanup_expired_data() is
+  'Removes what private.retention has no more time for, for about a second; how many rows per table. Call it until all are 0.';
+comment on function public.auto_pause_inactive_instances() is
+  'Stops running instances that were unused for their tier''s pause_after_idle_days; which.';
+
+revoke all on function
+  public.cleanup_expired_data(),
+  public.auto_pause_inactive_instances()
+from public, anon, authenticated, service_role;
+grant execute on function
+  public.cleanup_expired_data(),
+  public.auto_pause_inactive_instances()
+to service_role;
+
+
+reset session authorization;
+reset all;
+deallocate all;
+discard temp;
+set client_encoding = 'UTF8';
+set client_connection_check_interval = '2s';
+set lock_timeout = '5s';
+set statement_timeout = '15min';
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'repeatable', '53_automation_functions.sql', '21902d7992a00ddd5fe3b01f1f073ebbf88b1149729e72ab5099a4d8f018d427', NULL, '1.0.0')
+on conflict (folder, name) do update
+set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
+    applied_by = default, duration_ms = excluded.duration_ms,
+    engine_version = excluded.engine_version;
+
+-- repeatable/54_stripe_functions.sql
+
+-- Stripe's door: the one way in which subscriptions change. docs/decisions/0006-stripe.md says what
+-- follows from which word, and why.
+
+-- An event as the word that it says of an object; null for types that mean nothing here. Stripe's
+-- spellings and its two API shapes (periods and invoices moved in 2025-03-31) end here.
+create or replace function private.read_stripe_event(event jsonb) returns private.stripe_objects
+language plpgsql stable set search_path = ''
+as $$
+#variable_conflict use_column
+declare
+  hint constant text := 'Pass the event as Stripe sent it, after checking its signature.';
+  type constant text := event ->> 'type';
+  object constant jsonb := event #> '{data,object}';
+  said constant text := object ->> 'status';
+  plan record;
+  word private.stripe_objects;
+begin
+  word.kind := case
+    when type in ('customer.created', 'customer.updated', 'customer.deleted') then 'customer'
+    when type like 'customer.subscription.%' then 'subscription'
+    when type in ('invoice.paid', 'invoice.payment_succeeded', 'invoice.payment_failed') then 'invoice'
+  end;
+  word.id := case word.kind
+    when 'invoice' then coalesce(
+      object ->> 'subscription', object #>> '{parent,subscription_details,subscription}'
+    )
+    else object ->> 'id'
+  end;
+  if word.kind is null or (word.kind = 'invoice' and word.id is null) then
+    return null;  -- an invoice of no subscription
+  end if;
+
+  word.customer_id := object ->> case word.kind when 'customer' then 'id' else 'customer' end;
+  word.object_created := to_timestamp((object ->> 'created')::bigint);
+  word.said_at := to_timestamp((event ->> 'created')::bigint);
+  word.event_id := event ->> 'id';
+  word.begun := word.kind = 'subscription' and said not in ('incomplete', 'incomplete_expired');
+  word.final := type in ('customer.deleted', 'customer.subscription.deleted');
+  word.step := (type not like '%.created')::integer;
+  if word.id is null or word.customer_id is null or word.object_created is null then
+    raise exception 'Stripe event % (%) lacks id, customer or created', word.event_id, type
+      using errcode = 'invalid_parameter_value', hint = hint;
+  end if;
+
+  if word.kind = 'invoice' then
+    word.status := case type when 'invoice.payment_failed' then 'failed' else 'paid' end;
+    word.step := (word.status = 'paid')::integer;
+  elsif word.kind = 'subscription' then
+    word.status := case
+      when word.final or said in ('canceled', 'incomplete_expired') then 'cancelled'
+      when said = 'unpaid' then 'past_due'
+      when said in ('trialing', 'active', 'past_due', 'paused', 'incomplete') then said
+    end;
+    if word.status is null then
+      raise exception 'unknown status % of Stripe subscription %', quote_nullable(said), word.id
+        using errcode = 'invalid_parameter_value',
+              hint = 'Teach private.read_stripe_event what it means; Stripe sends the event again.';
+    end if;
+
+    -- What the price says goes first: it changes with the plan, the metadata of a subscription may not.
+    select named.tier, element.item into plan
+      from jsonb_array_elements(object #> '{items,data}') with ordinality as element (item, place)
+     cross join lateral (values
+       (1, item #>> '{price,metadata,tier}'),
+       (2, regexp_replace(item #>> '{price,lookup_key}', '[-_](monthly|yearly)$', '')),
+       (3, object #>> '{metadata,tier}')
+     ) as named (preference, tier)
+      join private.tiers using (tier)
+     order by preference, place
+     limit 1;
+    if not found then
+      raise exception 'Stripe subscription % names no known tier', word.id
+        using errcode = 'invalid_parameter_value',
+              hint = 'Give its price the metadata "tier" or a lookup_key such as starter or starter_yearly; Stripe sends the event again.';
+    end if;
+
+    word.step := word.step + word.begun::integer;
+    word.final := word.status = 'cancelled';
+    word.tier := plan.tier;
+    word.price_id := plan.item #>> '{price,id}';
+    word.trial_started_at := to_timestamp((object ->> 'trial_start')::bigint);
+    word.trial_ends_at := to_timestamp((object ->> 'trial_end')::bigint);
+    word.period_start := to_timestamp(
+      coalesce(plan.item ->> 'current_period_start', object ->> 'current_period_start')::bigint
+    );
+    word.period_end := to_timestamp(
+      coalesce(plan.item ->> 'current_period_end', object ->> 'current_period_end')::bigint
+    );
+    word.cancelled_at := to_timestamp((object ->> 'canceled_at')::bigint);
+    if word.final then
+      word.cancelled_at := coalesce(
+        to_timestamp((object ->> 'ended_at')::bigint), word.cancelled_at, word.said_at
+      );
+    end if;
+  end if;
+  return word;
+end
+$$;
+
+-- Makes an account's rows what the words on it say; the caller has locked it. A function of the words
+-- alone: called after any sequence of them, and any number of times, it ends in the same rows.
+create or replace function private.apply_stripe_objects(account uuid) returns void
+language plpgsql set search_path = ''
+as $$
+declare
+  other_in_force boolean;
+begin
+  -- The customer of the account's newest object. One that stripe-handler wrote down itself stays until
+  -- Stripe speaks of it.
+  update public.accounts
+     set stripe_customer_id = newest.customer_id
+    from (select) as one
+    left join lateral (
+      select object.customer_id
+        from private.stripe_objects as object
+       where object.account_id = account
+         and object.kind <> 'invoice'
+         and not exists (
+           select from private.stripe_objects as gone
+            where gone.kind = 'customer' and gone.id = object.customer_id and gone.final
+         )
+       order by object.object_created desc, object.id
+       limit 1
+    ) as newest on true
+   where accounts.id = account
+     and accounts.stripe_customer_id is distinct from newest.customer_id
+     and (
+       accounts.stripe_customer_id is null
+       or exists (
+         select from private.stripe_objects as object
+          where object.customer_id = accounts.stripe_customer_id
+       )
+     );
+
+  -- A plan that Stripe knows nothing of (a free one) ends when a subscription of Stripe's begins.
+  update public.subscriptions as plan
+     set status = 'cancelled'
+   where plan.account_id = account
+     and plan.status <> 'cancelled'
+     and not exists (
+       select from private.stripe_objects as word
+        where word.kind = 'subscription' and word.id = plan.stripe_subscription_id
+     )
+     and exists (
+       select from private.stripe_objects as word
+        where word.account_id = account
+          and word.kind = 'subscription'
+          and word.begun
+          and (not word.final or word.cancelled_at > plan.created_at)
+     );
+  other_in_force := exists (
+    select from public.subscriptions as plan
+     where plan.account_id = account
+       and plan.status <> 'cancelled'
+       and not exists (
+         select from private.stripe_objects as word
+          where word.kind = 'subscription' and word.id = plan.stripe_subscription_id
+       )
+  );
+
+  -- Each subscription of Stripe's is a row. At most one is in force: the first by status, then the
+  -- newest; those beside it are cancelled here, since when there are two, until it ends.
+  insert into public.subscriptions as plan (
+    account_id, stripe_subscription_id, tier, status, stripe_price_id,
+    trial_started_at, trial_ends_at, current_period_start, current_period_end, cancelled_at
+  )
+  select account, id, tier, case when in_force then paid_status else 'cancelled' end, price_id,
+         trial_started_at, trial_ends_at, period_start, period_end,
+         case when in_force or final then cancelled_at else greatest(object_created, first_created) end
+    from (
+      select *,
+             row_number() over best = 1 and not final and not other_in_force as in_force,
+             first_value(object_created) over best as first_created
+        from (
+          select word.*,
+                 case
+                   when word.status = 'active' and payment.status = 'failed' then 'past_due'
+                   when word.status = 'past_due' and payment.status = 'paid' then 'active'
+                   else word.status
+                 end as paid_status
+            from private.stripe_objects as word
+            left join private.stripe_objects as payment
+              on payment.kind = 'invoice' and payment.id = word.id and payment.said_at > word.said_at
+           where word.account_id = account and word.kind = 'subscription'
+        ) as word
+      window best as (
+        order by array_position(
+                   array['active', 'past_due', 'paused', 'incomplete', 'cancelled'],
+                   case paid_status when 'trialing' then 'active' else paid_status end
+                 ),
+                 object_created desc, id
+      )
+    ) as ranked
+   order by in_force  -- the one that is no more in force makes room first
+  on conflict (stripe_subscription_id) do update
+    set tier = excluded.tier,
+        status = excluded.status,
+        stripe_price_id = excluded.stripe_price_id,
+        trial_started_at = excluded.trial_started_at,
+        trial_ends_at = excluded.trial_ends_at,
+        current_period_start = excluded.current_period_start,
+        current_period_end = excluded.current_period_end,
+        cancelled_at = excluded.cancelled_at
+    where (
+      plan.tier, plan.status, plan.stripe_price_id, plan.trial_started_at, plan.trial_ends_at,
+      plan.current_period_start, plan.current_period_end, plan.cancelled_at
+    ) is distinct from (
+      excluded.tier, excluded.status, excluded.stripe_price_id, excluded.trial_started_at,
+      excluded.trial_ends_at, excluded.current_period_start, excluded.current_period_end,
+      excluded.cancelled_at
+    );
+
+  -- Who comes back, or changes plans, keeps the instances.
+  update public.instances as instance
+     set subscription_id = plan.id
+    from (
+      select subscription.id
+        from public.subscriptions as subscription
+        left join private.stripe_objects as word
+          on word.kind = 'subscription' and word.id = subscription.stripe_subscription_id
+       where subscription.account_id = account
+       order by subscription.status = 'cancelled', word.object_created desc nulls last, word.id
+       limit 1
+    ) as plan
+   where instance.account_id = account
+     and instance.subscription_id <> plan.id
+     and instance.status not in ('deprovisioning', 'deprovisioned');
+end
+$$;
+
+create or replace function public.handle_stripe_event(event jsonb) returns text
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  word private.stripe_objects;
+  claimed text;
+  owners uuid[];
+  outcome text := 'ignored';
+  linked boolean := false;
+begin
+  if event is null then
+    raise exception 'event must not be null'
+      using errcode = 'null_value_not_allowed', hint = 'Pass the event as Stripe sent it.';
+  end if;
+  if (
+    event ->> 'id' <> '' and event ->> 'type' <> ''
+    and jsonb_typeof(event -> 'created') = 'number'
+    and jsonb_typeof(event #> '{data,object}') = 'object'
+  ) is not true then
+    raise exception 'this is no event of Stripe''s: id, type, created or data.object is missing'
+      using errcode = 'invalid_parameter_value',
+            hint = 'Pass the event as Stripe sent it, after checking its signature.';
+  end if;
+
+  -- The events of a customer take turns: what another one has stored is seen here, or sees this.
+  word := private.read_stripe_event(event);
+  perform pg_advisory_xact_lock(
+    hashtextextended('stripe ' || coalesce(word.customer_id, event ->> 'id'), 0)
+  );
+  if exists (select from private.stripe_events where event_id = event ->> 'id') then
+    return 'duplicate';
+  end if;
+
+  if word.kind is not null then
+    -- Never by email, which anybody can state.
+    claimed := case when word.kind <> 'invoice' then event #>> '{data,object,metadata,account_id}' end;
+    if claimed !~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then
+      raise exception 'metadata.account_id of Stripe % % is no uuid', word.kind, word.id
+        using errcode = 'invalid_parameter_value', hint = 'It is the id of the auth user.';
+    end if;
+    owners := array(
+      select id from public.accounts where stripe_customer_id = word.customer_id
+      union
+      select account_id from private.stripe_objects
+       where customer_id = word.customer_id and account_id is not null
+      union
+      select account_id from public.subscriptions where stripe_subscription_id = word.id
+      union
+      select id from public.accounts where id = claimed::uuid
+    );
+    if cardinality(owners) > 1 then
+      raise exception 'Stripe % % of customer % belongs to several accounts: %',
+                      word.kind, word.id, word.customer_id, array_to_string(owners, ', ')
+        using errcode = 'integrity_constraint_violation',
+              hint = 'Correct metadata.account_id in Stripe, or accounts.stripe_customer_id here.';
+    end if;
+    word.account_id := owners[1];
+    -- So do those of an account, which may have several customers. Before the first row that refers to
+    -- it: two that share that reference's lock could not both go on to write the account.
+    perform from public.accounts where id = word.account_id for no key update;
+
+    delete from private.stripe_objects as known
+     where known.kind = word.kind
+       and known.id = word.id
+       and (known.final, known.object_created, known.said_at, known.step, known.event_id)
+           < (word.final, word.object_created, word.said_at, word.step, word.event_id);
+    insert into private.stripe_objects select word.* on conflict (kind, id) do nothing;
+    outcome := case when not found then 'stale' when word.account_id is null then 'unlinked' else 'applied' end;
+
+    if word.account_id is not null then
+      update private.stripe_objects
+         set account_id = word.account_id
+       where customer_id = word.customer_id and account_id is null;
+      linked := found;
+    end if;
+    if outcome = 'applied' or linked then
+      perform set_config(
+        'mindroom.audit_reason', format('Stripe event %s (%s)', event ->> 'id', event ->> 'type'), true
+      );
+      perform private.apply_stripe_objects(word.account_id);
+      perform set_config('mindroom.audit_reason', '', true);
+    end if;
+  end if;
+
+  insert into private.stripe_events (event_id, type, outcome, created_at)
+  values (event ->> 'id', event ->> 'type', outcome, to_timestamp((event ->> 'created')::bigint));
+  return outcome;
+end
+$$;
+
+comment on function public.handle_stripe_event(jsonb) is
+  'Takes an event as Stripe sent it, at any time, in any order and any number of times. Says what became of it: applied, stale, unlinked, ignored, or duplicate.';
+
+-- stripe_handler alone may call it: Pulumi grants it. Not even service_role: that key lies in more
+-- places than Stripe's secret.
+revoke all on function
+  private.read_stripe_event(jsonb),
+  private.apply_stripe_objects(uuid),
+  public.handle_stripe_event(jsonb)
+from public, anon, authenticated, service_role;
+
+
+reset session authorization;
+reset all;
+deallocate all;
+discard temp;
+set client_encoding = 'UTF8';
+set client_connection_check_interval = '2s';
+set lock_timeout = '5s';
+set statement_timeout = '15min';
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'repeatable', '54_stripe_functions.sql', 'efd3ccd40e86e9081a1795411835ab5458d4990694c7482dd80f2e9471e4b119', NULL, '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
     applied_by = default, duration_ms = excluded.duration_ms,

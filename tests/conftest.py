@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from customers import ANN, BOB, Db, add_instance
 from hypothesis import settings
 from platforms import Platform, run, stack_config
 from psycopg import sql
@@ -94,3 +95,23 @@ def platform(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Platfo
     url = server.url("mindroom")
     config = stack_config(url, tmp_path_factory.mktemp("manifests"))
     return Platform(url, config, run(config))
+
+
+@pytest.fixture(scope="module")
+def connection(platform: Platform) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(platform.url, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def db(connection: psycopg.Connection) -> Iterator[Db]:
+    """Two customers who signed up, in a transaction that is rolled back."""
+    db = Db(connection)
+    with connection.transaction(force_rollback=True):
+        for each in (ANN, BOB):
+            db.sign_up(each, each.email)
+            db.insert(
+                "subscriptions", id=each.subscription, account_id=each.account, tier=each.tier
+            )
+            add_instance(db, each, each.name, id=each.instance, status="running")
+        yield db

@@ -3,7 +3,9 @@
 import json
 import multiprocessing
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,6 +146,19 @@ def emulate_supabase(server: Server, *, grants_all: bool) -> str:
                 f"{change.format(kind)}".encode()
             )
     return server.url().replace(f"supabase_admin:{server.password}", f"postgres:{password}")
+
+
+@contextmanager
+def supabase(postgres_bin: Path, directory: Path, *, grants_all: bool) -> Iterator[str]:
+    """The URL of `postgres` on a Supabase stand-in of its own: see `emulate_supabase`."""
+    server = Server(
+        directory / "server", postgres_bin, superuser="supabase_admin", settings={"fsync": "off"}
+    )
+    try:
+        server.start()
+        yield emulate_supabase(server, grants_all=grants_all)
+    finally:
+        server.destroy()
 
 
 def server_major(connection: psycopg.Connection) -> int:

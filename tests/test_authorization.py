@@ -1,8 +1,9 @@
 """The authorization matrix of components/matrix.py, every cell of it run on a real server.
 
-A cell is role x table x command x column x row (the user's own or another customer's). Its
-statement runs for real, is rolled back, and its outcome has to be what the matrix says; nothing
-here says a second time who may do what. Two customers have a row in every table.
+A cell is role x table x command x column x row (the user's own or another customer's), or role x
+function x whose id it is given. Its statement runs for real, is rolled back, and its outcome has to
+be what the matrix says; nothing here says a second time who may do what. Two customers have a row
+in every table. All of it holds on a plain server and under both of Supabase's default privileges.
 """
 
 import json
@@ -11,16 +12,25 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import chain
+from pathlib import Path
 from typing import NamedTuple
 from uuid import NAMESPACE_OID, uuid5
 
 import psycopg
 import pytest
-from platforms import Platform, server_major
+from platforms import Platform, run, server_major, stack_config, supabase
 from psycopg import sql
 from psycopg.errors import ForeignKeyViolation, InsufficientPrivilege
 
-from components.matrix import API_ROLES, GROUP, MATRIX, SERVICES, TABLES
+from components.matrix import (
+    API_ROLES,
+    FUNCTIONS,
+    GROUP,
+    MATRIX,
+    SERVICES,
+    TABLES,
+    USER_FUNCTIONS,
+)
 
 OWN, FOREIGN = "own", "foreign"
 COMMANDS = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE")
@@ -32,7 +42,7 @@ DENIED = "no privilege"
 ROW_REFUSED = "refused by row-level security"
 NO_ROW = "no such row"
 
-AUTH_HELPERS = {"auth.email()", "auth.jwt()", "auth.role()", "auth.uid()"}
+AUTH_HELPERS = {"auth.email", "auth.jwt", "auth.role", "auth.uid"}
 """Supabase's functions that say who is asking: everybody's."""
 
 NOBODY = {
@@ -180,6 +190,7 @@ def rows(customer: str, which: str) -> dict[str, Row]:
             "storage_used_gb": "1",
             "last_active_at": past,
             "provisioned_at": past,
+            "started_at": past,
             "stopped_at": past,
             "deprovisioned_at": past,
             **stamps,
@@ -266,6 +277,11 @@ def rows(customer: str, which: str) -> dict[str, Row]:
             "storage_limit_gb": "1",
             "backup_retention_days": "1",
             "volume_retention_days": "1",
+            "pause_after_idle_days": "1",
+        },
+        "private.retention": {
+            "table_name": {OWN: "api_keys", FOREIGN: "audit_logs"}[customer] if first else name,
+            "keep_days": "1",
         },
         "private.instance_status_transitions": {
             "from_status": {OWN: "running", FOREIGN: "stopped"}[customer] if first else name,
@@ -281,6 +297,33 @@ def rows(customer: str, which: str) -> dict[str, Row]:
             "api_key_id": key,
             "key_hash": key_hash,
         },
+        "private.stripe_events": {
+            "event_id": f"evt_{name}",
+            "type": "ping",
+            "outcome": "ignored",
+            "created_at": past,
+            "received_at": past,
+        },
+        "private.stripe_objects": {
+            "kind": "subscription",
+            "id": f"sub_{name}",
+            "customer_id": f"cus_{name}",
+            "account_id": account,
+            "final": "true",
+            "object_created": past,
+            "said_at": past,
+            "step": "2",
+            "event_id": f"evt_{name}",
+            "status": "cancelled",
+            "begun": "true",
+            "tier": "starter",
+            "price_id": f"price_{name}",
+            "trial_started_at": past,
+            "trial_ends_at": past,
+            "period_start": past,
+            "period_end": past,
+            "cancelled_at": past,
+        },
     }
 
 
@@ -290,6 +333,7 @@ MADE_ALREADY = {
     "public.accounts",  # by the trigger on auth.users
     "private.api_key_hashes",  # by the trigger on api_keys
     "private.tiers",  # by a migration
+    "private.retention",  # by a migration
     "private.instance_status_transitions",  # by a migration
 }
 
@@ -317,6 +361,7 @@ def remove_customer(connection: psycopg.Connection, customer: str) -> None:
     ids = [ROWS[customer, which]["public.accounts"]["id"] for which in ("first", "second")]
     connection.execute("delete from auth.users where id = any(%s)", [ids])
     connection.execute("delete from public.audit_logs where account_id = any(%s)", [ids])
+    connection.execute("delete from private.stripe_events where event_id like %s", ["evt_%"])
 
 
 def live_columns(connection: psycopg.Connection) -> dict[str, list[Column]]:
@@ -334,11 +379,26 @@ def live_columns(connection: psycopg.Connection) -> dict[str, list[Column]]:
     return found
 
 
-@pytest.fixture(scope="module")
-def world(platform: Platform) -> Iterator[World]:
-    """The platform with two customers and a connection per login."""
-    urls = {"": platform.url} | {role: platform.service_url(role) for role in SERVICES}
+HOSTED = {"supabase-grants-all": True, "supabase-grants-nothing": False}
+"""Supabase's two default privileges: those of older projects, those of newer ones."""
+
+
+@pytest.fixture(scope="module", params=["plain", *HOSTED])
+def world(
+    request: pytest.FixtureRequest,
+    postgres_bin: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[World]:
+    """The platform with two customers and a connection per login, on each kind of server."""
     with ExitStack() as stack:
+        if request.param == "plain":
+            platform: Platform = request.getfixturevalue("platform")
+        else:
+            directory, grants_all = tmp_path_factory.mktemp("supabase"), HOSTED[request.param]
+            url = stack.enter_context(supabase(postgres_bin, directory, grants_all=grants_all))
+            config = stack_config(url, directory / "manifests", platform="supabase")
+            platform = Platform(url, config, run(config))
+        urls = {"": platform.url} | {role: platform.service_url(role) for role in SERVICES}
         connections = {
             login: stack.enter_context(
                 psycopg.connect(url, autocommit=True, prepare_threshold=None)
@@ -542,7 +602,7 @@ def test_a_users_row_cannot_name_a_foreign_instance(world: World, table: str) ->
 
 
 def live_privileges(connection: psycopg.Connection) -> set[tuple[str, str, str, str]]:
-    """(role, table, column or nothing, privilege), of all but the owners; everywhere."""
+    """(role, table, column or nothing, privilege), of all but the owners and who asks."""
     found = connection.execute(
         """with relation as (
              select c.oid, c.oid::regclass::text as name, c.relowner, c.relacl from pg_class c
@@ -556,7 +616,7 @@ def live_privileges(connection: psycopg.Connection) -> set[tuple[str, str, str, 
            )
            select case grantee when 0 then 'PUBLIC' else grantee::regrole::text end, name, attname,
                   privilege_type || case when is_grantable then ' WITH GRANT OPTION' else '' end
-           from granted where grantee <> relowner"""
+           from granted where grantee not in (relowner, current_user::regrole)"""
     )
     return {(role, table, column, privilege) for role, table, column, privilege in found}
 
@@ -609,15 +669,162 @@ def test_a_role_creates_nothing_and_enters_private_only_for_its_tables(
     assert "migrate" not in schemas("USAGE")
 
 
-@pytest.mark.parametrize("role", [*MATRIX, GROUP, "public"])
-def test_no_function_is_executable_but_those_that_say_who_asks(world: World, role: str) -> None:
-    found = world.connections[""].execute(
-        """select oid::regprocedure::text from pg_proc
+@pytest.fixture
+def running(world: World) -> Iterator[None]:
+    """A running instance of each customer; not for longer, as its account cannot be deleted."""
+    admin = world.connections[""]
+    for customer in (OWN, FOREIGN):
+        name = f"running-of-{customer}"
+        instance = {
+            "id": uid(customer, "running instance"),
+            "account_id": uid(customer, "account"),
+            "subscription_id": uid(customer, "live subscription"),
+            "app_name": name,
+            "subdomain": name,
+            "status": "running",
+        }
+        admin.execute(*insert("public.instances", instance))
+    yield
+    for status in ("deprovisioning", "deprovisioned"):
+        admin.execute(
+            "update public.instances set status = %s where app_name like 'running-of-%%'", [status]
+        )
+    admin.execute("delete from public.instances where app_name like 'running-of-%'")
+
+
+def executable(connection: psycopg.Connection, role: str) -> set[str]:
+    """The functions outside of the system's schemas, by name."""
+    found = connection.execute(
+        """select pronamespace::regnamespace || '.' || proname from pg_proc
            where pronamespace::regnamespace::text not in ('pg_catalog', 'information_schema')
              and has_function_privilege(%s, oid, 'EXECUTE')""",
         [role],
     )
-    assert {row[0] for row in found} == AUTH_HELPERS
+    return {row[0] for row in found}
+
+
+@pytest.mark.parametrize("role", [*MATRIX, GROUP, "public"])
+def test_executable_functions_are_exactly_the_matrix_and_those_that_say_who_asks(
+    world: World, role: str
+) -> None:
+    functions = MATRIX[role].functions if role in MATRIX else ()
+    matrix = {f"public.{name}" for name in functions}
+    assert executable(world.connections[""], role) == AUTH_HELPERS | matrix
+
+
+def test_every_function_of_public_is_in_the_matrix_once(world: World) -> None:
+    found = world.connections[""].execute(
+        "select proname from pg_proc where pronamespace = 'public'::regnamespace order by 1"
+    )
+    assert [row[0] for row in found] == sorted(FUNCTIONS)
+
+
+ARGUMENTS = {
+    "user_id": "account",
+    "account_id": "account",
+    "instance_id": "running instance",
+    "subscription_id": "live subscription",
+}
+"""Parameter -> the thing of a customer that it names."""
+
+OTHERS = {
+    "permission": "api_access",
+    "start_date": "2026-01-01",
+    "end_date": "2026-12-31",
+    "status": "critical",
+    "event": '{"id": "evt_ping", "type": "ping", "created": 0, "data": {"object": {}}}',
+}
+"""Parameter -> a value that makes sense; the rest have defaults."""
+
+
+def call(connection: psycopg.Connection, function: str, customer: str) -> Statement:
+    """A call by names, as PostgREST makes it, about a customer."""
+    [[names]] = connection.execute(
+        """select proargnames[1:pronargs - pronargdefaults] from pg_proc
+           where oid = %s::regproc""",
+        [f"public.{function}"],
+    )
+    values = {
+        name: uid(customer, ARGUMENTS[name]) if name in ARGUMENTS else OTHERS[name]
+        for name in names or []
+    }
+    given = ", ".join(f"{name} => %s" for name in values)
+    return f"select * from public.{function}({given})".encode(), [*values.values()]
+
+
+def answer(connection: psycopg.Connection, query: bytes, values: list[str | None]) -> str:
+    """DENIED, NO_ROW for nothing or `false`, else DONE."""
+    try:
+        found = connection.execute(query, values).fetchall()
+    except psycopg.Error as error:
+        message = error.diag.message_primary or ""
+        if message.startswith("permission denied for function "):
+            return DENIED
+        return f"{error.sqlstate} {message}"
+    finally:
+        connection.execute("rollback to savepoint cell")
+    return NO_ROW if all(row[0] is False for row in found) else DONE
+
+
+@pytest.mark.usefixtures("running")
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("actor", ACTORS, ids=str)
+def test_every_call_is_as_the_matrix_says(world: World, actor: Actor, function: str) -> None:
+    connection, access = world.connections[actor.login], MATRIX[actor.role]
+    calls = {whose: call(world.connections[""], function, whose) for whose in (OWN, FOREIGN)}
+    with acting(connection, actor, claims_of(actor)):
+        for whose, statement in calls.items():
+            wanted = DONE if function in access.functions else DENIED
+            if wanted == DONE and access.rows == "own" and whose == FOREIGN:
+                wanted = NO_ROW
+            came = answer(connection, *statement)
+            if function == "auto_pause_inactive_instances" and wanted == DONE:
+                wanted = NO_ROW  # nobody is on a plan that pauses
+            assert (whose, came) == (whose, wanted)
+
+
+@pytest.mark.usefixtures("running")
+@pytest.mark.parametrize("function", USER_FUNCTIONS)
+@pytest.mark.parametrize("claims", NOBODY.values(), ids=NOBODY)
+def test_who_names_no_customer_is_answered_nothing(
+    world: World, claims: str | None, function: str
+) -> None:
+    with psycopg.connect(world.platform.url, autocommit=True) as connection:  # no claims before
+        connection.execute("set search_path = ''")
+        with acting(connection, AUTHENTICATED, claims):
+            assert answer(connection, *call(world.connections[""], function, OWN)) == NO_ROW
+
+
+@pytest.mark.parametrize("actor", ACTORS, ids=str)
+def test_nobody_calls_a_private_function(world: World, actor: Actor) -> None:
+    functions = world.connections[""].execute(
+        """select p.proname, coalesce((select string_agg('null::' || t::regtype, ', ' order by n)
+                  from unnest(p.proargtypes) with ordinality as a (t, n)), '')
+           from pg_proc p where p.pronamespace = 'private'::regnamespace"""
+    )
+    connection = world.connections[actor.login]
+    with acting(connection, actor, claims_of(actor)):
+        for name, arguments in functions.fetchall():
+            with pytest.raises(InsufficientPrivilege), connection.transaction():
+                connection.execute(f"select private.{name}({arguments})".encode())
+
+
+@pytest.mark.parametrize("role", [*MATRIX, GROUP, "public"])
+def test_what_is_made_later_is_granted_to_nobody(world: World, role: str) -> None:
+    admin = world.connections[""]
+    with admin.transaction(force_rollback=True):
+        for schema in ("public", "private"):
+            admin.execute(f"create table {schema}.later (id bigserial)".encode())
+            admin.execute(f"create function {schema}.later() returns int return 1".encode())
+            found = admin.execute(
+                """select has_table_privilege(%(role)s, %(table)s, privilege),
+                          has_function_privilege(%(role)s, %(table)s || '()', 'EXECUTE'),
+                          has_sequence_privilege(%(role)s, %(table)s || '_id_seq', 'USAGE')
+                   from unnest('{SELECT,INSERT,UPDATE,DELETE,TRUNCATE,REFERENCES,TRIGGER}'::text[])
+                     as privilege""",
+                {"role": role, "table": f"{schema}.later"},
+            )
+            assert not any(chain(*found))
 
 
 @pytest.mark.parametrize("role", SERVICES)

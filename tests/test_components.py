@@ -623,6 +623,8 @@ def expected_grants(role: str, service: Service) -> dict[str, Properties]:
             columns = list(privileges[privilege])
             more = {"objects": [name], "columns": columns}
             grant(f"{table}-{privilege.lower()}", "column", schema, [privilege], **more)
+    for function in service.functions:
+        grant(f"public.{function}", "function", "public", ["EXECUTE"], objects=[function])
     return found
 
 

@@ -5,17 +5,23 @@ subscription and a running instance each, and what is done is done as the role t
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from hashlib import sha256
 from itertools import product
 from typing import Any
-from uuid import NAMESPACE_OID, UUID, uuid5
+from uuid import UUID
 
-import psycopg
 import pytest
-from platforms import Platform
+from customers import (
+    ANN,
+    BOB,
+    NEWCOMER,
+    ZONES,
+    Db,
+    add_instance,
+    add_key,
+    agents,
+    catalogue,
+    key_hash,
+)
 from psycopg.errors import (
     CheckViolation,
     ForeignKeyViolation,
@@ -25,8 +31,6 @@ from psycopg.errors import (
     RestrictViolation,
     UniqueViolation,
 )
-from psycopg.rows import dict_row
-from psycopg.types.json import Jsonb
 
 LIMITS = (
     "max_messages_per_day",
@@ -50,186 +54,14 @@ STATUSES = {
 }
 """Status of an instance -> where it may go: removal, once begun, only goes on, and is final."""
 
-ZONES = ("UTC", "Pacific/Kiritimati", "Etc/GMT+12")
-"""At any time of day one of them is in another day than UTC."""
-
-OWNED = {
-    "accounts": "id",
-    "subscriptions": "account_id",
-    "instances": "account_id",
-    "usage_metrics": "account_id",
-    "support_tickets": "account_id",
-    "instance_backups": "account_id",
-    "api_keys": "account_id",
-}
-"""Table -> its column that says whose a row is; of those that go with the account."""
-
 SERVICE_ROLES = ("stripe_handler", "instance_provisioner", "admin_dashboard")
 
 TOMORROW = "(now() at time zone 'utc')::date + 1"
 
 
-@dataclass(frozen=True)
-class Customer:
-    """A customer of the tests."""
-
-    name: str
-    tier: str
-
-    def id(self, thing: str) -> UUID:
-        return uuid5(NAMESPACE_OID, f"{thing} of {self.name}")
-
-    @property
-    def account(self) -> UUID:
-        return self.id("account")
-
-    @property
-    def subscription(self) -> UUID:
-        return self.id("subscription")
-
-    @property
-    def instance(self) -> UUID:
-        return self.id("instance")
-
-    @property
-    def email(self) -> str:
-        return f"{self.name}@customers.example"
-
-
-ANN, BOB = Customer("ann", "professional"), Customer("bob", "starter")
-NEWCOMER = Customer("newcomer", "")
-
-
-@dataclass(frozen=True)
-class Db:
-    """A connection of the administrator's, in a transaction."""
-
-    connection: psycopg.Connection
-
-    def run(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        given = [Jsonb(value) if isinstance(value, dict) else value for value in values]
-        cursor = self.connection.execute(query.encode(), given or None)
-        return cursor.fetchall() if cursor.description else []
-
-    def one(self, query: str, *values: object) -> Any:
-        [[value]] = self.run(query, *values)
-        return value
-
-    def insert(self, table: str, **row: object) -> dict[str, Any]:
-        names, values = ", ".join(row), ", ".join(["%s"] * len(row))
-        given = [Jsonb(value) if isinstance(value, dict) else value for value in row.values()]
-        query = f"insert into {table} ({names}) values ({values}) returning *"
-        with self.connection.cursor(row_factory=dict_row) as cursor:
-            inserted = cursor.execute(query.encode(), given).fetchone()
-        assert inserted is not None
-        return inserted
-
-    def update(self, table: str, key: UUID, **changes: object) -> None:
-        given = [Jsonb(value) if isinstance(value, dict) else value for value in changes.values()]
-        query = f"update {table} set {', '.join(f'{name} = %s' for name in changes)} where id = %s"
-        assert self.connection.execute(query.encode(), [*given, key]).rowcount == 1
-
-    def sign_up(self, customer: Customer, email: str | None, **profile: str) -> None:
-        self.run(
-            "insert into auth.users (id, email, raw_user_meta_data) values (%s, %s, %s)",
-            customer.account,
-            email,
-            profile,
-        )
-
-    @contextmanager
-    def acting(self, role: str, customer: Customer | None = None) -> Iterator[None]:
-        """As a service that logged in, or as a role that a request through the API takes."""
-        with self.connection.transaction():
-            claims = {"role": role, "sub": str(customer.account)} if customer else {}
-            self.claim(json.dumps(claims))
-            if role != "service_role":
-                login = "customer_portal" if role in ("anon", "authenticated") else role
-                self.run(f"set local session authorization {login}")
-            if role in ("anon", "authenticated", "service_role"):
-                self.run(f"set local role {role}")
-            yield
-            self.run("reset role")
-            self.run("reset session authorization")
-            self.claim("")
-
-    def claim(self, claims: str) -> None:
-        self.run("select set_config('request.jwt.claims', %s, true)", claims)
-
-    @contextmanager
-    def refused(self, error: type[psycopg.Error], match: str | None = None) -> Iterator[None]:
-        with pytest.raises(error, match=match) as caught, self.connection.transaction():
-            yield
-        assert caught.type is error
-
-    def audited(self, customer: Customer) -> dict[UUID, tuple[Any, ...]]:
-        """Id of each of a customer's audit rows -> action, actor, resource and details."""
-        rows = self.run(
-            """select id, action, actor_role, actor_user_id, resource_id, details
-               from audit_logs where account_id = %s""",
-            customer.account,
-        )
-        return {key: tuple(row) for key, *row in rows}
-
-    def counts(self, customer: Customer) -> dict[str, int]:
-        """How many rows of each table are a customer's."""
-        return {
-            table: self.one(f"select count(*) from {table} where {owner} = %s", customer.account)
-            for table, owner in OWNED.items()
-        }
-
-
-@pytest.fixture(scope="module")
-def connection(platform: Platform) -> Iterator[psycopg.Connection]:
-    with psycopg.connect(platform.url, autocommit=True) as connection:
-        yield connection
-
-
-@pytest.fixture
-def db(connection: psycopg.Connection) -> Iterator[Db]:
-    """Two customers who signed up, in a transaction that is rolled back."""
-    db = Db(connection)
-    with connection.transaction(force_rollback=True):
-        for each in (ANN, BOB):
-            db.sign_up(each, each.email)
-            db.insert(
-                "subscriptions", id=each.subscription, account_id=each.account, tier=each.tier
-            )
-            add_instance(db, each, each.name, id=each.instance, status="running")
-        yield db
-
-
-def add_instance(db: Db, customer: Customer, name: str, **columns: object) -> dict[str, Any]:
-    row = {
-        "account_id": customer.account,
-        "subscription_id": customer.subscription,
-        "app_name": name,
-        "subdomain": name,
-    }
-    return db.insert("instances", **row | columns)
-
-
-def key_hash(key: str) -> str:
-    return sha256(key.encode()).hexdigest()
-
-
-def add_key(db: Db, key: str, **columns: object) -> dict[str, Any]:
-    row = {"name": "a key", "key_prefix": "mr_12345", "key_hash": key_hash(key)}
-    return db.insert("api_keys", **row | columns)
-
-
-def catalogue(db: Db, tier: str, columns: tuple[str, ...]) -> tuple[Any, ...]:
-    [row] = db.run(f"select {', '.join(columns)} from private.tiers where tier = %s", tier)
-    return row
-
-
 def plan(db: Db, subscription: UUID) -> tuple[Any, ...]:
     [row] = db.run(f"select {', '.join(PLAN)} from subscriptions where id = %s", subscription)
     return row
-
-
-def agents(count: int) -> dict[str, dict[str, object]]:
-    return {f"agent{number}": {} for number in range(count)}
 
 
 # ---- what all tables have in common

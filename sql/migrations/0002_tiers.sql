@@ -16,6 +16,7 @@ create table private.tiers (
   storage_limit_gb integer not null,
   backup_retention_days integer not null,
   volume_retention_days integer not null,
+  pause_after_idle_days integer,
   constraint tiers_limits_known check (
     max_messages_per_day >= -1 and max_storage_gb >= -1 and max_agents >= -1
     and max_platforms >= -1 and max_team_members >= -1
@@ -26,7 +27,8 @@ create table private.tiers (
   ),
   constraint tiers_retention_known check (
     backup_retention_days > 0 and volume_retention_days >= 0
-  )
+  ),
+  constraint tiers_pause_positive check (pause_after_idle_days > 0)
 );
 
 alter table private.tiers enable row level security;
@@ -41,32 +43,33 @@ comment on column private.tiers.cpu_limit is 'CPU cores of one instance.';
 comment on column private.tiers.storage_limit_gb is 'Volume size of one instance: a real size, never unlimited.';
 comment on column private.tiers.backup_retention_days is 'How long a backup is kept unless it says otherwise.';
 comment on column private.tiers.volume_retention_days is 'How long the volumes of a removed instance are kept; 0 = deleted with it.';
+comment on column private.tiers.pause_after_idle_days is 'Days without use after which a running instance is stopped; null = never.';
 
 insert into private.tiers (
   tier,
   max_messages_per_day, max_storage_gb, max_agents, max_platforms, max_team_members,
   features,
   cpu_limit, memory_limit_mb, storage_limit_gb,
-  backup_retention_days, volume_retention_days
+  backup_retention_days, volume_retention_days, pause_after_idle_days
 )
 values
   (
     'free', 100, 1, 3, 1, 1,
     '{"api_access": false, "priority_support": false, "custom_domain": false, "sso": false}',
-    0.5, 1024, 1, 7, 0
+    0.5, 1024, 1, 7, 0, 7
   ),
   (
     'starter', 1000, 10, 10, 3, 5,
     '{"api_access": true, "priority_support": false, "custom_domain": false, "sso": false}',
-    1, 2048, 10, 14, 7
+    1, 2048, 10, 14, 7, null
   ),
   (
     'professional', 10000, 100, 50, 10, 25,
     '{"api_access": true, "priority_support": true, "custom_domain": true, "sso": false}',
-    2, 4096, 50, 30, 30
+    2, 4096, 50, 30, 30, null
   ),
   (
     'enterprise', -1, -1, -1, -1, -1,
     '{"api_access": true, "priority_support": true, "custom_domain": true, "sso": true}',
-    4, 8192, 200, 90, 90
+    4, 8192, 200, 90, 90, null
   );

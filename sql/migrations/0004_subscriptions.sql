@@ -22,6 +22,14 @@ create table public.subscriptions (
   current_period_start timestamptz,
   current_period_end timestamptz,
   cancelled_at timestamptz,
+  -- The one definition of a live subscription: now() < live_until. Not infinity, which Python's
+  -- datetime cannot hold.
+  live_until timestamptz generated always as (
+    case status
+      when 'active' then coalesce(current_period_end, '9999-01-01 00:00+00')
+      when 'trialing' then coalesce(trial_ends_at, current_period_end, '9999-01-01 00:00+00')
+    end
+  ) stored,
   created_at timestamptz not null default now(),
   updated_at timestamptz not null default now(),
   -- What the composite foreign keys of instances refer to.
@@ -59,3 +67,5 @@ comment on column public.subscriptions.features is 'Feature flags; from the tier
 comment on column public.subscriptions.storage_used_gb is 'Over all instances; kept by calculate_storage_usage().';
 comment on column public.subscriptions.cancelled_at is
   'When it was cancelled. May be set while still active: Stripe cancels at the end of a period.';
+comment on column public.subscriptions.live_until is
+  'Live until then, if active or trialing: the end of its period or trial. Null = not live. Computed.';

@@ -28,6 +28,7 @@ create table public.instances (
   storage_used_gb numeric(12, 3) not null default 0,
   last_active_at timestamptz,
   provisioned_at timestamptz,
+  started_at timestamptz,
   stopped_at timestamptz,
   deprovisioned_at timestamptz,
   created_at timestamptz not null default now(),
@@ -77,8 +78,9 @@ comment on column public.instances.config is
 comment on column public.instances.status is
   'Changes only along private.instance_status_transitions.';
 comment on column public.instances.cpu_limit is 'CPU cores. From the tier unless stated, as the other two limits; a change of tier sets all three again.';
-comment on column public.instances.last_active_at is 'Last use by the customer; health checks do not count.';
+comment on column public.instances.last_active_at is 'Last use by the customer, to a few minutes; health checks do not count.';
 comment on column public.instances.provisioned_at is 'When it ran for the first time.';
+comment on column public.instances.started_at is 'When it began to run last: for the first time, or after a stop.';
 comment on column public.instances.stopped_at is 'When it was stopped last.';
 
 create table private.instance_status_transitions (

@@ -32,6 +32,7 @@ create table public.instance_backups (
 
 create index instance_backups_account_id_instance_id_idx
   on public.instance_backups (account_id, instance_id);
+create index instance_backups_expires_at_idx on public.instance_backups (expires_at);
 
 alter table public.instance_backups enable row level security;
 

@@ -23,6 +23,7 @@ create table public.api_keys (
 );
 
 create index api_keys_account_id_idx on public.api_keys (account_id);
+create index api_keys_expires_at_idx on public.api_keys (expires_at) where is_active;
 
 alter table public.api_keys enable row level security;
 

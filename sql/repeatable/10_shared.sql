@@ -1,4 +1,4 @@
--- What the tables' own files build on: timestamps, who is acting, the plan of an account, the audit log.
+-- What the tables' own files build on: timestamps, who is acting, the audit log.
 --
 -- Functions behind triggers live in private. Those that read or write more than their own row are
 -- SECURITY DEFINER, because the writer (a user, a service) may not; nobody needs EXECUTE on a trigger
@@ -21,22 +21,6 @@ language sql stable set search_path = ''
 as $$
   select coalesce(nullif(current_setting('role', true), 'none'), session_user)
          in ('anon', 'authenticated')
-$$;
-
--- Does the live subscription of an account have a feature? Live: active or trialing, and not past the
--- end of its period or trial.
-create or replace function private.plan_has(account_id uuid, feature text) returns boolean
-language sql stable set search_path = ''
-as $$
-  select exists (
-    select from public.subscriptions s
-     where s.account_id = plan_has.account_id
-       and (
-         s.status = 'active' and coalesce(s.current_period_end, 'infinity') > now()
-         or s.status = 'trialing' and coalesce(s.trial_ends_at, s.current_period_end, 'infinity') > now()
-       )
-       and s.features -> plan_has.feature = 'true'
-  )
 $$;
 
 -- The one door to the audit log for functions and triggers of the database. The role that acts is the
@@ -79,7 +63,7 @@ $$;
 -- Audits a change of a row, and only a change: an update that leaves all but bookkeeping as it was
 -- writes nothing. Arguments of the trigger: what the row is called, the category, the columns whose
 -- values may be told (those of all others stay out: they may be personal or secret), and the columns
--- that are bookkeeping.
+-- that are bookkeeping. A function may say why in the setting mindroom.audit_reason.
 create or replace function private.audit_change() returns trigger
 language plpgsql security definer set search_path = ''
 as $$
@@ -91,6 +75,7 @@ declare
   old_row constant jsonb := coalesce(to_jsonb(old), '{}');
   new_row constant jsonb := coalesce(to_jsonb(new), '{}');
   any_row constant jsonb := old_row || new_row;
+  reason constant text := nullif(current_setting('mindroom.audit_reason', true), '');
   changed text[];
   details jsonb := '{}'::jsonb;
 begin
@@ -107,6 +92,9 @@ begin
 
   if tg_op = 'UPDATE' then
     details := jsonb_build_object('changed', changed);
+  end if;
+  if reason is not null then
+    details := details || jsonb_build_object('reason', reason);
   end if;
   if tg_op in ('UPDATE', 'DELETE') then
     details := details || jsonb_build_object('old', (
@@ -139,7 +127,6 @@ $$;
 revoke all on function
   private.set_updated_at(),
   private.acting_as_user(),
-  private.plan_has(uuid, text),
   private.log_audit(uuid, text, text, text, uuid, jsonb, boolean),
   private.audit_change()
 from public, anon, authenticated, service_role;

@@ -112,7 +112,7 @@ create or replace trigger subscriptions_audit
     'subscription', 'billing',
     'tier status max_messages_per_day max_storage_gb max_agents max_platforms max_team_members features '
     'stripe_price_id trial_started_at trial_ends_at current_period_start current_period_end cancelled_at',
-    'storage_used_gb'
+    'storage_used_gb live_until'
   );
 
 revoke all on public.subscriptions from public, anon, authenticated, service_role;

@@ -65,6 +65,9 @@ begin
 
   if new.status = 'running' then
     new.provisioned_at := coalesce(new.provisioned_at, now());
+    if old.status in ('provisioning', 'stopped') then
+      new.started_at := now();
+    end if;
   elsif new.status = 'stopped' then
     new.stopped_at := now();
   elsif new.status = 'deprovisioned' then

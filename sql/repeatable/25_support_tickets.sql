@@ -5,7 +5,7 @@ create or replace function private.check_ticket_priority() returns trigger
 language plpgsql security definer set search_path = ''
 as $$
 begin
-  if new.priority in ('high', 'urgent') and not private.plan_has(new.account_id, 'priority_support') then
+  if new.priority in ('high', 'urgent') and not public.check_user_permission(new.account_id, 'priority_support') then
     raise exception 'priority % needs a plan with priority support', new.priority
       using errcode = 'check_violation',
             hint = 'Choose low or normal, or upgrade the plan (priority_support in the subscription''s features).';

@@ -36,7 +36,7 @@ begin
         using errcode = 'insufficient_privilege',
               hint = 'Choose from read, write and execute.';
     end if;
-    if not private.plan_has(new.account_id, 'api_access') then
+    if not public.check_user_permission(new.account_id, 'api_access') then
       raise exception 'API keys need a plan with API access'
         using errcode = 'insufficient_privilege',
               hint = 'Upgrade the plan (api_access in the subscription''s features).';

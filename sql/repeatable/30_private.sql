@@ -4,9 +4,12 @@
 revoke all on schema private from public, anon, authenticated, service_role;
 revoke all on
   private.tiers,
+  private.retention,
   private.instance_status_transitions,
   private.instance_secrets,
-  private.api_key_hashes
+  private.api_key_hashes,
+  private.stripe_events,
+  private.stripe_objects
 from public, anon, authenticated, service_role;
 
 create or replace trigger instance_secrets_set_updated_at
@@ -15,6 +18,11 @@ create or replace trigger instance_secrets_set_updated_at
 
 drop policy if exists "services read the tier catalogue" on private.tiers;
 create policy "services read the tier catalogue" on private.tiers
+  for select to platform_service
+  using (true);
+
+drop policy if exists "services read the retention" on private.retention;
+create policy "services read the retention" on private.retention
   for select to platform_service
   using (true);
 
@@ -31,5 +39,15 @@ create policy "services keep the secrets of instances" on private.instance_secre
 
 drop policy if exists "services look keys up by their hash" on private.api_key_hashes;
 create policy "services look keys up by their hash" on private.api_key_hashes
+  for select to platform_service
+  using (true);
+
+drop policy if exists "services read Stripe's events" on private.stripe_events;
+create policy "services read Stripe's events" on private.stripe_events
+  for select to platform_service
+  using (true);
+
+drop policy if exists "services read Stripe's objects" on private.stripe_objects;
+create policy "services read Stripe's objects" on private.stripe_objects
   for select to platform_service
   using (true);

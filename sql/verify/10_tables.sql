@@ -1,12 +1,12 @@
 -- The tables of the contract: row-level security, the customer's id on every row, what must be there.
 
--- promise: The eight tables of the contract and the four private ones exist.
+-- promise: The eight tables of the contract and the private ones exist.
 select expected.name as missing_table
   from (values
     ('public.accounts'), ('public.subscriptions'), ('public.instances'), ('public.usage_metrics'),
     ('public.audit_logs'), ('public.support_tickets'), ('public.instance_backups'), ('public.api_keys'),
-    ('private.tiers'), ('private.instance_status_transitions'), ('private.instance_secrets'),
-    ('private.api_key_hashes')
+    ('private.tiers'), ('private.retention'), ('private.instance_status_transitions'), ('private.instance_secrets'),
+    ('private.api_key_hashes'), ('private.stripe_events'), ('private.stripe_objects')
   ) as expected (name)
  where to_regclass(expected.name) is null;
 

@@ -18,7 +18,6 @@ select t.name as table, t.rule as missing_or_unchecked_constraint
     ('public.instances', 'instances_status_known'),
     ('public.instances', 'instances_health_status_known'),
     ('public.usage_metrics', 'usage_metrics_pkey'),
-    ('public.usage_metrics', 'usage_metrics_not_negative'),
     ('public.support_tickets', 'support_tickets_priority_known'),
     ('public.support_tickets', 'support_tickets_status_known'),
     ('public.instance_backups', 'instance_backups_type_known'),

@@ -28,9 +28,12 @@ with expected (name, role, commands) as (
     ('public.instance_backups', 'service_role', 'rawd'),
     ('public.api_keys', 'service_role', 'rawd'),
     ('private.tiers', 'platform_service', 'r'),
+    ('private.retention', 'platform_service', 'r'),
     ('private.instance_status_transitions', 'platform_service', 'r'),
     ('private.instance_secrets', 'platform_service', 'rawd'),
-    ('private.api_key_hashes', 'platform_service', 'r')
+    ('private.api_key_hashes', 'platform_service', 'r'),
+    ('private.stripe_events', 'platform_service', 'r'),
+    ('private.stripe_objects', 'platform_service', 'r')
 ),
 found as (
   select p.polrelid as relation, role.oid as role, command, count(*) as policies

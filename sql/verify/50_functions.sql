@@ -1,27 +1,52 @@
 -- The functions: who may run them, and as whom they run.
 
--- promise: No function is executable by PUBLIC, anon or authenticated, except those that users may call.
-with callable (name) as (
-  -- One line per function of public that users may call, by its full signature.
-  select null::text where false
+-- promise: The functions of public are exactly those of the contract, by their signatures; users execute the first six, service_role all but Stripe's door, PUBLIC and anon none.
+with expected (name, for_roles) as (
+  values
+    ('get_user_instance(user_id uuid)', '{authenticated,service_role}'),
+    ('get_all_user_instances(user_id uuid)', '{authenticated,service_role}'),
+    ('has_active_subscription(user_id uuid)', '{authenticated,service_role}'),
+    ('check_user_permission(user_id uuid, permission text)', '{authenticated,service_role}'),
+    ('check_usage_limits(instance_id uuid)', '{authenticated,service_role}'),
+    ('get_billing_metrics(account_id uuid, start_date date, end_date date)', '{authenticated,service_role}'),
+    ('track_usage(instance_id uuid, agent text, tool text, platform text, message_type text)', '{service_role}'),
+    ('provision_instance(subscription_id uuid, config jsonb)', '{service_role}'),
+    ('deprovision_instance(instance_id uuid, reason text)', '{service_role}'),
+    ('update_instance_health(instance_id uuid, status text, details jsonb)', '{service_role}'),
+    ('reset_daily_usage()', '{service_role}'),
+    ('calculate_storage_usage(instance_id uuid)', '{service_role}'),
+    ('cleanup_expired_data()', '{service_role}'),
+    ('auto_pause_inactive_instances()', '{service_role}'),
+    ('handle_stripe_event(event jsonb)', '{}')
 ),
-reader (name) as (
-  values ('public'), ('anon'), ('authenticated')
+found as (
+  select p.oid, p.proname || '(' || pg_get_function_identity_arguments(p.oid) || ')' as name
+    from pg_catalog.pg_proc p
+   where p.pronamespace = to_regnamespace('public')
+     and not exists (select from pg_catalog.pg_depend d where d.objid = p.oid and d.deptype = 'e')
 )
-select p.oid::regprocedure as function, reader.name as role
-  from pg_catalog.pg_proc p
- cross join reader
- where p.pronamespace in (to_regnamespace('public'), to_regnamespace('private'))
-   and not exists (select from pg_catalog.pg_depend d where d.objid = p.oid and d.deptype = 'e')
-   and has_function_privilege(reader.name, p.oid, 'EXECUTE')
-   and not exists (
-     select from callable where to_regprocedure(callable.name) = p.oid and reader.name = 'authenticated'
-   );
+select coalesce(expected.name, found.name) as function,
+       role,
+       case
+         when found.oid is null then 'missing'
+         when expected.name is null then 'not in the contract'
+         when allowed then 'may not execute it'
+         else 'may execute it'
+       end as problem
+  from expected
+  full join found using (name)
+ cross join unnest(array['public', 'anon', 'authenticated', 'service_role']) as role
+ cross join lateral (
+   select role = any (expected.for_roles::text[]) as allowed
+ ) as wanted
+ where expected.name is null
+    or found.oid is null
+    or has_function_privilege(role, found.oid, 'EXECUTE') <> allowed;
 
--- promise: No API role, service_role included, may execute a function of private.
+-- promise: No API role, service_role and PUBLIC included, may execute a function of private.
 select p.oid::regprocedure as function, role
   from pg_catalog.pg_proc p
- cross join unnest(array['anon', 'authenticated', 'service_role']) as role
+ cross join unnest(array['public', 'anon', 'authenticated', 'service_role']) as role
  where p.pronamespace = to_regnamespace('private') and has_function_privilege(role, p.oid, 'EXECUTE');
 
 -- promise: No function that runs with its owner's rights is executable by PUBLIC, anon or authenticated.

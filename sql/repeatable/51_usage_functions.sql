@@ -1,0 +1,325 @@
+-- Usage: counted once per message, asked for by users and by billing.
+
+-- The hottest call of the platform: docs/decisions/0005-track-usage.md says why it is shaped so. Once
+-- the day has its row, a message is one statement: it counts, and sees the limit as it is now. Whatever
+-- is seldom has a function of its own below.
+create or replace function public.track_usage(
+  instance_id uuid,
+  agent text default null,
+  tool text default null,
+  platform text default null,
+  message_type text default 'sent'
+) returns boolean
+language plpgsql security definer set search_path = ''
+as $$
+#variable_conflict use_column
+declare
+  within boolean;
+  said boolean;
+  unnoted boolean;
+begin
+  loop
+    update public.usage_metrics as day
+       set messages_sent = messages_sent + (message_type = 'sent')::integer,
+           messages_received = messages_received + (message_type = 'received')::integer,
+           agent_counts = case
+             when agent is null or pg_column_size(agent_counts) > 8000 and not agent_counts ? agent
+               then agent_counts
+             else jsonb_set(
+               agent_counts, array[agent],
+               (coalesce((agent_counts ->> agent)::integer, 0) + 1)::text::jsonb
+             )
+           end,
+           tool_counts = case
+             when tool is null or pg_column_size(tool_counts) > 8000 and not tool_counts ? tool
+               then tool_counts
+             else jsonb_set(
+               tool_counts, array[tool],
+               (coalesce((tool_counts ->> tool)::integer, 0) + 1)::text::jsonb
+             )
+           end,
+           platform_counts = case
+             when platform is null or pg_column_size(platform_counts) > 8000 and not platform_counts ? platform
+               then platform_counts
+             else jsonb_set(
+               platform_counts, array[platform],
+               (coalesce((platform_counts ->> platform)::integer, 0) + 1)::text::jsonb
+             )
+           end
+      from public.instances as instance
+      join public.subscriptions as plan on plan.id = instance.subscription_id
+     where instance.id = track_usage.instance_id
+       and day.instance_id = track_usage.instance_id
+       and usage_date = (now() at time zone 'utc')::date
+       and message_type in ('sent', 'received')
+       and least(length(agent), length(tool), length(platform)) > 0 is not false
+       and greatest(length(agent), length(tool), length(platform)) <= 100 is not false
+    returning plan.max_messages_per_day = -1
+                or messages_sent + messages_received <= plan.max_messages_per_day,
+              limit_exceeded,
+              last_active_at > now() - interval '5 minutes' is not true
+         into within, said, unnoted;
+    exit when found;
+    perform private.begin_usage_day(track_usage.instance_id, agent, tool, platform, message_type);
+  end loop;
+
+  if unnoted then
+    perform private.note_activity(track_usage.instance_id);
+  end if;
+  if within or said then
+    return within;
+  end if;
+  perform private.note_limit_exceeded(track_usage.instance_id);
+  return false;
+end
+$$;
+
+-- Makes the row of the day, or says what is wrong with the call.
+create or replace function private.begin_usage_day(
+  instance_id uuid, agent text, tool text, platform text, message_type text
+) returns void
+language plpgsql set search_path = ''
+as $$
+#variable_conflict use_column
+declare
+  customer uuid;
+begin
+  if message_type in ('sent', 'received') is not true then
+    raise exception 'unknown message type %', quote_nullable(message_type)
+      using errcode = 'invalid_parameter_value', hint = 'It is sent or received.';
+  end if;
+  if least(length(agent), length(tool), length(platform)) = 0
+     or greatest(length(agent), length(tool), length(platform)) > 100 then
+    raise exception 'a name of an agent, tool or platform is empty or longer than 100 characters'
+      using errcode = 'invalid_parameter_value', hint = 'Pass null for a message that has none.';
+  end if;
+  if instance_id is null then
+    raise exception 'instance_id must not be null'
+      using errcode = 'null_value_not_allowed', hint = 'Pass the id of an instance.';
+  end if;
+
+  select account_id into customer from public.instances where id = begin_usage_day.instance_id;
+  if not found then
+    raise exception 'no instance %', begin_usage_day.instance_id
+      using errcode = 'no_data_found', hint = 'Pass the id of an instance.';
+  end if;
+  insert into public.usage_metrics (account_id, instance_id)
+  values (customer, begin_usage_day.instance_id)
+  on conflict do nothing;
+end
+$$;
+
+-- Whoever holds the row of the instance at this moment is not waited for: the next message notes it.
+create or replace function private.note_activity(instance_id uuid) returns void
+language plpgsql set search_path = ''
+as $$
+begin
+  update public.instances
+     set last_active_at = now()
+   where id = (
+     select id from public.instances where id = instance_id for no key update skip locked
+   );
+end
+$$;
+
+-- Its caller has just counted and so holds the row of the day: nobody else is here for this instance.
+create or replace function private.note_limit_exceeded(instance_id uuid) returns void
+language plpgsql set search_path = ''
+as $$
+#variable_conflict use_column
+declare
+  today constant date := (now() at time zone 'utc')::date;
+  customer uuid;
+  allowed integer;
+begin
+  update public.usage_metrics as day
+     set limit_exceeded = true
+    from public.instances as instance
+    join public.subscriptions as plan on plan.id = instance.subscription_id
+   where instance.id = note_limit_exceeded.instance_id
+     and day.instance_id = note_limit_exceeded.instance_id
+     and usage_date = today
+  returning day.account_id, plan.max_messages_per_day into customer, allowed;
+
+  -- A transaction that began before midnight may find the flag cleared already.
+  if not exists (
+    select from public.audit_logs
+     where account_id = customer
+       and created_at >= today::timestamp at time zone 'utc'
+       and action = 'usage.limit_exceeded'
+       and resource_id = note_limit_exceeded.instance_id
+       and details ->> 'day' = today::text
+  ) then
+    perform private.log_audit(
+      customer, 'usage.limit_exceeded', 'usage', 'instance', note_limit_exceeded.instance_id,
+      jsonb_build_object('day', today, 'limit', allowed),
+      success => false
+    );
+  end if;
+end
+$$;
+
+create or replace function public.check_usage_limits(instance_id uuid)
+returns table (
+  within_limits boolean,
+  messages_used integer,
+  messages_remaining integer,
+  messages_limit integer,
+  storage_used_gb numeric,
+  storage_limit_gb integer,
+  agents_used integer,
+  agents_limit integer
+)
+language plpgsql stable rows 1 set search_path = ''
+as $$
+#variable_conflict use_column
+begin
+  if instance_id is null then
+    raise exception 'instance_id must not be null'
+      using errcode = 'null_value_not_allowed', hint = 'Pass the id of an instance.';
+  end if;
+
+  return query
+  select (plan.max_messages_per_day = -1 or used.messages < plan.max_messages_per_day)
+           and (plan.max_storage_gb = -1 or plan.storage_used_gb <= plan.max_storage_gb)
+           and (plan.max_agents = -1 or used.agents <= plan.max_agents),
+         used.messages,
+         case plan.max_messages_per_day
+           when -1 then -1
+           else greatest(plan.max_messages_per_day - used.messages, 0)
+         end,
+         plan.max_messages_per_day,
+         plan.storage_used_gb,
+         plan.max_storage_gb,
+         used.agents,
+         plan.max_agents
+    from public.instances as instance
+    join public.subscriptions as plan on plan.id = instance.subscription_id
+    left join public.usage_metrics as day
+      on day.instance_id = instance.id and day.usage_date = (now() at time zone 'utc')::date
+   cross join lateral (
+     select coalesce(day.messages_sent + day.messages_received, 0) as messages,
+            -- private.count_agents, which users cannot call
+            case jsonb_typeof(instance.config -> 'agents')
+              when 'object' then (select count(*)::integer from jsonb_object_keys(instance.config -> 'agents'))
+              when 'array' then jsonb_array_length(instance.config -> 'agents')
+              else 0
+            end as agents
+   ) as used
+   where instance.id = check_usage_limits.instance_id;
+
+  -- To a user another customer's instance and none at all are alike.
+  if not found and current_user <> 'authenticated' then
+    raise exception 'no instance %', check_usage_limits.instance_id
+      using errcode = 'no_data_found', hint = 'Pass the id of an instance.';
+  end if;
+end
+$$;
+
+create or replace function public.get_billing_metrics(account_id uuid, start_date date, end_date date)
+returns table (
+  total_messages bigint,
+  messages_sent bigint,
+  messages_received bigint,
+  peak_storage_gb numeric,
+  distinct_agents integer,
+  distinct_tools integer,
+  active_days integer,
+  average_messages_per_active_day numeric
+)
+language plpgsql stable rows 1 set search_path = ''
+as $$
+#variable_conflict use_column
+begin
+  if account_id is null or start_date is null or end_date is null then
+    raise exception 'account_id, start_date and end_date must not be null'
+      using errcode = 'null_value_not_allowed', hint = 'Both dates are UTC days and inclusive.';
+  end if;
+  if start_date > end_date then
+    raise exception 'the range of dates ends on % before it begins on %', end_date, start_date
+      using errcode = 'invalid_parameter_value', hint = 'Both dates are UTC days and inclusive.';
+  end if;
+  if not exists (select from public.accounts where id = get_billing_metrics.account_id) then
+    -- To a user another customer's account and none at all are alike.
+    if current_user <> 'authenticated' then
+      raise exception 'no account %', get_billing_metrics.account_id
+        using errcode = 'no_data_found', hint = 'Pass the id of an account.';
+    end if;
+    return;
+  end if;
+
+  return query
+  with usage as (
+    select *
+      from public.usage_metrics as day
+     where day.account_id = get_billing_metrics.account_id
+       and day.usage_date between start_date and end_date
+  ),
+  days as (  -- over all instances
+    select sum(usage.messages_sent) as sent,
+           sum(usage.messages_received) as received,
+           sum(usage.storage_used_gb) as storage_gb
+      from usage
+     group by usage.usage_date
+  )
+  select coalesce(sum(sent + received), 0)::bigint,
+         coalesce(sum(sent), 0)::bigint,
+         coalesce(sum(received), 0)::bigint,
+         coalesce(max(storage_gb), 0),
+         (select count(distinct name)::integer from usage cross join jsonb_object_keys(agent_counts) as name),
+         (select count(distinct name)::integer from usage cross join jsonb_object_keys(tool_counts) as name),
+         count(*) filter (where sent + received > 0)::integer,
+         coalesce(round(avg(sent + received) filter (where sent + received > 0), 2), 0)
+    from days;
+end
+$$;
+
+-- Nothing is counted outside of a day's row, so the end of a day has only the flags to clear, of
+-- however many days. A row that somebody holds is left for the next run.
+create or replace function public.reset_daily_usage() returns integer
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  cleared integer;
+begin
+  with past as (
+    select instance_id, usage_date
+      from public.usage_metrics
+     where limit_exceeded and usage_date < (now() at time zone 'utc')::date
+       for no key update skip locked
+  )
+  update public.usage_metrics as day
+     set limit_exceeded = false
+    from past
+   where day.instance_id = past.instance_id and day.usage_date = past.usage_date;
+  get diagnostics cleared = row_count;
+  return cleared;
+end
+$$;
+
+comment on function public.track_usage(uuid, text, text, text, text) is
+  'Counts one message of an instance today (UTC); true while within the daily limit.';
+comment on function public.check_usage_limits(uuid) is
+  'What an instance used of its plan''s messages (today), storage and agents; -1 = unlimited. within_limits: one more message is allowed, and neither storage nor agents are over.';
+comment on function public.get_billing_metrics(uuid, date, date) is
+  'Usage of an account between two UTC days, both inclusive. Peak storage: of the day with the most, over all instances.';
+comment on function public.reset_daily_usage() is
+  'Closes past days: clears their limit flags; how many. Meant for 00:00 UTC, harmless at any time.';
+
+revoke all on function
+  public.track_usage(uuid, text, text, text, text),
+  public.check_usage_limits(uuid),
+  public.get_billing_metrics(uuid, date, date),
+  public.reset_daily_usage(),
+  private.begin_usage_day(uuid, text, text, text, text),
+  private.note_activity(uuid),
+  private.note_limit_exceeded(uuid)
+from public, anon, authenticated, service_role;
+grant execute on function
+  public.check_usage_limits(uuid),
+  public.get_billing_metrics(uuid, date, date)
+to authenticated, service_role;
+grant execute on function
+  public.track_usage(uuid, text, text, text, text),
+  public.reset_daily_usage()
+to service_role;

@@ -1,0 +1,231 @@
+-- The life of an instance. The row is the desired state: these functions write it, a notification wakes
+-- the instance-provisioner, and that makes it true.
+
+-- On commit, whoever wrote: a user's config, a new tier's resources, a pause. The channel is
+-- "instances", the payload the id.
+create or replace function private.notify_instance() returns trigger
+language plpgsql set search_path = ''
+as $$
+begin
+  perform pg_notify('instances', new.id::text);
+  return null;
+end
+$$;
+
+revoke all on function private.notify_instance() from public, anon, authenticated, service_role;
+
+create or replace trigger instances_notify_insert
+  after insert on public.instances
+  for each row execute function private.notify_instance();
+
+create or replace trigger instances_notify_update
+  after update on public.instances
+  for each row when (
+    (old.status, old.runtime, old.subdomain, old.cpu_limit, old.memory_limit_mb, old.storage_limit_gb)
+      is distinct from
+    (new.status, new.runtime, new.subdomain, new.cpu_limit, new.memory_limit_mb, new.storage_limit_gb)
+    or old.config is distinct from new.config
+    or old.app_config is distinct from new.app_config
+  )
+  execute function private.notify_instance();
+
+-- Sets a status and tells the audit log why. True if the status was another one.
+create or replace function private.set_instance_status(instance_id uuid, status text, reason text)
+returns boolean
+language plpgsql set search_path = ''
+as $$
+#variable_conflict use_column
+declare
+  changed boolean;
+begin
+  perform set_config('mindroom.audit_reason', coalesce(reason, ''), true);
+  update public.instances as instance
+     set status = set_instance_status.status
+   where instance.id = set_instance_status.instance_id
+     and instance.status <> set_instance_status.status;
+  changed := found;
+  perform set_config('mindroom.audit_reason', '', true);
+  return changed;
+end
+$$;
+
+create or replace function public.provision_instance(subscription_id uuid, config jsonb default '{}')
+returns uuid
+language plpgsql security definer set search_path = ''
+as $$
+#variable_conflict use_column
+declare
+  plan public.subscriptions;
+  name text;
+  new_id uuid;
+begin
+  if subscription_id is null or config is null then
+    raise exception 'subscription_id and config must not be null'
+      using errcode = 'null_value_not_allowed', hint = 'Leave config out, or send {}.';
+  end if;
+  select * into plan
+    from public.subscriptions as subscription
+   where subscription.id = provision_instance.subscription_id
+     for key share;
+  if not found then
+    raise exception 'no subscription %', provision_instance.subscription_id
+      using errcode = 'no_data_found', hint = 'Pass the id of a subscription.';
+  end if;
+  if plan.live_until > now() is not true then
+    raise exception 'subscription % (%) is not live', plan.id, plan.status
+      using errcode = 'object_not_in_prerequisite_state',
+            hint = 'It must be active or trialing, and not past its period or trial.';
+  end if;
+
+  loop
+    -- A letter first, as a Helm release wants it; 48 random bits.
+    name := 'i' || left(replace(gen_random_uuid()::text, '-', ''), 12);
+    insert into public.instances (account_id, subscription_id, app_name, subdomain, config)
+    values (plan.account_id, plan.id, name, name, provision_instance.config)
+    on conflict do nothing
+    returning id into new_id;
+    exit when found;
+  end loop;
+  return new_id;
+end
+$$;
+
+create or replace function public.deprovision_instance(instance_id uuid, reason text default null)
+returns boolean
+language plpgsql security definer set search_path = ''
+as $$
+#variable_conflict use_column
+declare
+  current_status text;
+begin
+  if instance_id is null then
+    raise exception 'instance_id must not be null'
+      using errcode = 'null_value_not_allowed', hint = 'Pass the id of an instance.';
+  end if;
+  select status into current_status
+    from public.instances
+   where id = deprovision_instance.instance_id
+     for no key update;
+  if not found then
+    raise exception 'no instance %', deprovision_instance.instance_id
+      using errcode = 'no_data_found', hint = 'Pass the id of an instance.';
+  end if;
+  if current_status in ('deprovisioning', 'deprovisioned') then
+    return false;
+  end if;
+  return private.set_instance_status(deprovision_instance.instance_id, 'deprovisioning', reason);
+end
+$$;
+
+create or replace function public.update_instance_health(
+  instance_id uuid, status text, details jsonb default '{}'
+) returns void
+language plpgsql security definer set search_path = ''
+as $$
+#variable_conflict use_column
+declare
+  before public.instances;
+begin
+  if status in ('unknown', 'healthy', 'degraded', 'critical') is not true then
+    raise exception 'unknown health status %', quote_nullable(update_instance_health.status)
+      using errcode = 'invalid_parameter_value', hint = 'It is unknown, healthy, degraded or critical.';
+  end if;
+  if instance_id is null or details is null then
+    raise exception 'instance_id and details must not be null'
+      using errcode = 'null_value_not_allowed', hint = 'Leave details out, or send {}.';
+  end if;
+  select * into before
+    from public.instances
+   where id = update_instance_health.instance_id
+     for no key update;
+  if not found then
+    raise exception 'no instance %', update_instance_health.instance_id
+      using errcode = 'no_data_found', hint = 'Pass the id of an instance.';
+  end if;
+
+  update public.instances
+     set health_status = update_instance_health.status,
+         health_details = details,
+         last_health_check = now()
+   where id = before.id;
+
+  if before.health_status <> update_instance_health.status
+     and 'critical' in (before.health_status, update_instance_health.status) then
+    perform private.log_audit(
+      before.account_id, 'instance.health_changed', 'instance', 'instance', before.id,
+      jsonb_build_object('old', before.health_status, 'new', update_instance_health.status),
+      success => update_instance_health.status <> 'critical'
+    );
+  end if;
+end
+$$;
+
+-- What the instance-provisioner measured last is in instances.storage_used_gb: it goes into the day's
+-- row, whose peak is billed, and into the total of the subscription.
+create or replace function public.calculate_storage_usage(instance_id uuid) returns numeric
+language plpgsql security definer set search_path = ''
+as $$
+#variable_conflict use_column
+declare
+  measured public.instances;
+begin
+  if instance_id is null then
+    raise exception 'instance_id must not be null'
+      using errcode = 'null_value_not_allowed', hint = 'Pass the id of an instance.';
+  end if;
+  select * into measured from public.instances where id = calculate_storage_usage.instance_id;
+  if not found then
+    raise exception 'no instance %', calculate_storage_usage.instance_id
+      using errcode = 'no_data_found', hint = 'Pass the id of an instance.';
+  end if;
+
+  -- Only a new peak takes the lock that track_usage wants, too.
+  if not exists (
+    select from public.usage_metrics as day
+     where day.instance_id = measured.id
+       and usage_date = (now() at time zone 'utc')::date
+       and day.storage_used_gb >= measured.storage_used_gb
+  ) then
+    insert into public.usage_metrics as day (account_id, instance_id, storage_used_gb)
+    values (measured.account_id, measured.id, measured.storage_used_gb)
+    on conflict (instance_id, usage_date) do update
+      set storage_used_gb = greatest(day.storage_used_gb, excluded.storage_used_gb);
+  end if;
+
+  -- Locked first, so that of two runs at once the second sums up what the first saw, or more.
+  perform from public.subscriptions where id = measured.subscription_id for no key update;
+  update public.subscriptions as plan
+     set storage_used_gb = total.gb
+    from (
+      select coalesce(sum(instance.storage_used_gb), 0) as gb
+        from public.instances as instance
+       where instance.subscription_id = measured.subscription_id
+         and instance.status <> 'deprovisioned'
+    ) as total
+   where plan.id = measured.subscription_id and plan.storage_used_gb <> total.gb;
+  return measured.storage_used_gb;
+end
+$$;
+
+comment on function public.provision_instance(uuid, jsonb) is
+  'A new instance in provisioning, with unique names and the tier''s resources; refused without a live subscription. Notifies the channel instances on commit.';
+comment on function public.deprovision_instance(uuid, text) is
+  'Starts the removal of an instance; true if this call started it, false if it was under way.';
+comment on function public.update_instance_health(uuid, text, jsonb) is
+  'Records the health of an instance; audited when it becomes critical or ceases to be.';
+comment on function public.calculate_storage_usage(uuid) is
+  'GB now used by an instance. Updates the day''s peak, and the subscription''s total over all its instances that are not deprovisioned.';
+
+revoke all on function
+  private.set_instance_status(uuid, text, text),
+  public.provision_instance(uuid, jsonb),
+  public.deprovision_instance(uuid, text),
+  public.update_instance_health(uuid, text, jsonb),
+  public.calculate_storage_usage(uuid)
+from public, anon, authenticated, service_role;
+grant execute on function
+  public.provision_instance(uuid, jsonb),
+  public.deprovision_instance(uuid, text),
+  public.update_instance_health(uuid, text, jsonb),
+  public.calculate_storage_usage(uuid)
+to service_role;

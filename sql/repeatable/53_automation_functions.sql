@@ -1,0 +1,113 @@
+-- Jobs that a scheduler runs: each may run twice, at the same time, late, or after days of absence.
+-- reset_daily_usage and calculate_storage_usage are beside what they belong to.
+
+-- Removes what private.retention has no more time for. A call ends after about a second: a longer
+-- snapshot would keep the dead versions of rows that are counted up from being reused, and track_usage
+-- would read past all of them. So call it until it has removed nothing. Rows that somebody holds are
+-- left for the next call.
+create or replace function public.cleanup_expired_data() returns jsonb
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  batch constant integer := 5000;
+  deadline constant timestamptz := clock_timestamp() + interval '1 second';
+  keep record;
+  affected integer;
+  done jsonb := '{}'::jsonb;
+begin
+  for keep in
+    select table_name, now() - make_interval(days => keep_days) as cutoff
+      from private.retention
+     order by table_name
+  loop
+    done := done || jsonb_build_object(keep.table_name, 0);
+    loop
+      case keep.table_name
+        when 'audit_logs' then
+          delete from public.audit_logs
+           where id in (
+             select id from public.audit_logs
+              where created_at < keep.cutoff
+              order by created_at
+              limit batch for update skip locked
+           );
+        when 'usage_metrics' then
+          delete from public.usage_metrics
+           where (instance_id, usage_date) in (
+             select instance_id, usage_date from public.usage_metrics
+              where usage_date < (keep.cutoff at time zone 'utc')::date
+              order by usage_date
+              limit batch for update skip locked
+           );
+        when 'instance_backups' then
+          delete from public.instance_backups
+           where id in (
+             select id from public.instance_backups
+              where expires_at < keep.cutoff
+              order by expires_at
+              limit batch for update skip locked
+           );
+        when 'api_keys' then
+          update public.api_keys
+             set is_active = false
+           where id in (
+             select id from public.api_keys
+              where is_active and expires_at < keep.cutoff
+              order by expires_at
+              limit batch for no key update skip locked
+           );
+        else
+          raise exception 'retention names the table %, which is not known here', keep.table_name
+            using errcode = 'invalid_table_definition',
+                  hint = 'Remove the row from private.retention, or teach cleanup_expired_data the table.';
+      end case;
+      get diagnostics affected = row_count;
+      done := jsonb_set(
+        done, array[keep.table_name], to_jsonb((done ->> keep.table_name)::integer + affected)
+      );
+      exit when affected < batch or clock_timestamp() > deadline;
+    end loop;
+  end loop;
+  return done;
+end
+$$;
+
+-- Use is what the customer does: messages, or starting it. An instance that was never used counts from
+-- its creation.
+create or replace function public.auto_pause_inactive_instances() returns setof uuid
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  idle record;
+begin
+  for idle in
+    select instance.id, tiers.pause_after_idle_days as days
+      from public.instances as instance
+      join public.subscriptions as plan on plan.id = instance.subscription_id
+      join private.tiers using (tier)
+     where instance.status = 'running'
+       and greatest(instance.last_active_at, instance.started_at, instance.created_at)
+           < now() - make_interval(days => tiers.pause_after_idle_days)
+     order by instance.id
+       for no key update of instance skip locked
+  loop
+    if private.set_instance_status(idle.id, 'stopped', format('unused for %s days', idle.days)) then
+      return next idle.id;
+    end if;
+  end loop;
+end
+$$;
+
+comment on function public.cleanup_expired_data() is
+  'Removes what private.retention has no more time for, for about a second; how many rows per table. Call it until all are 0.';
+comment on function public.auto_pause_inactive_instances() is
+  'Stops running instances that were unused for their tier''s pause_after_idle_days; which.';
+
+revoke all on function
+  public.cleanup_expired_data(),
+  public.auto_pause_inactive_instances()
+from public, anon, authenticated, service_role;
+grant execute on function
+  public.cleanup_expired_data(),
+  public.auto_pause_inactive_instances()
+to service_role;

@@ -1,0 +1,141 @@
+"""Nobody puts an object of their own in the way of a function that runs with its owner's rights.
+
+A hostile schema first in the search path has a decoy for every function and operator that the
+functions use, and temporary tables stand before all of ours; each decoy that is reached raises.
+"""
+
+from contextlib import suppress
+
+import pytest
+from customers import ANN, NEWCOMER, Db, key_hash
+from psycopg import sql
+from psycopg.errors import RaiseException
+
+EVENT = """{"id": "evt_1", "type": "customer.subscription.updated", "created": 4000000000,
+            "data": {"object": {"id": "sub_1", "customer": "cus_1", "created": 4000000000,
+            "status": "active", "metadata": {"account_id": "%s", "tier": "enterprise"},
+            "items": {"data": [{"price": {"id": "price_1"}}]}}}}"""
+
+# No operator and no function of their own: the path is the attacker's for these, too.
+STATEMENTS = [
+    f"insert into auth.users (id, email) values ('{NEWCOMER.account}', 'new@customers.example')",
+    f"select public.track_usage('{ANN.instance}', 'ada', 'search', 'matrix')",
+    f"select public.provision_instance('{ANN.subscription}')",
+    f"select public.update_instance_health('{ANN.instance}', 'critical')",
+    f"select public.calculate_storage_usage('{ANN.instance}')",
+    "update public.usage_metrics set usage_date = '2026-01-01', limit_exceeded = true",
+    "select public.reset_daily_usage()",
+    "select public.auto_pause_inactive_instances()",
+    "select public.cleanup_expired_data()",
+    f"""insert into public.instances (account_id, subscription_id, app_name, subdomain)
+        values ('{ANN.account}', '{ANN.subscription}', 'a', 'a')""",
+    "update public.instances set status = 'stopped'",
+    """update public.instances set config = '{"agents": {"a": {}}}'""",
+    "update public.subscriptions set tier = 'enterprise'",
+    f"select public.handle_stripe_event('{EVENT % ANN.account}')",
+    f"""insert into public.support_tickets (account_id, subject, description, priority)
+        values ('{ANN.account}', 'a', 'b', 'high')""",
+    f"""insert into public.instance_backups (account_id, instance_id)
+        values ('{ANN.account}', '{ANN.instance}')""",
+    f"""insert into public.api_keys (account_id, name, key_prefix, key_hash)
+        values ('{ANN.account}', 'a', 'mr_12345', '{key_hash("a")}')""",
+    "update public.api_keys set is_active = false",
+    "update public.api_keys set is_active = true",
+    f"select public.deprovision_instance('{ANN.instance}', 'the end')",
+]
+"""Together they call every function that runs with its owner's rights, and none of them only
+through another one, whose path it would have."""
+
+DECOYS = """
+do $decoys$
+declare
+  decoy record;
+  body constant text := $$begin raise exception 'hijacked'; end$$;
+begin
+  create schema attacker;
+  for decoy in
+    select p.proname as name, pg_get_function_identity_arguments(p.oid) as arguments,
+           pg_get_function_result(p.oid) as result
+      from pg_proc p
+     where p.pronamespace = 'pg_catalog'::regnamespace and p.prokind = 'f'
+       and not exists (
+         select from pg_type t
+          where t.oid = any (p.proargtypes::oid[] || p.prorettype) and t.typtype = 'p'
+            and t.typname <> 'void'
+       )
+       and not coalesce(p.proargmodes, '{}') && '{o,b,v,t}'::"char"[]
+       and exists (
+         select from pg_proc ours
+          where ours.pronamespace in ('public'::regnamespace, 'private'::regnamespace)
+            and ours.prosrc ~ ('\\m' || p.proname || '\\M')
+       )
+  loop
+    execute format('create function attacker.%I(%s) returns %s language plpgsql as %L',
+                   decoy.name, decoy.arguments, decoy.result, body);
+  end loop;
+  for decoy in
+    select o.oid, o.oprname as name, o.oprleft::regtype as l, o.oprright::regtype as r,
+           o.oprresult::regtype as result
+      from pg_operator o
+     where o.oprnamespace = 'pg_catalog'::regnamespace
+       and o.oprleft = any (array['uuid', 'text', 'jsonb', 'date', 'timestamptz', 'int4', 'int8',
+                                  'numeric', 'interval', 'bool']::regtype[])
+       and o.oprright = any (array['uuid', 'text', 'jsonb', 'date', 'timestamptz', 'int4', 'int8',
+                                   'numeric', 'interval', 'bool', '_text']::regtype[])
+       and o.oprname <> '=>'
+  loop
+    execute format('create function attacker.operator_%s(%s, %s) returns %s language plpgsql as %L',
+                   decoy.oid, decoy.l, decoy.r, decoy.result, body);
+    execute format('create operator attacker.%s'
+                   '(leftarg = %s, rightarg = %s, function = attacker.operator_%s)',
+                   decoy.name, decoy.l, decoy.r, decoy.oid);
+  end loop;
+  for decoy in
+    select distinct relname from pg_class
+     where relnamespace in ('public'::regnamespace, 'private'::regnamespace) and relkind = 'r'
+  loop
+    execute format('create temporary table %I () on commit drop', decoy.relname);
+  end loop;
+  grant usage on schema attacker to public;
+end
+$decoys$
+"""
+
+DEFINERS = """select p.oid::regprocedure::text from pg_proc p
+              where p.pronamespace::regnamespace::text in ('public', 'private') and p.prosecdef"""
+
+
+@pytest.fixture
+def hostile(db: Db) -> Db:
+    db.run(DECOYS)
+    return db
+
+
+def act(db: Db) -> None:
+    db.run("set local search_path = attacker, pg_catalog")
+    for statement in STATEMENTS:
+        db.connection.execute(statement.encode())
+    db.run("set local search_path = pg_catalog")
+
+
+def test_no_function_with_its_owners_rights_reaches_a_decoy(hostile: Db) -> None:
+    hostile.run("set local track_functions = 'all'")
+    act(hostile)
+    called = "select funcid::regprocedure::text from pg_stat_xact_user_functions"
+    assert set(hostile.run(DEFINERS)) <= set(hostile.run(called))
+
+
+def test_each_would_without_its_own_search_path(hostile: Db) -> None:
+    """The attack is real: what withstands it is the path."""
+    withstands = set()
+    for [function] in hostile.run(DEFINERS):
+        with suppress(RaiseException), hostile.connection.transaction(force_rollback=True):
+            hostile.connection.execute(
+                sql.SQL("alter function {} reset search_path").format(sql.SQL(function))
+            )
+            act(hostile)
+            withstands.add(function)
+    assert withstands == {
+        "private.keep_api_key_revoked()",  # does nothing unless a user asks
+        "private.check_api_key_permissions()",
+    }
