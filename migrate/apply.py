@@ -13,6 +13,7 @@ from psycopg import sql
 
 from migrate import ledger
 from migrate.connection import (
+    CLEAN,
     SESSION,
     Connection,
     StatementError,
@@ -27,6 +28,11 @@ from migrate.scripts import outline, pieces, statements
 from migrate.statements import Piece, Statement, alone, split
 
 _SETTING = re.compile(r"(set|reset|select\s+(pg_catalog\.)?set_config)\b", re.IGNORECASE)
+
+_REFUSALS = (
+    psycopg.errors.ActiveSqlTransaction,
+    psycopg.errors.InvalidTransactionTermination,  # a procedure or block that commits
+)
 
 _THIS_MESSAGE = "extract(epoch from clock_timestamp() - statement_timestamp()) * 1000"
 
@@ -142,7 +148,7 @@ def _in_one_transaction(connection: Connection, batch: Sequence[File]) -> None:
     try:
         for file in batch:
             started = time.monotonic()
-            opening = "begin;" if file is batch[0] else ""
+            opening = f"{CLEAN}begin;" if file is batch[0] else ""
             total = len(outline(file).pieces)
             for number, piece in enumerate(pieces(file), 1):
                 committing, closing = [file], ""
@@ -164,7 +170,7 @@ def _run_piece(
     try:
         send(connection, opening + piece.text + closing)
     except StatementError as failed:
-        number = failed.done - bool(opening)
+        number = failed.done - opening.count(";")
         if number >= piece.count:
             raise ApplyError(batch, None, None, failed.error) from failed.error
         statement = split(piece)[max(number, 0)]
@@ -184,9 +190,9 @@ def _record(file: File, milliseconds: str) -> str:
 def _one_by_one(connection: Connection, file: File) -> None:
     """Go on behind the statements that a run before this one has carried out.
 
-    A statement commits together with the note that it is done.  One that refuses a transaction, or
-    has its own, is noted afterwards: only such a one can be carried out twice, when a run is cut
-    off between the two.
+    A statement commits together with the note that it is done.  One that refuses that, because it
+    cannot run in a transaction or commits by itself, is noted afterwards: only such a one can be
+    carried out twice, when a run is cut off between the two.
     """
     begun = ledger.progress(connection).get((file.folder.name, file.name))
     if begun is None or half_done_problem(file, begun):
@@ -194,6 +200,7 @@ def _one_by_one(connection: Connection, file: File) -> None:
         ledger.advance(connection, file, 0, begun.sha256)
     before = hashlib.sha256()
     started = time.monotonic()
+    send(connection, CLEAN)
     for statement in statements(file):
         digest = before.copy()
         digest.update(statement.text.encode())
@@ -227,7 +234,7 @@ def _one_by_one(connection: Connection, file: File) -> None:
 
 def _carry_out(connection: Connection, statement: Statement, done: Callable[[], None]) -> None:
     """Run a statement and note that it is done: in one transaction, unless it refuses that."""
-    if not (alone(statement.node) or isinstance(statement.node, ast.CallStmt | ast.DoStmt)):
+    if not alone(statement.node):
         try:
             send(connection, "begin")
             send(connection, statement.text)
@@ -235,7 +242,7 @@ def _carry_out(connection: Connection, statement: Statement, done: Callable[[], 
             send(connection, "commit")
             return
         except StatementError as failed:
-            if not isinstance(failed.error, psycopg.errors.ActiveSqlTransaction):
+            if not isinstance(failed.error, _REFUSALS):
                 raise
             roll_back(connection)
     send(connection, statement.text)

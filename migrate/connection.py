@@ -29,8 +29,6 @@ APPLICATION = "migrate"
 SESSION = """\
 reset session authorization;
 reset all;
-deallocate all;
-discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
@@ -41,6 +39,9 @@ set statement_timeout = '15min';
 The files are UTF-8, whatever PGCLIENTENCODING says.  The server sees within seconds that a run was
 killed, and lets its lock go.  No statement queues behind a lock for long and blocks all others; a
 file that needs longer says `set local statement_timeout = ...`."""
+
+CLEAN = "deallocate all;discard temp;close all;"
+"""Takes away what the file before left in the session; no sooner, for its commit may need it."""
 
 _URL = re.compile(r"postgres(ql)?://([^/?@]*@)?[^@?]*(\?.*)?", re.DOTALL)
 """Not a password with a raw @ or /, which libpq takes for the host's begin, and then shows it."""

@@ -7,8 +7,6 @@
 begin;
 reset session authorization;
 reset all;
-deallocate all;
-discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
@@ -86,8 +84,6 @@ alter default privileges revoke execute on functions from public;
 
 reset session authorization;
 reset all;
-deallocate all;
-discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
@@ -180,8 +176,6 @@ values
 
 reset session authorization;
 reset all;
-deallocate all;
-discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
@@ -240,8 +234,6 @@ $$;
 
 reset session authorization;
 reset all;
-deallocate all;
-discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
@@ -330,8 +322,6 @@ comment on column public.subscriptions.live_until is
 
 reset session authorization;
 reset all;
-deallocate all;
-discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
@@ -485,8 +475,6 @@ comment on table private.instance_secrets is
 
 reset session authorization;
 reset all;
-deallocate all;
-discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
@@ -559,8 +547,6 @@ comment on column public.usage_metrics.platform_counts is 'Messages per platform
 
 reset session authorization;
 reset all;
-deallocate all;
-discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
@@ -617,8 +603,6 @@ comment on column public.audit_logs.ip_address is 'As the API gateway''s headers
 
 reset session authorization;
 reset all;
-deallocate all;
-discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
@@ -677,8 +661,6 @@ comment on column public.support_tickets.resolved_at is
 
 reset session authorization;
 reset all;
-deallocate all;
-discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
@@ -738,8 +720,6 @@ comment on column public.instance_backups.expires_at is 'created_at plus retenti
 
 reset session authorization;
 reset all;
-deallocate all;
-discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
@@ -806,8 +786,6 @@ comment on table private.api_key_hashes is 'The SHA-256 hashes of API keys, kept
 
 reset session authorization;
 reset all;
-deallocate all;
-discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
@@ -846,8 +824,6 @@ values
 
 reset session authorization;
 reset all;
-deallocate all;
-discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
@@ -929,8 +905,6 @@ comment on column private.stripe_objects.begun is
 
 reset session authorization;
 reset all;
-deallocate all;
-discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
@@ -1080,8 +1054,6 @@ from public, anon, authenticated, service_role;
 
 reset session authorization;
 reset all;
-deallocate all;
-discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
@@ -1178,8 +1150,6 @@ create policy "service_role has full access" on public.accounts
 
 reset session authorization;
 reset all;
-deallocate all;
-discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
@@ -1344,8 +1314,6 @@ create policy "service_role has full access" on public.subscriptions
 
 reset session authorization;
 reset all;
-deallocate all;
-discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
@@ -1585,8 +1553,6 @@ create policy "service_role has full access" on public.instances
 
 reset session authorization;
 reset all;
-deallocate all;
-discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
@@ -1648,8 +1614,6 @@ create policy "service_role has full access" on public.usage_metrics
 
 reset session authorization;
 reset all;
-deallocate all;
-discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
@@ -1697,8 +1661,6 @@ create policy "service_role has full access" on public.audit_logs
 
 reset session authorization;
 reset all;
-deallocate all;
-discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
@@ -1812,8 +1774,6 @@ create policy "service_role has full access" on public.support_tickets
 
 reset session authorization;
 reset all;
-deallocate all;
-discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
@@ -1901,8 +1861,6 @@ create policy "service_role has full access" on public.instance_backups
 
 reset session authorization;
 reset all;
-deallocate all;
-discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
@@ -2046,8 +2004,6 @@ create policy "service_role has full access" on public.api_keys
 
 reset session authorization;
 reset all;
-deallocate all;
-discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
@@ -2118,8 +2074,6 @@ create policy "services read Stripe's objects" on private.stripe_objects
 
 reset session authorization;
 reset all;
-deallocate all;
-discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
@@ -2156,8 +2110,6 @@ $$;
 
 reset session authorization;
 reset all;
-deallocate all;
-discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
@@ -2283,8 +2235,6 @@ to authenticated, service_role;
 
 reset session authorization;
 reset all;
-deallocate all;
-discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
@@ -2627,8 +2577,6 @@ to service_role;
 
 reset session authorization;
 reset all;
-deallocate all;
-discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
@@ -2877,8 +2825,6 @@ to service_role;
 
 reset session authorization;
 reset all;
-deallocate all;
-discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
@@ -3009,8 +2955,6 @@ to service_role;
 
 reset session authorization;
 reset all;
-deallocate all;
-discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
@@ -3358,8 +3302,6 @@ from public, anon, authenticated, service_role;
 
 reset session authorization;
 reset all;
-deallocate all;
-discard temp;
 set client_encoding = 'UTF8';
 set client_connection_check_interval = '2s';
 set lock_timeout = '5s';

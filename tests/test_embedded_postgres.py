@@ -452,16 +452,6 @@ class TestFailure:
         assert message.endswith(f"The last lines of {slow.directory}/server.log:\n  still thinking")
         assert not psutil.pid_exists(int(re.findall(r"process (\d+)", message)[0]))
 
-    def test_running_but_silent(self, copy: Server) -> None:
-        copy.start()
-        file = copy.directory / "port"
-        port = file.read_text()
-        with socket.create_server(("127.0.0.1", 0)) as unused:
-            file.write_text(str(unused.getsockname()[1]))
-        assert "`port` or `password` there were changed" in failure(copy.start)
-        file.write_text(port)
-        assert copy.start() is False
-
     def test_never_started(self, new: Server) -> None:
         assert failure(new.url).endswith("missing or empty. The server was never started there.")
 

@@ -1,4 +1,4 @@
-"""Runs at the same time: one applies, the others wait, and nothing is ever applied twice."""
+"""Runs at the same time: one applies, the others wait or go on, and nothing is done twice."""
 
 import os
 import random
@@ -17,6 +17,7 @@ from typing import Any, LiteralString
 import psycopg
 import pytest
 
+from embedded.postgres import Server
 from migrate import __main__ as cli
 from migrate import files, proof
 from migrate.connection import connect
@@ -279,3 +280,63 @@ def test_of_two_runs_one_of_which_is_killed_the_other_completes(
         assert killed.ended() in (-signal.SIGKILL, cli.UP_TO_DATE)
         assert other.ended() == cli.UP_TO_DATE
         assert_applied_once(database, sql)
+
+
+# --- an index that is half built -------------------------------------------------------------
+
+WAITING: LiteralString = """
+    select pid from pg_stat_activity
+    where query like 'create unique%' and wait_event = 'virtualxid' and datname = current_database()
+"""
+INVALID: LiteralString = "select indexrelid::regclass::text from pg_index where not indisvalid"
+
+
+@contextmanager
+def building(url: str, tmp_path: Path) -> Iterator[tuple[Run, Path]]:
+    """While a run waits in the middle of its CREATE INDEX CONCURRENTLY."""
+    first = dict(list(DATA.items())[:2])
+    start(url, write(tmp_path / "first", first), tmp_path / "output").ended()
+    writer = psycopg.connect(url)
+    try:
+        writer.execute("insert into accounts values ('Nobody', 0)")
+        sql = write(tmp_path / "sql", DATA)
+        run = start(url, sql, tmp_path / "output")
+        wait_until(lambda: query(url, WAITING))
+        yield run, sql
+    finally:
+        writer.close()
+
+
+def test_an_index_that_a_killed_run_was_building_is_built_by_the_next(
+    database: str, tmp_path: Path
+) -> None:
+    with building(database, tmp_path) as (run, sql):
+        os.kill(run.pid, signal.SIGKILL)
+        assert run.ended() == -signal.SIGKILL
+        wait_until(lambda: not query(database, WAITING))  # the server gives it up
+    assert query(database, INVALID) == ["accounts_by_owner"]
+    assert start(database, sql, tmp_path / "output").ended() == cli.UP_TO_DATE
+    assert query(database, INVALID) == []
+    assert_applied_once(database, sql)
+
+
+def test_an_index_that_a_killed_server_was_building_is_built_by_the_next_run(
+    postgres_bin: Path, tmp_path: Path
+) -> None:
+    server = Server(tmp_path / "server", postgres_bin)
+    try:
+        server.start()
+        with building(server.url(), tmp_path) as (run, sql):
+            postmaster = (server.data / "postmaster.pid").read_text().split()[0]
+            os.kill(int(postmaster), signal.SIGQUIT)
+            assert run.ended() == cli.ERROR
+        assert "the connection broke: " in run.text
+        assert "not rolled back: 1 of the statements" in run.text
+        assert "what to do: run again" in run.text
+        server.start()
+        assert query(server.url(), INVALID) == ["accounts_by_owner"]
+        assert start(server.url(), sql, tmp_path / "output").ended() == cli.UP_TO_DATE
+        assert query(server.url(), INVALID) == []
+        assert_applied_once(server.url(), sql)
+    finally:
+        server.destroy()

@@ -285,19 +285,15 @@ IN_A_SESSION = {
     "prepared statement": "prepare a as select 1;",
     "cursor": "declare a cursor with hold for select 1;",
 }
-KEPT = pytest.mark.xfail(strict=True, reason="it goes over to the next file of the same run")
 
 
-@pytest.mark.parametrize(
-    "what", ["temporary table", "prepared statement", pytest.param("cursor", marks=KEPT)]
-)
+@pytest.mark.parametrize("what", IN_A_SESSION)
 def test_what_a_file_leaves_in_its_session_ends_with_it(what: str, database: str) -> None:
     contents = {f"migrations/{n:04d}_a.sql": IN_A_SESSION[what].encode() for n in (1, 2)}
     with tempfile.TemporaryDirectory() as directory, connect(database) as session:
         assert len(run.up(session, write(Path(directory), contents))) == 2
 
 
-@pytest.mark.xfail(strict=True, reason="temporary tables are dropped before the commit")
 def test_what_a_file_leaves_in_its_session_is_there_until_its_commit(database: str) -> None:
     text = b"""
         create temporary table told (a int);
