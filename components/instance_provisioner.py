@@ -1,7 +1,7 @@
 """InstanceProvisioner: its namespaces, its secret and its chart.
 
-The resources are declared as their manifests, by type token.  The typed SDK would cost every run a
-second: its imports, and those of every kind that the chart turns out to hold.
+The resources are declared as their manifests, by type token.  The typed SDK would cost every run
+about 0.6 s: its imports, and those of every kind that the chart turns out to hold.
 """
 
 import hashlib

@@ -1,1 +1,1 @@
--- TODO: shipping
+-- Shipping.
