@@ -490,7 +490,7 @@ set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
 
 -- What each instance did on each UTC day. A row is written once per message, so it carries the least
 -- that keeps its promises: the key, few indexes, no trigger that a count fires, and room on the page so
--- that a count is a HOT update. What is inside the three jsonb columns is left to the functions that
+-- that a count is a HOT update. What is inside the two jsonb columns is left to the functions that
 -- count: users and services cannot write here.
 -- Limits, sizes and one day's counts stay far below 2^31.
 -- squawk-ignore-file prefer-bigint-over-int
@@ -517,8 +517,11 @@ create table public.usage_metrics (
   limit_exceeded boolean not null default false,
   agent_counts jsonb not null default '{}',
   tool_counts jsonb not null default '{}',
-  platform_counts jsonb not null default '{}',
-  primary key (instance_id, usage_date),
+  platforms_active text[] not null default '{}',
+  activity_noted_until timestamptz,
+  -- The day first: what is counted today is together, however long the history, and so is what
+  -- retention removes.
+  primary key (usage_date, instance_id),
   constraint usage_metrics_instance_fkey foreign key (account_id, instance_id)
     references public.instances (account_id, id) on delete cascade
 )
@@ -526,11 +529,10 @@ with (fillfactor = 70);
 
 create index usage_metrics_account_id_instance_id_idx
   on public.usage_metrics (account_id, instance_id);
--- For retention, and for the flags that the end of a day clears. Neither holds a column that a count
--- changes, so a count stays a HOT update.
-create index usage_metrics_usage_date_idx on public.usage_metrics (usage_date);
-create index usage_metrics_limit_exceeded_idx
-  on public.usage_metrics (usage_date) where limit_exceeded;
+-- For the flags that the end of a day clears. Not a partial index, which costs each message four times
+-- as much: its predicate is prepared anew.
+create index usage_metrics_limit_exceeded_usage_date_idx
+  on public.usage_metrics (limit_exceeded, usage_date);
 
 alter table public.usage_metrics enable row level security;
 
@@ -542,7 +544,9 @@ comment on column public.usage_metrics.limit_exceeded is
   'The limit of the present day was passed and said so in the audit log, once; cleared when the day is over.';
 comment on column public.usage_metrics.agent_counts is 'Messages per agent: {"name": count}. Once it has 8 kB, messages of further names count in the totals only, as in the next two.';
 comment on column public.usage_metrics.tool_counts is 'Uses per tool: {"name": count}.';
-comment on column public.usage_metrics.platform_counts is 'Messages per platform: {"name": count}; its keys are the platforms active.';
+comment on column public.usage_metrics.platforms_active is 'The platforms that messages named.';
+comment on column public.usage_metrics.activity_noted_until is
+  'Until then the instance''s last_active_at is new enough: messages leave it alone.';
 
 
 reset session authorization;
@@ -552,7 +556,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0006_usage_metrics.sql', 'a72d5beadd682b7ad97f0b3d3cee2167939ffd43cdffb122786037205e01792f', NULL, '1.0.0')
+values (0, 'migrations', '0006_usage_metrics.sql', '87c9d7f49c27e5cee0f6fd30fcb54078e05aad55ddc10b7d6ff6ca943d6cccff', NULL, '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
     applied_by = default, duration_ms = excluded.duration_ms,
@@ -819,7 +823,9 @@ values
   ('audit_logs', 90),
   ('usage_metrics', 365),
   ('instance_backups', 0),
-  ('api_keys', 0);
+  ('api_keys', 0),
+  -- Stripe can be asked to send an event again for 30 days.
+  ('stripe_events', 90);
 
 
 reset session authorization;
@@ -829,7 +835,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0011_retention.sql', 'c0a36fcdc174164ed87976659d83224efa67aaf2af83f12911791d419a9941b7', NULL, '1.0.0')
+values (0, 'migrations', '0011_retention.sql', 'ff3c5c385fab105ad90e8ad397543228c83d1c5406c5479b9f3b2983c40a3bb3', NULL, '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
     applied_by = default, duration_ms = excluded.duration_ms,
@@ -849,6 +855,8 @@ create table private.stripe_events (
   received_at timestamptz not null default now(),
   constraint stripe_events_outcome_known check (outcome in ('applied', 'stale', 'unlinked', 'ignored'))
 );
+
+create index stripe_events_received_at_idx on private.stripe_events (received_at);
 
 alter table private.stripe_events enable row level security;
 
@@ -910,7 +918,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0012_stripe.sql', 'a2d1bf342758ae22e9167cd7b021cbc6872bef0e9318f27dd6798c014ceaebc7', NULL, '1.0.0')
+values (0, 'migrations', '0012_stripe.sql', 'e3fec9ac7546991f38d4432e7c4b9972edcee68adb48df540759f360166167cf', NULL, '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
     applied_by = default, duration_ms = excluded.duration_ms,
@@ -2251,8 +2259,8 @@ set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
 -- Usage: counted once per message, asked for by users and by billing.
 
 -- The hottest call of the platform: docs/decisions/0005-track-usage.md says why it is shaped so. Once
--- the day has its row, a message is one statement: it counts, and sees the limit as it is now. Whatever
--- is seldom has a function of its own below.
+-- the day has its row and the names are known, a message is one statement: it counts, and sees the
+-- limit as it is now. Whatever is seldom has a function of its own below.
 create or replace function public.track_usage(
   instance_id uuid,
   agent text default null,
@@ -2266,88 +2274,57 @@ as $$
 declare
   within boolean;
   said boolean;
-  unnoted boolean;
+  usual boolean;
 begin
-  loop
-    update public.usage_metrics as day
-       set messages_sent = messages_sent + (message_type = 'sent')::integer,
-           messages_received = messages_received + (message_type = 'received')::integer,
-           agent_counts = case
-             when agent is null or pg_column_size(agent_counts) > 8000 and not agent_counts ? agent
-               then agent_counts
-             else jsonb_set(
-               agent_counts, array[agent],
-               (coalesce((agent_counts ->> agent)::integer, 0) + 1)::text::jsonb
-             )
-           end,
-           tool_counts = case
-             when tool is null or pg_column_size(tool_counts) > 8000 and not tool_counts ? tool
-               then tool_counts
-             else jsonb_set(
-               tool_counts, array[tool],
-               (coalesce((tool_counts ->> tool)::integer, 0) + 1)::text::jsonb
-             )
-           end,
-           platform_counts = case
-             when platform is null or pg_column_size(platform_counts) > 8000 and not platform_counts ? platform
-               then platform_counts
-             else jsonb_set(
-               platform_counts, array[platform],
-               (coalesce((platform_counts ->> platform)::integer, 0) + 1)::text::jsonb
-             )
-           end
-      from public.instances as instance
-      join public.subscriptions as plan on plan.id = instance.subscription_id
-     where instance.id = track_usage.instance_id
-       and day.instance_id = track_usage.instance_id
-       and usage_date = (now() at time zone 'utc')::date
-       and message_type in ('sent', 'received')
-       and least(length(agent), length(tool), length(platform)) > 0 is not false
-       and greatest(length(agent), length(tool), length(platform)) <= 100 is not false
-    returning plan.max_messages_per_day = -1
-                or messages_sent + messages_received <= plan.max_messages_per_day,
-              limit_exceeded,
-              last_active_at > now() - interval '5 minutes' is not true
-         into within, said, unnoted;
-    exit when found;
-    perform private.begin_usage_day(track_usage.instance_id, agent, tool, platform, message_type);
-  end loop;
+  -- A name that is null, or not known yet, leaves the counts per name as they are.
+  update public.usage_metrics as day
+     set messages_sent = messages_sent + (message_type is not distinct from 'sent')::integer,
+         messages_received = messages_received + (message_type is not distinct from 'received')::integer,
+         agent_counts = jsonb_set_lax(
+           agent_counts, array[agent], to_jsonb((agent_counts ->> agent)::integer + 1), true, 'return_target'
+         ),
+         tool_counts = jsonb_set_lax(
+           tool_counts, array[tool], to_jsonb((tool_counts ->> tool)::integer + 1), true, 'return_target'
+         )
+   where instance_id = track_usage.instance_id
+     and usage_date = (now() at time zone 'utc')::date
+  returning (
+              select max_messages_per_day = -1
+                       or day.messages_sent + day.messages_received <= max_messages_per_day
+                from public.subscriptions
+               where account_id = day.account_id and status <> 'cancelled'
+            ),
+            limit_exceeded,
+            (message_type = 'sent' or message_type = 'received')
+              and (agent_counts ? agent and tool_counts ? tool and platform = any (platforms_active))
+                  is not false
+              and activity_noted_until > now()
+       into within, said, usual;
 
-  if unnoted then
-    perform private.note_activity(track_usage.instance_id);
-  end if;
-  if within or said then
+  if usual and (within or said and not within) then
     return within;
   end if;
-  perform private.note_limit_exceeded(track_usage.instance_id);
-  return false;
+  if not found then
+    perform private.begin_usage_day(track_usage.instance_id);
+    return public.track_usage(track_usage.instance_id, agent, tool, platform, message_type);
+  end if;
+  return private.settle_message(
+    track_usage.instance_id, agent, tool, platform, message_type, within, said
+  );
 end
 $$;
 
--- Makes the row of the day, or says what is wrong with the call.
-create or replace function private.begin_usage_day(
-  instance_id uuid, agent text, tool text, platform text, message_type text
-) returns void
+create or replace function private.begin_usage_day(instance_id uuid) returns void
 language plpgsql set search_path = ''
 as $$
 #variable_conflict use_column
 declare
   customer uuid;
 begin
-  if message_type in ('sent', 'received') is not true then
-    raise exception 'unknown message type %', quote_nullable(message_type)
-      using errcode = 'invalid_parameter_value', hint = 'It is sent or received.';
-  end if;
-  if least(length(agent), length(tool), length(platform)) = 0
-     or greatest(length(agent), length(tool), length(platform)) > 100 then
-    raise exception 'a name of an agent, tool or platform is empty or longer than 100 characters'
-      using errcode = 'invalid_parameter_value', hint = 'Pass null for a message that has none.';
-  end if;
   if instance_id is null then
     raise exception 'instance_id must not be null'
       using errcode = 'null_value_not_allowed', hint = 'Pass the id of an instance.';
   end if;
-
   select account_id into customer from public.instances where id = begin_usage_day.instance_id;
   if not found then
     raise exception 'no instance %', begin_usage_day.instance_id
@@ -2359,20 +2336,89 @@ begin
 end
 $$;
 
+-- What a message that is not a usual one leaves to do. It has been counted, so its transaction holds
+-- the row of the day: nobody else is here for this instance.
+create or replace function private.settle_message(
+  instance_id uuid, agent text, tool text, platform text, message_type text, within boolean, said boolean
+) returns boolean
+language plpgsql set search_path = ''
+as $$
+#variable_conflict use_column
+begin
+  if message_type in ('sent', 'received') is not true then
+    raise exception 'unknown message type %', quote_nullable(message_type)
+      using errcode = 'invalid_parameter_value', hint = 'It is sent or received.';
+  end if;
+  if least(length(agent), length(tool), length(platform)) = 0
+     or greatest(length(agent), length(tool), length(platform)) > 100 then
+    raise exception 'a name of an agent, tool or platform is empty or longer than 100 characters'
+      using errcode = 'invalid_parameter_value', hint = 'Pass null for a message that has none.';
+  end if;
+
+  -- The first message of a name on this day, as long as there is room.
+  update public.usage_metrics
+     set agent_counts = case
+           when agent_counts ? agent is not false or pg_column_size(agent_counts) > 8000 then agent_counts
+           else agent_counts || jsonb_build_object(agent, 1)
+         end,
+         tool_counts = case
+           when tool_counts ? tool is not false or pg_column_size(tool_counts) > 8000 then tool_counts
+           else tool_counts || jsonb_build_object(tool, 1)
+         end,
+         platforms_active = case
+           when platform = any (platforms_active) is not false or pg_column_size(platforms_active) > 8000
+             then platforms_active
+           else platforms_active || platform
+         end
+   where instance_id = settle_message.instance_id
+     and usage_date = (now() at time zone 'utc')::date
+     and (agent_counts ? agent and tool_counts ? tool and platform = any (platforms_active)) is false;
+
+  perform private.note_activity(settle_message.instance_id);
+  if within is null then  -- no subscription is in force: the last one's limit still holds
+    select max_messages_per_day = -1 or messages_sent + messages_received <= max_messages_per_day
+      into within
+      from public.usage_metrics as day
+      join public.instances as instance on instance.id = day.instance_id
+      join public.subscriptions as plan on plan.id = instance.subscription_id
+     where day.instance_id = settle_message.instance_id
+       and usage_date = (now() at time zone 'utc')::date;
+  end if;
+  if not within and not said then
+    perform private.note_limit_exceeded(settle_message.instance_id);
+  end if;
+  return within;
+end
+$$;
+
 -- Whoever holds the row of the instance at this moment is not waited for: the next message notes it.
 create or replace function private.note_activity(instance_id uuid) returns void
 language plpgsql set search_path = ''
 as $$
+#variable_conflict use_column
 begin
+  if exists (
+    select from public.usage_metrics
+     where instance_id = note_activity.instance_id
+       and usage_date = (now() at time zone 'utc')::date
+       and activity_noted_until > now()
+  ) then
+    return;
+  end if;
   update public.instances
      set last_active_at = now()
    where id = (
-     select id from public.instances where id = instance_id for no key update skip locked
+     select id from public.instances where id = note_activity.instance_id for no key update skip locked
    );
+  if found then
+    update public.usage_metrics
+       set activity_noted_until = now() + interval '5 minutes'
+     where instance_id = note_activity.instance_id
+       and usage_date = (now() at time zone 'utc')::date;
+  end if;
 end
 $$;
 
--- Its caller has just counted and so holds the row of the day: nobody else is here for this instance.
 create or replace function private.note_limit_exceeded(instance_id uuid) returns void
 language plpgsql set search_path = ''
 as $$
@@ -2561,7 +2607,8 @@ revoke all on function
   public.check_usage_limits(uuid),
   public.get_billing_metrics(uuid, date, date),
   public.reset_daily_usage(),
-  private.begin_usage_day(uuid, text, text, text, text),
+  private.begin_usage_day(uuid),
+  private.settle_message(uuid, text, text, text, text, boolean, boolean),
   private.note_activity(uuid),
   private.note_limit_exceeded(uuid)
 from public, anon, authenticated, service_role;
@@ -2582,7 +2629,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '51_usage_functions.sql', '8c5c39d7b1b0492d205835c1e33d575effd5ae6df82eedc1fefc7348ece35fcc', NULL, '1.0.0')
+values (0, 'repeatable', '51_usage_functions.sql', 'd751cf371cdc1239af4305a6e0480a572be5211bc33590e6f558617cc57dda6f', NULL, '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
     applied_by = default, duration_ms = excluded.duration_ms,
@@ -2780,7 +2827,7 @@ begin
   ) then
     insert into public.usage_metrics as day (account_id, instance_id, storage_used_gb)
     values (measured.account_id, measured.id, measured.storage_used_gb)
-    on conflict (instance_id, usage_date) do update
+    on conflict (usage_date, instance_id) do update
       set storage_used_gb = greatest(day.storage_used_gb, excluded.storage_used_gb);
   end if;
 
@@ -2830,7 +2877,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '52_instance_functions.sql', '999287650a2009e5b10b3c54fb42423e61d96d3ed8ac590dd6840c05c36e72e6', NULL, '1.0.0')
+values (0, 'repeatable', '52_instance_functions.sql', '1d3ca0858f2d5be7f5a068c20377839d8fcf5cf19a5e7baa446301ae80bafa76', NULL, '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
     applied_by = default, duration_ms = excluded.duration_ms,
@@ -2873,8 +2920,8 @@ begin
            );
         when 'usage_metrics' then
           delete from public.usage_metrics
-           where (instance_id, usage_date) in (
-             select instance_id, usage_date from public.usage_metrics
+           where (usage_date, instance_id) in (
+             select usage_date, instance_id from public.usage_metrics
               where usage_date < (keep.cutoff at time zone 'utc')::date
               order by usage_date
               limit batch for update skip locked
@@ -2895,6 +2942,14 @@ begin
               where is_active and expires_at < keep.cutoff
               order by expires_at
               limit batch for no key update skip locked
+           );
+        when 'stripe_events' then
+          delete from private.stripe_events
+           where event_id in (
+             select event_id from private.stripe_events
+              where received_at < keep.cutoff
+              order by received_at
+              limit batch for update skip locked
            );
         else
           raise exception 'retention names the table %, which is not known here', keep.table_name
@@ -2960,7 +3015,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '53_automation_functions.sql', '21902d7992a00ddd5fe3b01f1f073ebbf88b1149729e72ab5099a4d8f018d427', NULL, '1.0.0')
+values (0, 'repeatable', '53_automation_functions.sql', '3f3791be42f9570007db2d7a536ea128666e8b8bbf8bf69bee323306b7fa4d76', NULL, '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
     applied_by = default, duration_ms = excluded.duration_ms,
