@@ -525,10 +525,12 @@ create table public.usage_metrics (
   constraint usage_metrics_instance_fkey foreign key (account_id, instance_id)
     references public.instances (account_id, id) on delete cascade
 )
-with (fillfactor = 70);
+-- A night's retention is vacuumed before the next one, so that its room is used again.
+with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.01);
 
-create index usage_metrics_account_id_instance_id_idx
-  on public.usage_metrics (account_id, instance_id);
+-- The day is in it so that a user's last days cost the same however many there are.
+create index usage_metrics_account_id_instance_id_usage_date_idx
+  on public.usage_metrics (account_id, instance_id, usage_date);
 -- For the flags that the end of a day clears. Not a partial index, which costs each message four times
 -- as much: its predicate is prepared anew.
 create index usage_metrics_limit_exceeded_usage_date_idx
@@ -556,7 +558,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0006_usage_metrics.sql', '87c9d7f49c27e5cee0f6fd30fcb54078e05aad55ddc10b7d6ff6ca943d6cccff', NULL, '1.0.0')
+values (0, 'migrations', '0006_usage_metrics.sql', 'ddf27d1faf01b758646fe05c5fbdbbcb5fd05f942fe4bf16458937ff84b83f79', NULL, '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
     applied_by = default, duration_ms = excluded.duration_ms,
@@ -586,7 +588,9 @@ create table public.audit_logs (
   constraint audit_logs_action_not_empty check (action <> ''),
   constraint audit_logs_category_not_empty check (category <> ''),
   constraint audit_logs_details_is_object check (jsonb_typeof(details) = 'object')
-);
+)
+-- A night's retention is vacuumed before the next one, so that its room is used again.
+with (autovacuum_vacuum_scale_factor = 0.01);
 
 create index audit_logs_account_id_created_at_idx on public.audit_logs (account_id, created_at);
 create index audit_logs_created_at_idx on public.audit_logs (created_at);
@@ -612,7 +616,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0007_audit_logs.sql', 'cc55b06be432403ae24a07e26b77f07f363a7b08c5647f2a910c4c77de4ced71', NULL, '1.0.0')
+values (0, 'migrations', '0007_audit_logs.sql', 'd4efea20fc4cb3bf3072dc16f61c37683e59f0bedf54ef6e1ee9e9ef13953e6f', NULL, '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
     applied_by = default, duration_ms = excluded.duration_ms,
@@ -2470,11 +2474,6 @@ language plpgsql stable rows 1 set search_path = ''
 as $$
 #variable_conflict use_column
 begin
-  if instance_id is null then
-    raise exception 'instance_id must not be null'
-      using errcode = 'null_value_not_allowed', hint = 'Pass the id of an instance.';
-  end if;
-
   return query
   select (plan.max_messages_per_day = -1 or used.messages < plan.max_messages_per_day)
            and (plan.max_storage_gb = -1 or plan.storage_used_gb <= plan.max_storage_gb)
@@ -2497,17 +2496,25 @@ begin
      select coalesce(day.messages_sent + day.messages_received, 0) as messages,
             -- private.count_agents, which users cannot call
             case jsonb_typeof(instance.config -> 'agents')
-              when 'object' then (select count(*)::integer from jsonb_object_keys(instance.config -> 'agents'))
+              when 'object' then jsonb_array_length(
+                jsonb_path_query_array(instance.config, '$.agents.keyvalue()')
+              )
               when 'array' then jsonb_array_length(instance.config -> 'agents')
               else 0
             end as agents
    ) as used
    where instance.id = check_usage_limits.instance_id;
 
-  -- To a user another customer's instance and none at all are alike.
-  if not found and current_user <> 'authenticated' then
-    raise exception 'no instance %', check_usage_limits.instance_id
-      using errcode = 'no_data_found', hint = 'Pass the id of an instance.';
+  if not found then
+    if instance_id is null then
+      raise exception 'instance_id must not be null'
+        using errcode = 'null_value_not_allowed', hint = 'Pass the id of an instance.';
+    end if;
+    -- To a user another customer's instance and none at all are alike.
+    if current_user <> 'authenticated' then
+      raise exception 'no instance %', instance_id
+        using errcode = 'no_data_found', hint = 'Pass the id of an instance.';
+    end if;
   end if;
 end
 $$;
@@ -2629,7 +2636,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '51_usage_functions.sql', 'd751cf371cdc1239af4305a6e0480a572be5211bc33590e6f558617cc57dda6f', NULL, '1.0.0')
+values (0, 'repeatable', '51_usage_functions.sql', 'd56589a79100f000161603a338dbd88496b84ba622228e713aecf93cbbb8399b', NULL, '1.0.0')
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
     applied_by = default, duration_ms = excluded.duration_ms,

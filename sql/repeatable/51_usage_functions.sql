@@ -212,11 +212,6 @@ language plpgsql stable rows 1 set search_path = ''
 as $$
 #variable_conflict use_column
 begin
-  if instance_id is null then
-    raise exception 'instance_id must not be null'
-      using errcode = 'null_value_not_allowed', hint = 'Pass the id of an instance.';
-  end if;
-
   return query
   select (plan.max_messages_per_day = -1 or used.messages < plan.max_messages_per_day)
            and (plan.max_storage_gb = -1 or plan.storage_used_gb <= plan.max_storage_gb)
@@ -239,17 +234,25 @@ begin
      select coalesce(day.messages_sent + day.messages_received, 0) as messages,
             -- private.count_agents, which users cannot call
             case jsonb_typeof(instance.config -> 'agents')
-              when 'object' then (select count(*)::integer from jsonb_object_keys(instance.config -> 'agents'))
+              when 'object' then jsonb_array_length(
+                jsonb_path_query_array(instance.config, '$.agents.keyvalue()')
+              )
               when 'array' then jsonb_array_length(instance.config -> 'agents')
               else 0
             end as agents
    ) as used
    where instance.id = check_usage_limits.instance_id;
 
-  -- To a user another customer's instance and none at all are alike.
-  if not found and current_user <> 'authenticated' then
-    raise exception 'no instance %', check_usage_limits.instance_id
-      using errcode = 'no_data_found', hint = 'Pass the id of an instance.';
+  if not found then
+    if instance_id is null then
+      raise exception 'instance_id must not be null'
+        using errcode = 'null_value_not_allowed', hint = 'Pass the id of an instance.';
+    end if;
+    -- To a user another customer's instance and none at all are alike.
+    if current_user <> 'authenticated' then
+      raise exception 'no instance %', instance_id
+        using errcode = 'no_data_found', hint = 'Pass the id of an instance.';
+    end if;
   end if;
 end
 $$;
