@@ -283,7 +283,10 @@ def test_a_message_is_the_instances_activity(db: Db) -> None:
         db.run("update instances set last_active_at = null where id = %s", ANN.instance)
         track(db)
         assert not db.one(query, ANN.instance)  # not every message writes the row
-        db.run("update usage_metrics set activity_noted_until = activity_noted_until - %s::interval", passed)
+        db.run(
+            "update usage_metrics set activity_noted_until = activity_noted_until - %s::interval",
+            passed,
+        )
 
 
 def test_counting_writes_no_audit_row_and_no_update_of_the_instance(db: Db) -> None:
@@ -294,6 +297,14 @@ def test_counting_writes_no_audit_row_and_no_update_of_the_instance(db: Db) -> N
     track(db)
     assert db.audited(ANN) == before
     assert db.one("select max(updated_at) < now() from instances")
+
+
+def test_a_message_that_is_refused_is_not_counted(db: Db) -> None:
+    track(db, agent="ada")
+    for wrong in ({"agent": ""}, {"tool": "x" * 101}, {"message_type": "read"}):
+        with db.refused(InvalidParameterValue):
+            track(db, ANN, **wrong)
+    assert usage(db, "messages_sent, agent_counts, tool_counts") == (1, {"ada": 1}, {})
 
 
 def test_a_day_of_endless_names_stays_small_and_counts_all(db: Db) -> None:
@@ -619,8 +630,8 @@ def test_what_has_no_time_left_goes_and_the_rest_stays(db: Db) -> None:
     for days in (89, 91):
         db.run(
             """insert into private.stripe_events (event_id, type, outcome, created_at, received_at)
-               values ('evt_' || %s::text, 'a.b', 'ignored', now(), now() - make_interval(days => %s))""",
-            days,
+               select 'evt_' || days, 'a.b', 'ignored', now(), now() - make_interval(days => days)
+                 from (values (%s)) as given (days)""",
             days,
         )
     cleanup = "select cleanup_expired_data()"
@@ -777,7 +788,9 @@ def test_counting_waits_for_nobody_who_holds_the_instance_or_the_subscription(
     ):
         db.run("select track_usage(%s)", instance)
         db.run("update instances set last_active_at = null where id = %s", instance)
-        db.run("update usage_metrics set activity_noted_until = null where instance_id = %s", instance)
+        db.run(
+            "update usage_metrics set activity_noted_until = null where instance_id = %s", instance
+        )
         other.execute("update subscriptions set tier = 'starter' where id = %s", [plan])
         other.execute("update instances set health_status = 'healthy' where id = %s", [instance])
         db.run("set lock_timeout = '100ms'")
