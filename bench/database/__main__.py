@@ -86,7 +86,7 @@ def measure(postgres: Server, target: Target, rounds: int, seconds: int) -> dict
             if target.before:
                 connection.execute(target.before.encode())
                 connection.execute("select count(track_usage(id)) from instances")
-            connection.execute("vacuum analyze subscriptions")
+            connection.execute("vacuum analyze")
             connection.execute("checkpoint")
     found: dict[str, Runs] = {str(number): {side: [] for side in sides} for number in CLIENTS}
     for number in CLIENTS:
