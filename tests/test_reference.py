@@ -55,16 +55,3 @@ def test_whatever_is_in_the_catalog_is_in_the_document(db: Db) -> None:
         "  c text)",
         "Stable, with the owner's rights, for `anon`",
     ]
-
-
-def test_every_table_and_function_has_a_comment(db: Db) -> None:
-    found = db.run(
-        """select oid::regclass::text from pg_class
-            where relnamespace::regnamespace::text in ('public', 'private')
-              and relkind in ('r', 'p') and obj_description(oid, 'pg_class') is null
-           union all
-           select oid::regprocedure::text from pg_proc
-            where pronamespace::regnamespace::text in ('public', 'private')
-              and obj_description(oid, 'pg_proc') is null"""
-    )
-    assert found == []
