@@ -29,8 +29,8 @@ and write what, [services](services.md) how the services call the functions, and
 
 ## Relations
 
-The columns that are keys; PK is a primary, FK a foreign, UK a unique one. What a table has without
-a line to another is not bound to it: the audit log outlives what it speaks of.
+The columns that are keys: PK a primary, FK a foreign, UK a unique one. A table without a line is
+bound to no other: the audit log outlives what it speaks of.
 """
 
 OURS = ["public", "private"]
@@ -72,7 +72,7 @@ RELATIONS = """
           where u.conrelid = f.conrelid and u.contype in ('p', 'u') and u.conkey <@ f.conkey
        )
      ) as one (alone)
-     where contype = 'f' and connamespace::regnamespace::text = any (%s)
+     where contype = 'f' and connamespace::regnamespace::text = any (%s) and conparentid = 0
      order by connamespace = 'private'::regnamespace, f.conrelid, f.oid"""
 
 COLUMNS = """
