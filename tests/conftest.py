@@ -44,6 +44,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         wanted = metafunc.config.getoption("--postgres").split(",")
         if unknown := sorted(set(wanted) - set(MAJORS)):
             raise pytest.UsageError(f"--postgres takes {' and '.join(MAJORS)}, not {unknown}")
+        if only := metafunc.definition.get_closest_marker("postgres"):
+            wanted = [major for major in wanted if major in only.args]
         ids = [f"pg{major}" for major in wanted]
         metafunc.parametrize("postgres_bin", wanted, ids=ids, indirect=True, scope="session")
 
