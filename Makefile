@@ -39,7 +39,7 @@ check: .venv/.installed $(TOOLS) ## Lint, type-check, and see that generated fil
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy .
-	.venv/bin/squawk --config .squawk.toml sql/{platform,migrations,repeatable}/*.sql
+	.venv/bin/squawk --config .squawk.toml sql/{platform,migrations,repeatable,jobs}/*.sql
 	.venv/bin/yamllint --strict .
 	.tools/bin/actionlint
 	.tools/bin/helm lint --strict --quiet $(CHART) --values $(CHART)/ci/minimal-values.yaml
