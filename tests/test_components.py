@@ -579,7 +579,7 @@ class TestDynamicProviders:
             (MIGRATIONS, "components.schema.FilesProvider"),
             (REPEATABLE, "components.schema.FilesProvider"),
             (VERIFICATION, "components.schema.VerificationProvider"),
-            (SETTINGS, "components.access.RoleSettingsProvider"),
+            (SETTINGS, "components.role_settings.RoleSettingsProvider"),
             (PG_CRON, "components.automation.PgCronProvider"),
         }
 
