@@ -3,7 +3,8 @@
 import hashlib
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -74,7 +75,7 @@ def batches(pending: Sequence[File], *, together: bool) -> list[Sequence[File]]:
 def apply(
     connection: Connection,
     batch: Sequence[File],
-    committed: Sequence[str],
+    committed: Sequence[File],
     retrying: Callable[[str, float], None],
 ) -> None:
     """Apply files together: all of them, or none.  A file without a transaction comes alone.
@@ -82,7 +83,7 @@ def apply(
     Args:
         connection: which holds the lock of the run.
         batch: checked files.
-        committed: names of the files that the run has applied before, for the message.
+        committed: what the run has applied before, for the message.
         retrying: is told why, and in how many seconds, it is tried again after a lock timeout.
 
     Raises:
@@ -115,7 +116,7 @@ def apply(
             raise MigrateError(
                 f"{describe(failed.files, failed.statement, failed.offset, failed.error)}\n"
                 f"  {stands}\n"
-                f"  committed in this run: {', '.join(committed) or 'nothing'}\n"
+                f"  committed in this run: {', '.join(f.name for f in committed) or 'nothing'}\n"
                 f"  what to do: {remedy}"
             ) from failed.error
 
@@ -150,7 +151,8 @@ def _in_one_transaction(connection: Connection, batch: Sequence[File]) -> None:
             started = time.monotonic()
             opening = f"{CLEAN}begin;" if file is batch[0] else ""
             total = len(outline(file).pieces)
-            for number, piece in enumerate(pieces(file), 1):
+            of_file = pieces(file) if total == 1 else _ahead(pieces(file))
+            for number, piece in enumerate(of_file, 1):
                 committing, closing = [file], ""
                 if number == total:
                     before = f"{(time.monotonic() - started) * 1000:.0f}"
@@ -161,6 +163,15 @@ def _in_one_transaction(connection: Connection, batch: Sequence[File]) -> None:
                 opening = ""
     finally:
         roll_back(connection)
+
+
+def _ahead(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """The same pieces, each read while the server works on the one before it."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, pieces, None)
+        while piece := coming.result():
+            coming = pool.submit(next, pieces, None)
+            yield piece
 
 
 def _run_piece(

@@ -38,10 +38,11 @@ class Folder:
     @property
     def problems(self) -> list[str]:
         """Why nothing may be applied: edited, removed or misplaced versioned files."""
-        if not self.versioned:
+        present = files.digests(self.files)
+        if not self.versioned or present == self.recorded:
             return []
         return files.number_problems(self.files) + files.history_problems(
-            self.name, self.recorded, files.digests(self.files)
+            self.name, self.recorded, present
         )
 
     @cached_property
@@ -275,7 +276,7 @@ def _apply(connection: Connection, found: Plan, applied: list[File], report: Rep
 
             report(Step("applying", label, number=len(applied) + 1, total=total))
             started = time.monotonic()
-            apply(connection, batch, [file.name for file in applied], retrying)
+            apply(connection, batch, applied, retrying)
             seconds = (time.monotonic() - started) / len(batch)
             for file in batch:
                 applied.append(file)

@@ -29,7 +29,8 @@ _SUSPECT = re.compile(
 )
 """What `problem` has to look at; most statements of a large file it need not."""
 
-_BEYOND_ASCII = re.compile(r"[^\x00-\x7f]")
+_BETWEEN = re.compile(r"(?:[\s;]+|--[^\n\r]*)*")
+_COMMENT_BORDER = re.compile(r"/\*|\*/")
 
 COPY_BY_CLIENT = "COPY with STDIN or STDOUT, which only psql can feed: use INSERT"
 
@@ -147,10 +148,7 @@ def split(piece: Piece) -> list[Statement]:
     """
     text = piece.text
     try:
-        try:  # pglast is slow at offsets beyond ASCII, where every letter is an identifier's
-            parts = parser.split(_BEYOND_ASCII.sub("_", text), only_slices=True)
-        except parser.ParseError:
-            parts = parser.split(text, only_slices=True)  # for its own words
+        parts = parser.split(text)  # not its slices, which take longer than the parser itself
     except parser.ParseError as error:
         message, offset = error.args
         if offset is None:  # pglast has no place for what is missing at the end
@@ -159,10 +157,26 @@ def split(piece: Piece) -> list[Statement]:
     found = []
     end = 0
     for number, part in enumerate(parts, piece.first):
-        comment = text[end : part.start].lstrip(";")
-        found.append(Statement(piece, number, part.start, part.stop, comment))
-        end = part.stop
+        start = _next_begin(text, end)
+        comment = text[end:start].lstrip(";")
+        end = start + len(part)
+        found.append(Statement(piece, number, start, end, comment))
     return found
+
+
+def _next_begin(text: str, end: int) -> int:
+    """Where the statement begins that follows one that ends at `end`."""
+    while gap := _BETWEEN.match(text, end):
+        end = gap.end()
+        if not text.startswith("/*", end):
+            break
+        depth = 0
+        for border in _COMMENT_BORDER.finditer(text, end):  # they nest
+            depth += 1 if border[0] == "/*" else -1
+            if not depth:
+                end = border.end()
+                break
+    return end
 
 
 def is_closed(piece: Piece, found: list[Statement]) -> bool:
