@@ -343,7 +343,10 @@ def _verify(options: argparse.Namespace) -> Result:
 def _bundle(options: argparse.Namespace) -> Result:
     from migrate.bundle import bundle
 
-    for part in bundle(files.read_tree(options.directory)):
+    parts = bundle(files.read_tree(options.directory))
+    if options.json:
+        return Result(document={"script": "".join(parts)})
+    for part in parts:
         sys.stdout.buffer.write(part.encode())
     sys.stdout.flush()
     return Result()

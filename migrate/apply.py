@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,7 @@ from migrate.connection import (
     is_broken,
     roll_back,
     send,
+    watched,
 )
 from migrate.errors import MigrateError
 from migrate.failure import describe
@@ -91,15 +93,20 @@ def apply(
     """
     transactional = outline(batch[0]).transactional
     for attempt in range(RETRIES + 1):
+        last = attempt == RETRIES or not transactional
+        watching: AbstractContextManager[list[str]] = (
+            watched(connection) if last else nullcontext([])
+        )
         try:
-            if transactional:
-                _in_one_transaction(connection, batch)
-            else:
-                _one_by_one(connection, batch[0])
+            with watching as in_the_way:
+                if transactional:
+                    _in_one_transaction(connection, batch)
+                else:
+                    _one_by_one(connection, batch[0])
             return
         except ApplyError as failed:
             timeout = isinstance(failed.error, psycopg.errors.LockNotAvailable)
-            if transactional and timeout and attempt < RETRIES:
+            if timeout and not last:
                 retrying(str(failed.error).strip(), 2.0**attempt)
                 time.sleep(2**attempt)
                 continue
@@ -110,7 +117,8 @@ def apply(
                     stands = f"unless it broke at the very commit, {stands}"
                 remedy = "run again; the ledger knows what was committed"
             elif timeout:
-                remedy = f"see who holds the lock{_blockers(connection)} and run again"
+                who = f" ({'; '.join(in_the_way)})" if in_the_way else ""
+                remedy = f"see who holds the lock{who} and run again"
             if not transactional:
                 stands = _standing(connection, failed)
             raise MigrateError(
@@ -131,17 +139,6 @@ def _standing(connection: Connection, failed: ApplyError) -> str:
         name = statement.node.idxname
         text += f"\n  invalid index {name} is left, which the next run drops and builds anew"
     return text
-
-
-def _blockers(connection: Connection) -> str:
-    """Sessions that hold locks in this database, in parentheses; nothing when there are none."""
-    rows = connection.execute(
-        """select distinct format('pid %s, %s', pid, state) from pg_stat_activity
-           join pg_locks l using (pid) where datname = current_database() and locktype = 'relation'
-             and granted and pid <> pg_backend_pid() and state is not null"""
-    )
-    found = "; ".join(text for (text,) in rows)
-    return f" ({found})" if found else ""
 
 
 def _in_one_transaction(connection: Connection, batch: Sequence[File]) -> None:
@@ -235,7 +232,7 @@ def _one_by_one(connection: Connection, file: File) -> None:
         elif _SETTING.match(statement.text):  # holds for the rest of the file
             send(connection, statement.text)
         before = digest
-    if invalid := _invalid_indexes(connection):
+    if invalid := invalid_indexes(connection):
         raise MigrateError(f"{file.path}: is not done{invalid}")
     with connection.transaction():
         connection.execute(SESSION.encode())
@@ -299,7 +296,7 @@ def half_done_problem(file: File, begun: ledger.Progress) -> str | None:
     if digest.hexdigest() == begun.sha256 and not outline(file).transactional:
         return None
     return (
-        f"{file.path}: was edited in its first {begun.done} statements, which are done, by a run "
+        f"{file.path}: was edited in statements that are done (the first {begun.done}), by a run "
         "that was cut off or failed: restore them, and make the change behind them"
     )
 
@@ -317,7 +314,8 @@ def _index(connection: Connection, node: Any) -> bool | None:
     return None if row is None else bool(row[0])
 
 
-def _invalid_indexes(connection: Connection) -> str:
+def invalid_indexes(connection: Connection) -> str:
+    """The invalid indexes of the database with what to do, a line each; empty without one."""
     rows = connection.execute(
         """select indexrelid::regclass::text from pg_index join pg_class on oid = indexrelid
            where not indisvalid and relkind = 'i' order by 1"""

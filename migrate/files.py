@@ -229,8 +229,13 @@ def history_problems(
         present: name -> sha256 of what is there now.
     """
     problems = []
+    new = {digest: name for name, digest in present.items() if name not in recorded}
     for name, digest in sorted(recorded.items()):
-        if name not in present:
+        if name not in present and digest in new:
+            problems.append(
+                f"{folder}/{name}: was applied and is now named {new[digest]}: rename it back"
+            )
+        elif name not in present:
             problems.append(
                 f"{folder}/{name}: was applied (sha256 {digest[:16]}) and is gone: restore "
                 "it, or update this checkout if it is older than the database"

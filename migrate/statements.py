@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pglast import ast, parser
-from pglast.enums import ReindexObjectType, TransactionStmtKind
+from pglast.enums import DiscardMode, ReindexObjectType, TransactionStmtKind
 
 _CONTROL = {
     TransactionStmtKind.TRANS_STMT_BEGIN: "BEGIN",
@@ -23,6 +23,7 @@ _CONTROL = {
 
 _SUSPECT = re.compile(
     r"(begin|start|commit|end|abort|rollback|savepoint|release|prepare|copy|reindex|vacuum|cluster"
+    r"|discard|set\s+local"
     r"|(create|drop|alter)\s+(database|tablespace|system))\b"
     r"|(create|drop|alter)\b.*\bconcurrently\b",
     re.IGNORECASE | re.DOTALL,
@@ -197,6 +198,13 @@ def problem(statement: Statement, transactional: bool) -> str | None:
         )
     if isinstance(node, ast.CopyStmt) and not node.filename:
         return COPY_BY_CLIENT
+    if isinstance(node, ast.DiscardStmt) and node.target == DiscardMode.DISCARD_ALL:
+        return "DISCARD ALL lets the lock of the run go: name what is to go, as DISCARD TEMP does"
+    if isinstance(node, ast.VariableSetStmt) and node.is_local and not transactional:
+        return (
+            "SET LOCAL in a file without a transaction, where it holds for itself alone: write "
+            "SET, which holds to the end of the file"
+        )
     if transactional and (by_itself := alone(node)):
         return (
             f"{by_itself} cannot run inside a transaction: put it into a file of its own that "

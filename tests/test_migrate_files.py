@@ -687,6 +687,13 @@ def test_a_removed_file_is_refused_with_its_digest() -> None:
     ]
 
 
+def test_a_renamed_file_is_refused_with_its_new_name() -> None:
+    present = {"0001_a.sql": "1a" * 32, "0002_other.sql": "2b" * 32}
+    assert files.history_problems("migrations", RECORDED, present) == [
+        "migrations/0002_b.sql: was applied and is now named 0002_other.sql: rename it back"
+    ]
+
+
 def test_a_new_file_before_an_applied_one_is_refused() -> None:
     recorded = {"0001_a.sql": "1a" * 32, "0003_c.sql": "3c" * 32}
     present = recorded | {"0002_b.sql": "2b" * 32}

@@ -20,6 +20,7 @@ from migrating import (
     in_background,
     made,
     query,
+    recorded,
     started_up,
     tables,
     told,
@@ -82,6 +83,50 @@ def test_a_lock_that_is_never_free_fails_after_the_last_try(
     assert "(SQLSTATE 55P03)" in message
     assert "  rolled back: 0002_b.sql\n  committed in this run: nothing\n" in message
     assert waits == [2**number for number in range(apply.RETRIES)] == [1, 2, 4, 8]
+
+
+def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("migrate.connection.LOOK", 0.05)
+    monkeypatch.setattr("migrate.apply.RETRIES", 0)
+
+
+def named(holder: psycopg.Connection) -> str:
+    return (
+        f"see who holds the lock (pid {holder.info.backend_pid}, user postgres, idle in "
+        "transaction) and run again"
+    )
+
+
+def test_who_is_in_the_way_is_named_and_nobody_else(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    up(database, write(tmp_path, tables(1, 2)))
+    write(
+        tmp_path,
+        {"migrations/0003_b.sql": "set local lock_timeout = '3s'; alter table t1 add b int;"},
+    )
+    look_often(monkeypatch)
+    with psycopg.connect(database) as holder, psycopg.connect(database) as bystander:
+        holder.execute("select from t1")
+        bystander.execute("lock table t2")
+        message = up_fails(database, tmp_path)
+        assert named(holder) in message
+
+
+def test_an_old_transaction_in_the_way_of_an_index_is_named(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = """-- migrate: no-transaction
+              set lock_timeout = '3s'; create index concurrently i on t1 (a);"""
+    up(database, write(tmp_path, tables(1, 2)))
+    write(tmp_path, {"migrations/0003_i.sql": text})
+    look_often(monkeypatch)
+    with psycopg.connect(database) as holder, psycopg.connect(database) as bystander:
+        holder.execute("set transaction isolation level repeatable read")
+        holder.execute("select from t2")
+        bystander.execute("lock table t2 in row share mode")
+        message = up_fails(database, tmp_path)
+        assert named(holder) in message
 
 
 @pytest.mark.parametrize("cause", ["select 1 / 0", "set local statement_timeout = 1; table t1"])
@@ -156,6 +201,18 @@ def test_a_holder_is_named_to_a_role_that_may_not_see_its_activity(
         holder.execute("select pg_advisory_lock(%s)", [LOCK_KEY])
         message = up_fails(role, write(tmp_path, tables(1)), wait=0)
         assert f"lock: pid {holder.info.backend_pid} (deploy 7, user postgres); waited" in message
+
+
+def test_a_file_that_lets_the_lock_of_the_run_go_is_noticed(database: str, tmp_path: Path) -> None:
+    write(tmp_path, {**tables(1), "migrations/0002_a.sql": "select pg_advisory_unlock_all();"})
+    assert up_fails(database, tmp_path) == (
+        "one of the files let the lock of this run go, as pg_advisory_unlock_all() does: another "
+        "run may have worked at the same time\n"
+        "  what to do: run `verify`; leave that call out of the next files"
+    )
+    assert recorded(database) == ["0001_t1.sql", "0002_a.sql"]
+    assert up(database, tmp_path) == []
+    assert verify(database, tmp_path) == 0
 
 
 def test_a_run_on_another_database_of_the_server_is_not_waited_for(

@@ -80,6 +80,27 @@ def test_an_invalid_index_from_a_crash_is_not_taken_for_done(database: str, tmp_
     assert indexes(database) == [("t1_a", True)]
 
 
+@pytest.mark.parametrize("name", ["0003_i.sql", "0003_other.sql", ""])
+def test_an_invalid_index_of_a_file_that_is_another_now_is_told(
+    database: str, tmp_path: Path, name: str
+) -> None:
+    rows = {"migrations/0002_r.sql": "insert into t1 values (1), (1);"}
+    write(tmp_path, {**tables(1), **rows, "migrations/0003_i.sql": CONCURRENTLY})
+    up_fails(database, tmp_path)
+    (tmp_path / "migrations/0003_i.sql").unlink()
+    if name:
+        write(tmp_path, {f"migrations/{name}": "create table other ();"})
+    assert failure(lambda: up(database, tmp_path), FilesError) == (
+        "migrations/0003_i.sql: had begun, and is another now\n"
+        "  invalid index t1_a, left by a CREATE INDEX CONCURRENTLY that failed: "
+        "DROP INDEX CONCURRENTLY t1_a, then run again\n"
+        "  committed in this run: nothing"
+    )
+    query(database, "drop index concurrently t1_a")
+    assert up(database, tmp_path) == [name] * bool(name)
+    assert indexes(database) == []
+
+
 def test_a_file_that_leaves_an_invalid_index_is_not_taken_for_done(
     database: str, tmp_path: Path
 ) -> None:
@@ -199,8 +220,9 @@ def test_statements_that_are_done_may_not_be_edited(
     edited = without_transaction(*done, *rest)
     write(tmp_path, {"migrations/0002_b.sql": edited})
     assert failure(lambda: up(database, tmp_path), FilesError) == (
-        f"{tmp_path}/migrations/0002_b.sql: was edited in its first 2 statements, which are done, "
-        "by a run that was cut off or failed: restore them, and make the change behind them"
+        f"{tmp_path}/migrations/0002_b.sql: was edited in statements that are done (the first 2), "
+        "by a run that was cut off or failed: restore them, and make the change behind them\n"
+        "  committed in this run: nothing"
     )
     assert query(database, "select a from t1 order by 1") == [1, 2]
     restored = without_transaction(*inserts(1, 2, 3))
@@ -214,8 +236,9 @@ def test_a_file_that_is_half_done_may_not_be_removed(database: str, tmp_path: Pa
     path = tmp_path / "migrations/0002_b.sql"
     path.rename(path.with_name("0002_other.sql"))
     assert failure(lambda: up(database, tmp_path), FilesError) == (
-        "migrations/0002_b.sql: is gone, but its first 1 statements are done, by a run that was "
-        "cut off or failed: restore it"
+        "migrations/0002_b.sql: is gone, but statements of it are done (the first 1), by a run "
+        "that was cut off or failed: restore it\n"
+        "  committed in this run: nothing"
     )
     assert query(database, "select a from t1") == [1]
 

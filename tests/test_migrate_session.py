@@ -132,7 +132,10 @@ def test_a_file_that_changes_after_it_was_checked_is_refused(
             (tmp_path / name).write_text(text.replace("half", "other"))
 
     message = failure(lambda: up(database, tmp_path, report=change), FilesError)
-    assert message == f"{tmp_path}/{name}: has changed since this run began: run again"
+    assert message == (
+        f"{tmp_path}/{name}: has changed since this run began: run again\n"
+        "  committed in this run: 0001_t1.sql"
+    )
     assert made(database) == ["t1"]
     assert recorded(database) == ["0001_t1.sql"]
     assert query(database, "select count(*) from t1") == [0]
@@ -151,7 +154,10 @@ def test_a_file_that_changes_while_a_run_waits_is_refused(database: str, tmp_pat
     with psycopg.connect(database, autocommit=True) as holder:
         holder.execute("select pg_advisory_lock(%s)", [LOCK_KEY])
         message = failure(lambda: up(database, tmp_path, report=change), FilesError)
-    assert message.endswith("0001_t1.sql: has changed since this run began: run again")
+    assert message == (
+        f"{tmp_path}/migrations/0001_t1.sql: has changed since this run began: run again\n"
+        "  committed in this run: nothing"
+    )
     assert made(database) == []
 
 
@@ -162,7 +168,8 @@ def test_a_file_that_is_no_text_is_refused_only_while_it_is_pending(
     (tmp_path / "migrations/0002_t2.sql").write_bytes(b"select 1;\n-- \xff\n")
     message = failure(lambda: up(database, tmp_path), FilesError)
     assert message == (
-        f"{tmp_path}/migrations/0002_t2.sql:2: not UTF-8 (byte 0xff): save the file as UTF-8"
+        f"{tmp_path}/migrations/0002_t2.sql:2: not UTF-8 (byte 0xff): save the file as UTF-8\n"
+        "  committed in this run: nothing"
     )
     assert made(database) == []
 
