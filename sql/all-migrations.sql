@@ -89,11 +89,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0001_foundation.sql', '3cc1f251fae6865cba3871d8693f294a7254148951212a1757caa06516f6b39d', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0001_foundation.sql', '3cc1f251fae6865cba3871d8693f294a7254148951212a1757caa06516f6b39d', NULL, '1.0.0');
 
 -- migrations/0002_tiers.sql
 
@@ -181,11 +177,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0002_tiers.sql', '1ace3d00dad8c25a0f1f34b88fc9f8f93ffe8ab5a40f374390eb9e389658a3c9', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0002_tiers.sql', '1ace3d00dad8c25a0f1f34b88fc9f8f93ffe8ab5a40f374390eb9e389658a3c9', NULL, '1.0.0');
 
 -- migrations/0003_accounts.sql
 
@@ -239,11 +231,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0003_accounts.sql', '8dd7de970b5b95b358a0746dc3d39ad59e120091b0c5c36ad59ace0a5c7c4d7f', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0003_accounts.sql', '8dd7de970b5b95b358a0746dc3d39ad59e120091b0c5c36ad59ace0a5c7c4d7f', NULL, '1.0.0');
 
 -- migrations/0004_subscriptions.sql
 
@@ -327,11 +315,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0004_subscriptions.sql', '777bd1ded46a8b4090ff558388c585b64d486daa28160d44687eb4d2d765e7bf', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0004_subscriptions.sql', '777bd1ded46a8b4090ff558388c585b64d486daa28160d44687eb4d2d765e7bf', NULL, '1.0.0');
 
 -- migrations/0005_instances.sql
 
@@ -480,11 +464,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0005_instances.sql', 'e6a4e1ba1af2cba75b49ddaaf0f7e8bfcb5295852ad90d7c91750e665e63835b', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0005_instances.sql', 'e6a4e1ba1af2cba75b49ddaaf0f7e8bfcb5295852ad90d7c91750e665e63835b', NULL, '1.0.0');
 
 -- migrations/0006_usage_metrics.sql
 
@@ -552,11 +532,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0006_usage_metrics.sql', 'a72d5beadd682b7ad97f0b3d3cee2167939ffd43cdffb122786037205e01792f', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0006_usage_metrics.sql', 'a72d5beadd682b7ad97f0b3d3cee2167939ffd43cdffb122786037205e01792f', NULL, '1.0.0');
 
 -- migrations/0007_audit_logs.sql
 
@@ -608,11 +584,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0007_audit_logs.sql', 'cc55b06be432403ae24a07e26b77f07f363a7b08c5647f2a910c4c77de4ced71', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0007_audit_logs.sql', 'cc55b06be432403ae24a07e26b77f07f363a7b08c5647f2a910c4c77de4ced71', NULL, '1.0.0');
 
 -- migrations/0008_support_tickets.sql
 
@@ -666,11 +638,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0008_support_tickets.sql', 'd4cdbfafbab6e2f72ac9d6872d9e66c19d7ec1aa6def6c7b616fcd4e855fde59', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0008_support_tickets.sql', 'd4cdbfafbab6e2f72ac9d6872d9e66c19d7ec1aa6def6c7b616fcd4e855fde59', NULL, '1.0.0');
 
 -- migrations/0009_instance_backups.sql
 
@@ -725,11 +693,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0009_instance_backups.sql', '289530e97ea2042c6c049db1aaaa82b9d69f330a026c81781b6b00000dacdc3f', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0009_instance_backups.sql', '289530e97ea2042c6c049db1aaaa82b9d69f330a026c81781b6b00000dacdc3f', NULL, '1.0.0');
 
 -- migrations/0010_api_keys.sql
 
@@ -791,11 +755,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0010_api_keys.sql', 'b3cbf4a1f367cef95b781421a82a6884c3d1ec4f896976559196e57cbb1950f0', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0010_api_keys.sql', 'b3cbf4a1f367cef95b781421a82a6884c3d1ec4f896976559196e57cbb1950f0', NULL, '1.0.0');
 
 -- migrations/0011_retention.sql
 
@@ -829,11 +789,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0011_retention.sql', 'c0a36fcdc174164ed87976659d83224efa67aaf2af83f12911791d419a9941b7', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0011_retention.sql', 'c0a36fcdc174164ed87976659d83224efa67aaf2af83f12911791d419a9941b7', NULL, '1.0.0');
 
 -- migrations/0012_stripe.sql
 
@@ -910,11 +866,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0012_stripe.sql', 'a2d1bf342758ae22e9167cd7b021cbc6872bef0e9318f27dd6798c014ceaebc7', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0012_stripe.sql', 'a2d1bf342758ae22e9167cd7b021cbc6872bef0e9318f27dd6798c014ceaebc7', NULL, '1.0.0');
 
 -- repeatable/10_shared.sql
 
@@ -1059,11 +1011,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '10_shared.sql', 'f39e2b38c0ea5c694df21d34fa359f8b552a0e20eabe64c731b2e6172e461a07', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '10_shared.sql', 'f39e2b38c0ea5c694df21d34fa359f8b552a0e20eabe64c731b2e6172e461a07', NULL, '1.0.0');
 
 -- repeatable/20_accounts.sql
 
@@ -1155,11 +1103,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '20_accounts.sql', 'a0a064563769a5e8c50907806a40dad4dfd78f214fcfd3299faf0df388b08f22', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '20_accounts.sql', 'a0a064563769a5e8c50907806a40dad4dfd78f214fcfd3299faf0df388b08f22', NULL, '1.0.0');
 
 -- repeatable/21_subscriptions.sql
 
@@ -1319,11 +1263,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '21_subscriptions.sql', '57d3314685b7237cfcc1d436b3b0e2302ed50e093906b0e0b71b55796e9c1fd2', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '21_subscriptions.sql', '57d3314685b7237cfcc1d436b3b0e2302ed50e093906b0e0b71b55796e9c1fd2', NULL, '1.0.0');
 
 -- repeatable/22_instances.sql
 
@@ -1558,11 +1498,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '22_instances.sql', 'eb3dddc4aa202de90026cdb936b515128c415d06951b0582af7d0d4ccf1df637', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '22_instances.sql', 'eb3dddc4aa202de90026cdb936b515128c415d06951b0582af7d0d4ccf1df637', NULL, '1.0.0');
 
 -- repeatable/23_usage_metrics.sql
 
@@ -1619,11 +1555,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '23_usage_metrics.sql', '256ce4176c7e5a21892fd4e56385f34613bef33d8a1431b4fd967056ec6616ff', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '23_usage_metrics.sql', '256ce4176c7e5a21892fd4e56385f34613bef33d8a1431b4fd967056ec6616ff', NULL, '1.0.0');
 
 -- repeatable/24_audit_logs.sql
 
@@ -1666,11 +1598,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '24_audit_logs.sql', '818cb29f3f8aa72e68114fc2b0c3c41c446112fc9ff094fda9718e89c3d48366', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '24_audit_logs.sql', '818cb29f3f8aa72e68114fc2b0c3c41c446112fc9ff094fda9718e89c3d48366', NULL, '1.0.0');
 
 -- repeatable/25_support_tickets.sql
 
@@ -1779,11 +1707,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '25_support_tickets.sql', '4935a20e99cc287d78ca83104c66cbe2a4a1b7d9901848c2ced38a39ef9f096c', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '25_support_tickets.sql', '4935a20e99cc287d78ca83104c66cbe2a4a1b7d9901848c2ced38a39ef9f096c', NULL, '1.0.0');
 
 -- repeatable/26_instance_backups.sql
 
@@ -1866,11 +1790,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '26_instance_backups.sql', '674ca10887613e6a1ed701167f7f79538393903eb0155a008aaadab3c29a93dd', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '26_instance_backups.sql', '674ca10887613e6a1ed701167f7f79538393903eb0155a008aaadab3c29a93dd', NULL, '1.0.0');
 
 -- repeatable/27_api_keys.sql
 
@@ -2009,11 +1929,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '27_api_keys.sql', '124d9bfc04a1742ddbb688df56246922570b5b0e9fd6289033da26e5230aad45', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '27_api_keys.sql', '124d9bfc04a1742ddbb688df56246922570b5b0e9fd6289033da26e5230aad45', NULL, '1.0.0');
 
 -- repeatable/30_private.sql
 
@@ -2079,11 +1995,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '30_private.sql', 'db9ebf3bd8fc9022c6ce75605fe26e775443ccade74e3189d2abf891ffa0f6de', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '30_private.sql', 'db9ebf3bd8fc9022c6ce75605fe26e775443ccade74e3189d2abf891ffa0f6de', NULL, '1.0.0');
 
 -- repeatable/40_realtime.sql
 
@@ -2115,11 +2027,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '40_realtime.sql', 'a4aaf3ab26e875e37ca3215e5bff5c107926aeff7a314d195c305d7209f749f9', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '40_realtime.sql', 'a4aaf3ab26e875e37ca3215e5bff5c107926aeff7a314d195c305d7209f749f9', NULL, '1.0.0');
 
 -- repeatable/50_user_functions.sql
 
@@ -2240,11 +2148,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '50_user_functions.sql', '71282cf43d7f02648e770ed1fdbfb0d224ac2dd374427678bfd411c5f58ad51c', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '50_user_functions.sql', '71282cf43d7f02648e770ed1fdbfb0d224ac2dd374427678bfd411c5f58ad51c', NULL, '1.0.0');
 
 -- repeatable/51_usage_functions.sql
 
@@ -2582,11 +2486,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '51_usage_functions.sql', '8c5c39d7b1b0492d205835c1e33d575effd5ae6df82eedc1fefc7348ece35fcc', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '51_usage_functions.sql', '8c5c39d7b1b0492d205835c1e33d575effd5ae6df82eedc1fefc7348ece35fcc', NULL, '1.0.0');
 
 -- repeatable/52_instance_functions.sql
 
@@ -2830,11 +2730,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '52_instance_functions.sql', '999287650a2009e5b10b3c54fb42423e61d96d3ed8ac590dd6840c05c36e72e6', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '52_instance_functions.sql', '999287650a2009e5b10b3c54fb42423e61d96d3ed8ac590dd6840c05c36e72e6', NULL, '1.0.0');
 
 -- repeatable/53_automation_functions.sql
 
@@ -2960,11 +2856,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '53_automation_functions.sql', '21902d7992a00ddd5fe3b01f1f073ebbf88b1149729e72ab5099a4d8f018d427', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '53_automation_functions.sql', '21902d7992a00ddd5fe3b01f1f073ebbf88b1149729e72ab5099a4d8f018d427', NULL, '1.0.0');
 
 -- repeatable/54_stripe_functions.sql
 
@@ -3307,10 +3199,6 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '54_stripe_functions.sql', 'efd3ccd40e86e9081a1795411835ab5458d4990694c7482dd80f2e9471e4b119', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '54_stripe_functions.sql', 'efd3ccd40e86e9081a1795411835ab5458d4990694c7482dd80f2e9471e4b119', NULL, '1.0.0');
 
 commit;
