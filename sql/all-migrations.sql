@@ -89,11 +89,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0001_foundation.sql', '3cc1f251fae6865cba3871d8693f294a7254148951212a1757caa06516f6b39d', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0001_foundation.sql', '3cc1f251fae6865cba3871d8693f294a7254148951212a1757caa06516f6b39d', NULL, '1.0.0');
 
 -- migrations/0002_tiers.sql
 
@@ -182,11 +178,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0002_tiers.sql', '48c3fcc8ceadf15d813e0d48d9d8196b354c086152800c4821606a52d9344cd2', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0002_tiers.sql', '48c3fcc8ceadf15d813e0d48d9d8196b354c086152800c4821606a52d9344cd2', NULL, '1.0.0');
 
 -- migrations/0003_accounts.sql
 
@@ -240,11 +232,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0003_accounts.sql', '8dd7de970b5b95b358a0746dc3d39ad59e120091b0c5c36ad59ace0a5c7c4d7f', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0003_accounts.sql', '8dd7de970b5b95b358a0746dc3d39ad59e120091b0c5c36ad59ace0a5c7c4d7f', NULL, '1.0.0');
 
 -- migrations/0004_subscriptions.sql
 
@@ -330,11 +318,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0004_subscriptions.sql', '32ed5e5ac8cd4f23ed473321c0a55aa0bff9ea2de3130472fb0703a20eddc21f', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0004_subscriptions.sql', '32ed5e5ac8cd4f23ed473321c0a55aa0bff9ea2de3130472fb0703a20eddc21f', NULL, '1.0.0');
 
 -- migrations/0005_instances.sql
 
@@ -488,11 +472,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0005_instances.sql', 'cd047334b63729f0191f0d91c52f4ac6acaf7ae700a9ffb1ef9a79a57b744ec4', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0005_instances.sql', 'cd047334b63729f0191f0d91c52f4ac6acaf7ae700a9ffb1ef9a79a57b744ec4', NULL, '1.0.0');
 
 -- migrations/0006_usage_metrics.sql
 
@@ -561,11 +541,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0006_usage_metrics.sql', 'c2d90b8ac123c8e72fa04d53db4ba3234d09ebcf5903cf16fe8ef5daef1a4a02', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0006_usage_metrics.sql', 'c2d90b8ac123c8e72fa04d53db4ba3234d09ebcf5903cf16fe8ef5daef1a4a02', NULL, '1.0.0');
 
 -- migrations/0007_audit_logs.sql
 
@@ -619,11 +595,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0007_audit_logs.sql', '177d393957dbd99ea2ea8e8336ec1ead5675b6824faaec87d15e562062ad270f', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0007_audit_logs.sql', '177d393957dbd99ea2ea8e8336ec1ead5675b6824faaec87d15e562062ad270f', NULL, '1.0.0');
 
 -- migrations/0008_support_tickets.sql
 
@@ -678,11 +650,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0008_support_tickets.sql', '561b2e5e2f90c9f56b84f7dfd8e8bc22a6e70833caabee029e8a3cb8f3909b06', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0008_support_tickets.sql', '561b2e5e2f90c9f56b84f7dfd8e8bc22a6e70833caabee029e8a3cb8f3909b06', NULL, '1.0.0');
 
 -- migrations/0009_instance_backups.sql
 
@@ -738,11 +706,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0009_instance_backups.sql', '64b32dc43c3135183168d2a22f3ed9d43a3ffabffd8a6c168ad58f9eeca9d51b', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0009_instance_backups.sql', '64b32dc43c3135183168d2a22f3ed9d43a3ffabffd8a6c168ad58f9eeca9d51b', NULL, '1.0.0');
 
 -- migrations/0010_api_keys.sql
 
@@ -806,11 +770,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0010_api_keys.sql', '466b694c1b418098d67fc5a72937c08cbf2e66dd5b3166478799d65d82a67869', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0010_api_keys.sql', '466b694c1b418098d67fc5a72937c08cbf2e66dd5b3166478799d65d82a67869', NULL, '1.0.0');
 
 -- migrations/0011_retention.sql
 
@@ -844,11 +804,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0011_retention.sql', 'c0a36fcdc174164ed87976659d83224efa67aaf2af83f12911791d419a9941b7', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0011_retention.sql', 'c0a36fcdc174164ed87976659d83224efa67aaf2af83f12911791d419a9941b7', NULL, '1.0.0');
 
 -- migrations/0012_stripe.sql
 
@@ -929,11 +885,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0012_stripe.sql', '55e1f0f8b8b68e61c80907b1bd43cca3e635d531930ee4d81921100d0fee6084', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0012_stripe.sql', '55e1f0f8b8b68e61c80907b1bd43cca3e635d531930ee4d81921100d0fee6084', NULL, '1.0.0');
 
 -- repeatable/10_shared.sql
 
@@ -1081,11 +1033,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '10_shared.sql', 'f1cb848022f10288b04f6cd0b190866b8b4790a7ddc00ecc90e83f4da139ec7a', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '10_shared.sql', 'f1cb848022f10288b04f6cd0b190866b8b4790a7ddc00ecc90e83f4da139ec7a', NULL, '1.0.0');
 
 -- repeatable/20_accounts.sql
 
@@ -1180,11 +1128,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '20_accounts.sql', '7bd007ca689c9465eac3a2c3deff3a903c24df54f60da55236ed1f7116cb2681', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '20_accounts.sql', '7bd007ca689c9465eac3a2c3deff3a903c24df54f60da55236ed1f7116cb2681', NULL, '1.0.0');
 
 -- repeatable/21_subscriptions.sql
 
@@ -1351,11 +1295,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '21_subscriptions.sql', '714801e2f9f26a3f709944603b146de58fa1c25268fd6fec93ebddee30ec6886', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '21_subscriptions.sql', '714801e2f9f26a3f709944603b146de58fa1c25268fd6fec93ebddee30ec6886', NULL, '1.0.0');
 
 -- repeatable/22_instances.sql
 
@@ -1598,11 +1538,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '22_instances.sql', '6a7035d023aa35fe44ca57cac38c7782baa59cbb532b80602a7a48668350e8c3', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '22_instances.sql', '6a7035d023aa35fe44ca57cac38c7782baa59cbb532b80602a7a48668350e8c3', NULL, '1.0.0');
 
 -- repeatable/23_usage_metrics.sql
 
@@ -1662,11 +1598,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '23_usage_metrics.sql', 'f5704616acb68dec498720cd0d9a21696f5c87ee654d7b823f64d61a632854b8', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '23_usage_metrics.sql', 'f5704616acb68dec498720cd0d9a21696f5c87ee654d7b823f64d61a632854b8', NULL, '1.0.0');
 
 -- repeatable/24_audit_logs.sql
 
@@ -1709,11 +1641,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '24_audit_logs.sql', '818cb29f3f8aa72e68114fc2b0c3c41c446112fc9ff094fda9718e89c3d48366', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '24_audit_logs.sql', '818cb29f3f8aa72e68114fc2b0c3c41c446112fc9ff094fda9718e89c3d48366', NULL, '1.0.0');
 
 -- repeatable/25_support_tickets.sql
 
@@ -1827,11 +1755,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '25_support_tickets.sql', '3ef61b7ee99878570d5103134ea432758c93e8003f2124557a46e7aa01d638ca', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '25_support_tickets.sql', '3ef61b7ee99878570d5103134ea432758c93e8003f2124557a46e7aa01d638ca', NULL, '1.0.0');
 
 -- repeatable/26_instance_backups.sql
 
@@ -1917,11 +1841,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '26_instance_backups.sql', '02be554108579d7f2bfda7ce28c509997f62969604c9b450bb3a22e7ff37ce36', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '26_instance_backups.sql', '02be554108579d7f2bfda7ce28c509997f62969604c9b450bb3a22e7ff37ce36', NULL, '1.0.0');
 
 -- repeatable/27_api_keys.sql
 
@@ -2066,11 +1986,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '27_api_keys.sql', '7d51b9a8a19c9fa1e75c0892264ef74106aee128539b70e36f2ed1f0397a8c75', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '27_api_keys.sql', '7d51b9a8a19c9fa1e75c0892264ef74106aee128539b70e36f2ed1f0397a8c75', NULL, '1.0.0');
 
 -- repeatable/30_private.sql
 
@@ -2136,11 +2052,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '30_private.sql', 'db9ebf3bd8fc9022c6ce75605fe26e775443ccade74e3189d2abf891ffa0f6de', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '30_private.sql', 'db9ebf3bd8fc9022c6ce75605fe26e775443ccade74e3189d2abf891ffa0f6de', NULL, '1.0.0');
 
 -- repeatable/40_realtime.sql
 
@@ -2172,11 +2084,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '40_realtime.sql', 'a4aaf3ab26e875e37ca3215e5bff5c107926aeff7a314d195c305d7209f749f9', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '40_realtime.sql', 'a4aaf3ab26e875e37ca3215e5bff5c107926aeff7a314d195c305d7209f749f9', NULL, '1.0.0');
 
 -- repeatable/50_user_functions.sql
 
@@ -2297,11 +2205,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '50_user_functions.sql', '71282cf43d7f02648e770ed1fdbfb0d224ac2dd374427678bfd411c5f58ad51c', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '50_user_functions.sql', '71282cf43d7f02648e770ed1fdbfb0d224ac2dd374427678bfd411c5f58ad51c', NULL, '1.0.0');
 
 -- repeatable/51_usage_functions.sql
 
@@ -2644,11 +2548,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '51_usage_functions.sql', 'd8f5acd1a6dc467d48d77402826efe15a803a9735c7e13e9e2a0645d31693872', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '51_usage_functions.sql', 'd8f5acd1a6dc467d48d77402826efe15a803a9735c7e13e9e2a0645d31693872', NULL, '1.0.0');
 
 -- repeatable/52_instance_functions.sql
 
@@ -2895,11 +2795,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '52_instance_functions.sql', '387cfb33c82e37a3ef4b51fdfe5232387016296fb65f3dcf6d16e5bf2be3147e', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '52_instance_functions.sql', '387cfb33c82e37a3ef4b51fdfe5232387016296fb65f3dcf6d16e5bf2be3147e', NULL, '1.0.0');
 
 -- repeatable/53_automation_functions.sql
 
@@ -3025,11 +2921,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '53_automation_functions.sql', '21902d7992a00ddd5fe3b01f1f073ebbf88b1149729e72ab5099a4d8f018d427', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '53_automation_functions.sql', '21902d7992a00ddd5fe3b01f1f073ebbf88b1149729e72ab5099a4d8f018d427', NULL, '1.0.0');
 
 -- repeatable/54_stripe_functions.sql
 
@@ -3374,10 +3266,6 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '54_stripe_functions.sql', 'c0a915d125b601a38b9f9f763c234cc82f1e86b0a10fd280f89affe97944d7c4', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '54_stripe_functions.sql', 'c0a915d125b601a38b9f9f763c234cc82f1e86b0a10fd280f89affe97944d7c4', NULL, '1.0.0');
 
 commit;
