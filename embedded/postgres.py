@@ -22,7 +22,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,7 +135,7 @@ class Server:
         Raises:
             PostgresError: It cannot be started; nothing half-done is left.
         """
-        with self._locked(claim=True):
+        with self._locked(claim=True) as lock:
             running = self._postmaster(forget_others=True)
             if running and self._comes_up(running):
                 return False
@@ -145,7 +145,7 @@ class Server:
             if self.data.exists():
                 self._check_data(major)
             else:
-                self._initdb(run_as, major)
+                self._initdb(run_as, major, lock)
             file = self.directory / "port"
             if file.exists():
                 if self._launch(run_as, self.port):
@@ -190,7 +190,7 @@ class Server:
     # --- the directory -----------------------------------------------------------------------
 
     @contextmanager
-    def _locked(self, *, claim: bool = False) -> Iterator[None]:
+    def _locked(self, *, claim: bool = False) -> Iterator[IO[str]]:
         """Let one process at a time work on this server; make the system's errors readable."""
         try:
             if self.directory.is_dir() and "lock" not in (os.listdir(self.directory) or ["lock"]):
@@ -201,7 +201,7 @@ class Server:
                 self._claim()
             with self._open("lock", os.O_RDWR) as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                yield
+                yield lock
         except OSError as error:
             what = f"{error.filename or self.directory}: {error.strerror or error}."
             raise PostgresError(f"{what} {HINTS.get(error.errno or 0, '')}".rstrip()) from error
@@ -313,7 +313,7 @@ class Server:
                 f"or remove {self.data} to begin with an empty database."
             )
 
-    def _initdb(self, run_as: list[str], major: int) -> None:
+    def _initdb(self, run_as: list[str], major: int, lock: IO[str]) -> None:
         """Create the cluster beside its place; it gets there complete, or not at all."""
         self._write("password", secrets.token_urlsafe(32))
         new = Path(tempfile.mkdtemp(prefix="initdb-", dir=self.directory))
@@ -328,8 +328,8 @@ class Server:
             command += ["--pwfile", str(self.directory / "password"), "--auth=scram-sha-256"]
             command += ["--encoding=UTF8", *locale]
             command += ["--no-sync"] if self.settings.get("fsync") == "off" else []
-            # Should we be killed, the broken pipes end it too.
-            process = _spawn(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            # Should we be killed, the broken pipes end it too, and until then it holds our lock.
+            process = _spawn(command, subprocess.PIPE, subprocess.PIPE, keep=[lock.fileno()])
             _, errors = process.communicate()
             if process.returncode:
                 raise PostgresError(
@@ -465,7 +465,7 @@ class Server:
 
 
 def _spawn(
-    command: list[str], stdout: int | IO[str], stderr: int | IO[str]
+    command: list[str], stdout: int | IO[str], stderr: int | IO[str], keep: Sequence[int] = ()
 ) -> subprocess.Popen[str]:
     """Start a command of the server's, out of reach of Ctrl-C in our terminal."""
     return subprocess.Popen(
@@ -477,6 +477,7 @@ def _spawn(
         stderr=stderr,
         text=True,
         start_new_session=True,
+        pass_fds=keep,
     )
 
 

@@ -89,11 +89,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0001_foundation.sql', '3cc1f251fae6865cba3871d8693f294a7254148951212a1757caa06516f6b39d', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0001_foundation.sql', '3cc1f251fae6865cba3871d8693f294a7254148951212a1757caa06516f6b39d', NULL, '1.0.0');
 
 -- migrations/0002_tiers.sql
 
@@ -137,6 +133,7 @@ comment on table private.tiers is
 comment on column private.tiers.max_messages_per_day is 'Messages per instance and UTC day; -1 = unlimited, as in every max_ column.';
 comment on column private.tiers.max_agents is 'Agents in the config of one instance.';
 comment on column private.tiers.max_storage_gb is 'Storage of all instances of a subscription together.';
+comment on column private.tiers.max_platforms is 'For the services to hold an instance to, as max_team_members: the database counts neither.';
 comment on column private.tiers.features is 'Feature flags (true/false): what check_user_permission answers.';
 comment on column private.tiers.cpu_limit is 'CPU cores of one instance.';
 comment on column private.tiers.storage_limit_gb is 'Volume size of one instance: a real size, never unlimited.';
@@ -181,11 +178,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0002_tiers.sql', '1ace3d00dad8c25a0f1f34b88fc9f8f93ffe8ab5a40f374390eb9e389658a3c9', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0002_tiers.sql', '48c3fcc8ceadf15d813e0d48d9d8196b354c086152800c4821606a52d9344cd2', NULL, '1.0.0');
 
 -- migrations/0003_accounts.sql
 
@@ -239,11 +232,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0003_accounts.sql', '8dd7de970b5b95b358a0746dc3d39ad59e120091b0c5c36ad59ace0a5c7c4d7f', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0003_accounts.sql', '8dd7de970b5b95b358a0746dc3d39ad59e120091b0c5c36ad59ace0a5c7c4d7f', NULL, '1.0.0');
 
 -- migrations/0004_subscriptions.sql
 
@@ -312,6 +301,8 @@ comment on table public.subscriptions is
   'The plan of an account, with its limits and features. Modified only by Stripe''s webhooks.';
 comment on column public.subscriptions.max_messages_per_day is
   'From the tier unless stated by the writer; -1 = unlimited, as in every max_ column. On a change of tier a limit that is left as it was, or set to null, follows the new tier.';
+comment on column public.subscriptions.max_storage_gb is 'Of all instances together.';
+comment on column public.subscriptions.max_agents is 'In the config of one instance.';
 comment on column public.subscriptions.features is 'Feature flags; from the tier unless stated by the writer.';
 comment on column public.subscriptions.storage_used_gb is 'Over all instances; kept by calculate_storage_usage().';
 comment on column public.subscriptions.cancelled_at is
@@ -327,11 +318,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0004_subscriptions.sql', '777bd1ded46a8b4090ff558388c585b64d486daa28160d44687eb4d2d765e7bf', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0004_subscriptions.sql', '32ed5e5ac8cd4f23ed473321c0a55aa0bff9ea2de3130472fb0703a20eddc21f', NULL, '1.0.0');
 
 -- migrations/0005_instances.sql
 
@@ -415,6 +402,10 @@ comment on column public.instances.config is
 comment on column public.instances.status is
   'Changes only along private.instance_status_transitions.';
 comment on column public.instances.cpu_limit is 'CPU cores. From the tier unless stated, as the other two limits; a change of tier sets all three again.';
+comment on column public.instances.health_status is 'Kept by update_instance_health(), with the next two.';
+comment on column public.instances.error_message is 'What failed last, in words for people.';
+comment on column public.instances.cpu_used is 'CPU cores in use when the instance-provisioner measured last, as in the next two.';
+comment on column public.instances.storage_used_gb is 'What calculate_storage_usage() adds up.';
 comment on column public.instances.last_active_at is 'Last use by the customer, to a few minutes; health checks do not count.';
 comment on column public.instances.provisioned_at is 'When it ran for the first time.';
 comment on column public.instances.started_at is 'When it began to run last: for the first time, or after a stop.';
@@ -471,6 +462,7 @@ alter table private.instance_secrets enable row level security;
 
 comment on table private.instance_secrets is
   'Tokens and environment values of instances. Only the instance-provisioner reads and writes them.';
+comment on column private.instance_secrets.name is 'The key in the instance''s Kubernetes Secret, or the environment variable.';
 
 
 reset session authorization;
@@ -480,11 +472,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0005_instances.sql', 'e6a4e1ba1af2cba75b49ddaaf0f7e8bfcb5295852ad90d7c91750e665e63835b', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0005_instances.sql', 'cd047334b63729f0191f0d91c52f4ac6acaf7ae700a9ffb1ef9a79a57b744ec4', NULL, '1.0.0');
 
 -- migrations/0006_usage_metrics.sql
 
@@ -539,6 +527,7 @@ create index usage_metrics_limit_exceeded_usage_date_idx
 alter table public.usage_metrics enable row level security;
 
 comment on table public.usage_metrics is 'One row per instance and UTC day.';
+comment on column public.usage_metrics.error_count is 'For service_role to write, as the next two: track_usage() counts messages.';
 comment on column public.usage_metrics.response_time_ms is
   'The sum over response_count responses: divide for the average.';
 comment on column public.usage_metrics.storage_used_gb is 'The highest value of the day.';
@@ -558,11 +547,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0006_usage_metrics.sql', 'ddf27d1faf01b758646fe05c5fbdbbcb5fd05f942fe4bf16458937ff84b83f79', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0006_usage_metrics.sql', 'b72aa04232d4f0dee1be25032968721f01147bf4fe0d2751912958e5fa09dff0', NULL, '1.0.0');
 
 -- migrations/0007_audit_logs.sql
 
@@ -604,6 +589,8 @@ comment on column public.audit_logs.account_id is
 comment on column public.audit_logs.actor_role is 'The database role that acted.';
 comment on column public.audit_logs.actor_user_id is 'The auth user on whose behalf it acted, if any.';
 comment on column public.audit_logs.action is 'subject.verb, for example subscription.updated.';
+comment on column public.audit_logs.category is 'What the database itself writes is of account, billing, instance, security or usage.';
+comment on column public.audit_logs.resource_id is 'Of what was acted on. No foreign key: survives it.';
 comment on column public.audit_logs.details is
   'For a change: changed (column names), old and new (values of the columns that hold nothing personal or secret).';
 comment on column public.audit_logs.ip_address is 'As the API gateway''s headers state it.';
@@ -616,11 +603,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0007_audit_logs.sql', 'd4efea20fc4cb3bf3072dc16f61c37683e59f0bedf54ef6e1ee9e9ef13953e6f', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0007_audit_logs.sql', '3a3504ea53b4d0561be89e45c5dda3d18d3cd98f39a1b978c2c57a86e67d6448', NULL, '1.0.0');
 
 -- migrations/0008_support_tickets.sql
 
@@ -660,6 +643,7 @@ create index support_tickets_instance_id_account_id_idx on public.support_ticket
 alter table public.support_tickets enable row level security;
 
 comment on table public.support_tickets is 'Support tickets of customers.';
+comment on column public.support_tickets.instance_id is 'One of the account''s own, if any; null once that is deleted.';
 comment on column public.support_tickets.priority is
   'high and urgent need priority_support in the features of the account''s live subscription.';
 comment on column public.support_tickets.assignee is 'Who of the staff works on it.';
@@ -674,11 +658,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0008_support_tickets.sql', 'd4cdbfafbab6e2f72ac9d6872d9e66c19d7ec1aa6def6c7b616fcd4e855fde59', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0008_support_tickets.sql', '561b2e5e2f90c9f56b84f7dfd8e8bc22a6e70833caabee029e8a3cb8f3909b06', NULL, '1.0.0');
 
 -- migrations/0009_instance_backups.sql
 
@@ -721,6 +701,7 @@ create index instance_backups_expires_at_idx on public.instance_backups (expires
 alter table public.instance_backups enable row level security;
 
 comment on table public.instance_backups is 'Backups of instances, automatic or asked for.';
+comment on column public.instance_backups.backup_type is 'A user asks for manual ones only.';
 comment on column public.instance_backups.location is 'Where the backup lies; set by the service.';
 comment on column public.instance_backups.retention_days is 'From the tier''s backup_retention_days unless stated.';
 comment on column public.instance_backups.expires_at is 'created_at plus retention_days; cannot be written.';
@@ -733,11 +714,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0009_instance_backups.sql', '289530e97ea2042c6c049db1aaaa82b9d69f330a026c81781b6b00000dacdc3f', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0009_instance_backups.sql', '64b32dc43c3135183168d2a22f3ed9d43a3ffabffd8a6c168ad58f9eeca9d51b', NULL, '1.0.0');
 
 -- migrations/0010_api_keys.sql
 
@@ -772,10 +749,12 @@ alter table public.api_keys enable row level security;
 
 comment on table public.api_keys is
   'API keys of customers: the 8-character prefix to recognise one by; the hash is in private.api_key_hashes.';
+comment on column public.api_keys.key_prefix is 'The first 8 characters of the key.';
 comment on column public.api_keys.key_hash is
   'Write-only: the SHA-256 of the key as 64 hexadecimal digits, given when the key is created and moved away by a trigger. Always null when read.';
 comment on column public.api_keys.permissions is
   'What the key may do. Users may grant all but admin, if the plan has api_access.';
+comment on column public.api_keys.expires_at is 'Null = never.';
 comment on column public.api_keys.is_active is 'False once revoked; a user cannot undo that.';
 
 create table private.api_key_hashes (
@@ -799,11 +778,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0010_api_keys.sql', 'b3cbf4a1f367cef95b781421a82a6884c3d1ec4f896976559196e57cbb1950f0', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0010_api_keys.sql', '466b694c1b418098d67fc5a72937c08cbf2e66dd5b3166478799d65d82a67869', NULL, '1.0.0');
 
 -- migrations/0011_retention.sql
 
@@ -839,11 +814,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0011_retention.sql', 'ff3c5c385fab105ad90e8ad397543228c83d1c5406c5479b9f3b2983c40a3bb3', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0011_retention.sql', 'ff3c5c385fab105ad90e8ad397543228c83d1c5406c5479b9f3b2983c40a3bb3', NULL, '1.0.0');
 
 -- migrations/0012_stripe.sql
 
@@ -872,7 +843,6 @@ comment on column private.stripe_events.created_at is 'By Stripe''s clock.';
 
 create table private.stripe_objects (
   kind text not null,
-  -- An invoice goes by the subscription that it bills: only the last one counts.
   id text collate "C" not null,
   customer_id text not null,
   account_id uuid references public.accounts (id) on delete cascade,
@@ -908,7 +878,12 @@ alter table private.stripe_objects enable row level security;
 
 comment on table private.stripe_objects is
   'The newest word of Stripe on each customer and subscription, and on the last invoice of each subscription.';
+comment on column private.stripe_objects.id is 'Stripe''s; an invoice goes by the subscription that it bills, so that only the last one counts.';
 comment on column private.stripe_objects.account_id is 'Null until the customer is linked to an account.';
+comment on column private.stripe_objects.final is 'The object is deleted, or the subscription over.';
+comment on column private.stripe_objects.object_created is 'When Stripe made the object.';
+comment on column private.stripe_objects.said_at is 'When Stripe made the event.';
+comment on column private.stripe_objects.step is 'How far the object is in its life: of two words of one second the further counts.';
 comment on column private.stripe_objects.status is
   'Of a subscription, in the platform''s spelling; of an invoice, paid or failed.';
 comment on column private.stripe_objects.begun is
@@ -922,11 +897,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0012_stripe.sql', 'e3fec9ac7546991f38d4432e7c4b9972edcee68adb48df540759f360166167cf', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0012_stripe.sql', 'b162b846f40bbfc25386c246b85301506c2fe8e728e903a9b271eab23148276e', NULL, '1.0.0');
 
 -- repeatable/10_shared.sql
 
@@ -946,8 +917,7 @@ begin
 end
 $$;
 
--- True for a request made by a user through the API. Reads the role that was set, since current_user
--- is the owner inside SECURITY DEFINER functions.
+-- Reads the role that was set, since current_user is the owner inside SECURITY DEFINER functions.
 create or replace function private.acting_as_user() returns boolean
 language sql stable set search_path = ''
 as $$
@@ -955,8 +925,7 @@ as $$
          in ('anon', 'authenticated')
 $$;
 
--- The one door to the audit log for functions and triggers of the database. The role that acts is the
--- default of its column; the user, address and program come from the request, if there is one.
+-- The role that acts is the default of its column.
 create or replace function private.log_audit(
   account_id uuid,
   action text,
@@ -992,10 +961,6 @@ begin
 end
 $$;
 
--- Audits a change of a row, and only a change: an update that leaves all but bookkeeping as it was
--- writes nothing. Arguments of the trigger: what the row is called, the category, the columns whose
--- values may be told (those of all others stay out: they may be personal or secret), and the columns
--- that are bookkeeping. A function may say why in the setting mindroom.audit_reason.
 create or replace function private.audit_change() returns trigger
 language plpgsql security definer set search_path = ''
 as $$
@@ -1056,6 +1021,15 @@ begin
 end
 $$;
 
+comment on function private.set_updated_at() is
+  'updated_at is now, whatever the writer says.';
+comment on function private.acting_as_user() is
+  'Is this a request that a user made through the API?';
+comment on function private.log_audit(uuid, text, text, text, uuid, jsonb, boolean) is
+  'The one door to the audit log for functions and triggers. The user, address and program come from the request, if there is one.';
+comment on function private.audit_change() is
+  'Audits a change of a row, and only a change: an update that leaves all but bookkeeping as it was writes nothing. Arguments: what the row is called, the category, the columns whose values may be told (those of all others stay out: they may be personal or secret), the columns that are bookkeeping. A function may say why in the setting mindroom.audit_reason.';
+
 revoke all on function
   private.set_updated_at(),
   private.acting_as_user(),
@@ -1071,11 +1045,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '10_shared.sql', 'f39e2b38c0ea5c694df21d34fa359f8b552a0e20eabe64c731b2e6172e461a07', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '10_shared.sql', 'f1cb848022f10288b04f6cd0b190866b8b4790a7ddc00ecc90e83f4da139ec7a', NULL, '1.0.0');
 
 -- repeatable/20_accounts.sql
 
@@ -1106,6 +1076,9 @@ begin
   return null;
 end
 $$;
+
+comment on function private.sync_account() is
+  'A new user gets an account, whose email follows the user''s.';
 
 revoke all on function private.sync_account() from public, anon, authenticated, service_role;
 
@@ -1167,18 +1140,12 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '20_accounts.sql', 'a0a064563769a5e8c50907806a40dad4dfd78f214fcfd3299faf0df388b08f22', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '20_accounts.sql', '7bd007ca689c9465eac3a2c3deff3a903c24df54f60da55236ed1f7116cb2681', NULL, '1.0.0');
 
 -- repeatable/21_subscriptions.sql
 
 -- subscriptions: read by their owner, written by stripe-handler only.
 
--- Limits and features come from the tier, on insert and on a change of tier, unless the writer states
--- them. Stated means: not null and, on a change of tier, not what it was before.
 create or replace function private.apply_tier() returns trigger
 language plpgsql security definer set search_path = ''
 as $$
@@ -1254,6 +1221,15 @@ begin
   return old;
 end
 $$;
+
+comment on function private.apply_tier() is
+  'Limits and features come from the tier, on insert and on a change of tier, unless the writer states them. Stated means: not null and, on a change of tier, not what it was before.';
+comment on function private.note_cancellation() is
+  'cancelled_at is when it was cancelled, and null again when it is revived.';
+comment on function private.resize_instances() is
+  'A new tier sets the resource limits of the instances, except those that are being removed.';
+comment on function private.keep_billed_subscription() is
+  'Refuses to delete a subscription that Stripe still bills.';
 
 revoke all on function
   private.apply_tier(),
@@ -1331,18 +1307,13 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '21_subscriptions.sql', '57d3314685b7237cfcc1d436b3b0e2302ed50e093906b0e0b71b55796e9c1fd2', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '21_subscriptions.sql', '714801e2f9f26a3f709944603b146de58fa1c25268fd6fec93ebddee30ec6886', NULL, '1.0.0');
 
 -- repeatable/22_instances.sql
 
 -- instances: read by their owner, who may change config and only it; all else is the
 -- instance-provisioner's.
 
--- An agent is an entry of config.agents, whether that is an object by name or a list.
 create or replace function private.count_agents(config jsonb) returns integer
 language sql immutable set search_path = ''
 as $$
@@ -1353,8 +1324,6 @@ as $$
   end
 $$;
 
--- Resource limits come from the tier of the subscription, on insert and when the instance moves to
--- another subscription, unless the writer states them (subscriptions follow the same rule).
 create or replace function private.apply_tier_resources() returns trigger
 language plpgsql security definer set search_path = ''
 as $$
@@ -1471,6 +1440,17 @@ begin
 end
 $$;
 
+comment on function private.count_agents(jsonb) is
+  'How many entries agents has in an instance''s config, whether an object by name or a list.';
+comment on function private.apply_tier_resources() is
+  'Resource limits come from the tier of the subscription, on insert and when the instance moves to another subscription, unless the writer states them (subscriptions follow the same rule).';
+comment on function private.check_status_transition() is
+  'The status goes only along private.instance_status_transitions, and its timestamps with it.';
+comment on function private.check_instance_config() is
+  'config and app_config are objects; config has at most 1 MiB, and no more agents than the plan allows.';
+comment on function private.keep_deployed_instance() is
+  'Refuses to delete an instance that is not deprovisioned.';
+
 revoke all on function
   private.count_agents(jsonb),
   private.apply_tier_resources(),
@@ -1570,11 +1550,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '22_instances.sql', 'eb3dddc4aa202de90026cdb936b515128c415d06951b0582af7d0d4ccf1df637', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '22_instances.sql', '6a7035d023aa35fe44ca57cac38c7782baa59cbb532b80602a7a48668350e8c3', NULL, '1.0.0');
 
 -- repeatable/23_usage_metrics.sql
 
@@ -1595,6 +1571,9 @@ begin
   return null;
 end
 $$;
+
+comment on function private.check_usage_day() is
+  'Refuses usage of a UTC day that has not begun.';
 
 revoke all on function private.check_usage_day() from public, anon, authenticated, service_role;
 
@@ -1631,11 +1610,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '23_usage_metrics.sql', '256ce4176c7e5a21892fd4e56385f34613bef33d8a1431b4fd967056ec6616ff', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '23_usage_metrics.sql', 'f5704616acb68dec498720cd0d9a21696f5c87ee654d7b823f64d61a632854b8', NULL, '1.0.0');
 
 -- repeatable/24_audit_logs.sql
 
@@ -1678,11 +1653,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '24_audit_logs.sql', '818cb29f3f8aa72e68114fc2b0c3c41c446112fc9ff094fda9718e89c3d48366', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '24_audit_logs.sql', '818cb29f3f8aa72e68114fc2b0c3c41c446112fc9ff094fda9718e89c3d48366', NULL, '1.0.0');
 
 -- repeatable/25_support_tickets.sql
 
@@ -1714,6 +1685,11 @@ begin
   return new;
 end
 $$;
+
+comment on function private.check_ticket_priority() is
+  'high and urgent need a plan with priority_support.';
+comment on function private.note_resolution() is
+  'resolved_at is when the ticket was resolved or closed, and null while it is open.';
 
 revoke all on function
   private.check_ticket_priority(),
@@ -1791,11 +1767,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '25_support_tickets.sql', '4935a20e99cc287d78ca83104c66cbe2a4a1b7d9901848c2ced38a39ef9f096c', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '25_support_tickets.sql', '3ef61b7ee99878570d5103134ea432758c93e8003f2124557a46e7aa01d638ca', NULL, '1.0.0');
 
 -- repeatable/26_instance_backups.sql
 
@@ -1820,6 +1792,9 @@ begin
   return new;
 end
 $$;
+
+comment on function private.apply_backup_retention() is
+  'retention_days comes from the tier unless stated.';
 
 revoke all on function private.apply_backup_retention() from public, anon, authenticated, service_role;
 
@@ -1878,11 +1853,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '26_instance_backups.sql', '674ca10887613e6a1ed701167f7f79538393903eb0155a008aaadab3c29a93dd', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '26_instance_backups.sql', '02be554108579d7f2bfda7ce28c509997f62969604c9b450bb3a22e7ff37ce36', NULL, '1.0.0');
 
 -- repeatable/27_api_keys.sql
 
@@ -1913,7 +1884,6 @@ begin
 end
 $$;
 
--- Bounds what a user may grant; services and service_role may grant any known permission.
 create or replace function private.check_api_key_permissions() returns trigger
 language plpgsql security definer set search_path = ''
 as $$
@@ -1946,6 +1916,13 @@ begin
   return new;
 end
 $$;
+
+comment on function private.store_api_key_hash() is
+  'Moves the hash of a new key to private.api_key_hashes.';
+comment on function private.check_api_key_permissions() is
+  'Bounds what a user may grant: never admin, and nothing without api_access in the plan. Services and service_role may grant any known permission.';
+comment on function private.keep_api_key_revoked() is
+  'No user makes a revoked key valid again.';
 
 revoke all on function
   private.store_api_key_hash(),
@@ -2021,11 +1998,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '27_api_keys.sql', '124d9bfc04a1742ddbb688df56246922570b5b0e9fd6289033da26e5230aad45', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '27_api_keys.sql', '7d51b9a8a19c9fa1e75c0892264ef74106aee128539b70e36f2ed1f0397a8c75', NULL, '1.0.0');
 
 -- repeatable/30_private.sql
 
@@ -2091,11 +2064,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '30_private.sql', 'db9ebf3bd8fc9022c6ce75605fe26e775443ccade74e3189d2abf891ffa0f6de', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '30_private.sql', 'db9ebf3bd8fc9022c6ce75605fe26e775443ccade74e3189d2abf891ffa0f6de', NULL, '1.0.0');
 
 -- repeatable/40_realtime.sql
 
@@ -2127,11 +2096,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '40_realtime.sql', 'a4aaf3ab26e875e37ca3215e5bff5c107926aeff7a314d195c305d7209f749f9', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '40_realtime.sql', 'a4aaf3ab26e875e37ca3215e5bff5c107926aeff7a314d195c305d7209f749f9', NULL, '1.0.0');
 
 -- repeatable/50_user_functions.sql
 
@@ -2252,11 +2217,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '50_user_functions.sql', '71282cf43d7f02648e770ed1fdbfb0d224ac2dd374427678bfd411c5f58ad51c', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '50_user_functions.sql', '71282cf43d7f02648e770ed1fdbfb0d224ac2dd374427678bfd411c5f58ad51c', NULL, '1.0.0');
 
 -- repeatable/51_usage_functions.sql
 
@@ -2300,8 +2261,8 @@ begin
             ),
             limit_exceeded,
             (message_type = 'sent' or message_type = 'received')
-              and (agent_counts ? agent and tool_counts ? tool and platform = any (platforms_active))
-                  is not false
+              and (agent_counts ? agent and tool_counts ? tool) is not false
+              and (platform is null or platform = any (platforms_active))
               and activity_noted_until > now()
        into within, said, usual;
 
@@ -2340,8 +2301,8 @@ begin
 end
 $$;
 
--- What a message that is not a usual one leaves to do. It has been counted, so its transaction holds
--- the row of the day: nobody else is here for this instance.
+-- The message has been counted, so its transaction holds the row of the day: nobody else is here for
+-- this instance.
 create or replace function private.settle_message(
   instance_id uuid, agent text, tool text, platform text, message_type text, within boolean, said boolean
 ) returns boolean
@@ -2370,13 +2331,16 @@ begin
            else tool_counts || jsonb_build_object(tool, 1)
          end,
          platforms_active = case
-           when platform = any (platforms_active) is not false or pg_column_size(platforms_active) > 8000
+           when platform is null or platform = any (platforms_active) or pg_column_size(platforms_active) > 8000
              then platforms_active
            else platforms_active || platform
          end
    where instance_id = settle_message.instance_id
      and usage_date = (now() at time zone 'utc')::date
-     and (agent_counts ? agent and tool_counts ? tool and platform = any (platforms_active)) is false;
+     and (
+       (agent_counts ? agent and tool_counts ? tool) is false
+       or not (platform is null or platform = any (platforms_active))
+     );
 
   perform private.note_activity(settle_message.instance_id);
   if within is null then  -- no subscription is in force: the last one's limit still holds
@@ -2608,6 +2572,14 @@ comment on function public.get_billing_metrics(uuid, date, date) is
   'Usage of an account between two UTC days, both inclusive. Peak storage: of the day with the most, over all instances.';
 comment on function public.reset_daily_usage() is
   'Closes past days: clears their limit flags; how many. Meant for 00:00 UTC, harmless at any time.';
+comment on function private.begin_usage_day(uuid) is
+  'Makes the row of the day for track_usage, or says what is wrong with the instance.';
+comment on function private.settle_message(uuid, text, text, text, text, boolean, boolean) is
+  'What a message that is not a usual one leaves to do for track_usage: checks, new names, activity, the limit.';
+comment on function private.note_activity(uuid) is
+  'Sets last_active_at of an instance every five minutes, unless somebody holds its row.';
+comment on function private.note_limit_exceeded(uuid) is
+  'Flags the day of an instance, and says so in the audit log once.';
 
 revoke all on function
   public.track_usage(uuid, text, text, text, text),
@@ -2636,19 +2608,14 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '51_usage_functions.sql', 'd56589a79100f000161603a338dbd88496b84ba622228e713aecf93cbbb8399b', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '51_usage_functions.sql', 'abf0a46a85b6c8e46806158da87af2e1274adec5ffaa4966e5fb77c4d9f00dd8', NULL, '1.0.0');
 
 -- repeatable/52_instance_functions.sql
 
 -- The life of an instance. The row is the desired state: these functions write it, a notification wakes
 -- the instance-provisioner, and that makes it true.
 
--- On commit, whoever wrote: a user's config, a new tier's resources, a pause. The channel is
--- "instances", the payload the id.
+-- Whoever wrote: a user's config, a new tier's resources, a pause.
 create or replace function private.notify_instance() returns trigger
 language plpgsql set search_path = ''
 as $$
@@ -2657,6 +2624,9 @@ begin
   return null;
 end
 $$;
+
+comment on function private.notify_instance() is
+  'Wakes the instance-provisioner on commit: the channel is instances, the payload the id.';
 
 revoke all on function private.notify_instance() from public, anon, authenticated, service_role;
 
@@ -2675,7 +2645,6 @@ create or replace trigger instances_notify_update
   )
   execute function private.notify_instance();
 
--- Sets a status and tells the audit log why. True if the status was another one.
 create or replace function private.set_instance_status(instance_id uuid, status text, reason text)
 returns boolean
 language plpgsql set search_path = ''
@@ -2861,6 +2830,8 @@ comment on function public.update_instance_health(uuid, text, jsonb) is
   'Records the health of an instance; audited when it becomes critical or ceases to be.';
 comment on function public.calculate_storage_usage(uuid) is
   'GB now used by an instance. Updates the day''s peak, and the subscription''s total over all its instances that are not deprovisioned.';
+comment on function private.set_instance_status(uuid, text, text) is
+  'Sets a status and tells the audit log why; true if it was another one.';
 
 revoke all on function
   private.set_instance_status(uuid, text, text),
@@ -2884,11 +2855,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '52_instance_functions.sql', '1d3ca0858f2d5be7f5a068c20377839d8fcf5cf19a5e7baa446301ae80bafa76', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '52_instance_functions.sql', '83ad2a9fa32981ac8cd09470f964800bdd80eae7c8ea5e3b853021a57c8d7b4f', NULL, '1.0.0');
 
 -- repeatable/53_automation_functions.sql
 
@@ -3022,19 +2989,14 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '53_automation_functions.sql', '3f3791be42f9570007db2d7a536ea128666e8b8bbf8bf69bee323306b7fa4d76', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '53_automation_functions.sql', '3f3791be42f9570007db2d7a536ea128666e8b8bbf8bf69bee323306b7fa4d76', NULL, '1.0.0');
 
 -- repeatable/54_stripe_functions.sql
 
 -- Stripe's door: the one way in which subscriptions change. docs/decisions/0006-stripe.md says what
 -- follows from which word, and why.
 
--- An event as the word that it says of an object; null for types that mean nothing here. Stripe's
--- spellings and its two API shapes (periods and invoices moved in 2025-03-31) end here.
+-- Stripe's spellings and its two API shapes (periods and invoices moved in 2025-03-31) end here.
 create or replace function private.read_stripe_event(event jsonb) returns private.stripe_objects
 language plpgsql stable set search_path = ''
 as $$
@@ -3129,8 +3091,7 @@ begin
 end
 $$;
 
--- Makes an account's rows what the words on it say; the caller has locked it. A function of the words
--- alone: called after any sequence of them, and any number of times, it ends in the same rows.
+-- The caller has locked the account.
 create or replace function private.apply_stripe_objects(account uuid) returns void
 language plpgsql set search_path = ''
 as $$
@@ -3352,6 +3313,10 @@ $$;
 
 comment on function public.handle_stripe_event(jsonb) is
   'Takes an event as Stripe sent it, at any time, in any order and any number of times. Says what became of it: applied, stale, unlinked, ignored, or duplicate.';
+comment on function private.read_stripe_event(jsonb) is
+  'An event as the word that it says of an object; null for a type that means nothing here.';
+comment on function private.apply_stripe_objects(uuid) is
+  'Makes an account''s rows what the words on it say. A function of the words alone: called after any sequence of them, and any number of times, it ends in the same rows.';
 
 -- stripe_handler alone may call it: Pulumi grants it. Not even service_role: that key lies in more
 -- places than Stripe's secret.
@@ -3369,10 +3334,6 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '54_stripe_functions.sql', 'efd3ccd40e86e9081a1795411835ab5458d4990694c7482dd80f2e9471e4b119', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '54_stripe_functions.sql', 'c0a915d125b601a38b9f9f763c234cc82f1e86b0a10fd280f89affe97944d7c4', NULL, '1.0.0');
 
 commit;

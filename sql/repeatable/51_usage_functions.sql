@@ -38,8 +38,8 @@ begin
             ),
             limit_exceeded,
             (message_type = 'sent' or message_type = 'received')
-              and (agent_counts ? agent and tool_counts ? tool and platform = any (platforms_active))
-                  is not false
+              and (agent_counts ? agent and tool_counts ? tool) is not false
+              and (platform is null or platform = any (platforms_active))
               and activity_noted_until > now()
        into within, said, usual;
 
@@ -78,8 +78,8 @@ begin
 end
 $$;
 
--- What a message that is not a usual one leaves to do. It has been counted, so its transaction holds
--- the row of the day: nobody else is here for this instance.
+-- The message has been counted, so its transaction holds the row of the day: nobody else is here for
+-- this instance.
 create or replace function private.settle_message(
   instance_id uuid, agent text, tool text, platform text, message_type text, within boolean, said boolean
 ) returns boolean
@@ -108,13 +108,16 @@ begin
            else tool_counts || jsonb_build_object(tool, 1)
          end,
          platforms_active = case
-           when platform = any (platforms_active) is not false or pg_column_size(platforms_active) > 8000
+           when platform is null or platform = any (platforms_active) or pg_column_size(platforms_active) > 8000
              then platforms_active
            else platforms_active || platform
          end
    where instance_id = settle_message.instance_id
      and usage_date = (now() at time zone 'utc')::date
-     and (agent_counts ? agent and tool_counts ? tool and platform = any (platforms_active)) is false;
+     and (
+       (agent_counts ? agent and tool_counts ? tool) is false
+       or not (platform is null or platform = any (platforms_active))
+     );
 
   perform private.note_activity(settle_message.instance_id);
   if within is null then  -- no subscription is in force: the last one's limit still holds
@@ -346,6 +349,14 @@ comment on function public.get_billing_metrics(uuid, date, date) is
   'Usage of an account between two UTC days, both inclusive. Peak storage: of the day with the most, over all instances.';
 comment on function public.reset_daily_usage() is
   'Closes past days: clears their limit flags; how many. Meant for 00:00 UTC, harmless at any time.';
+comment on function private.begin_usage_day(uuid) is
+  'Makes the row of the day for track_usage, or says what is wrong with the instance.';
+comment on function private.settle_message(uuid, text, text, text, text, boolean, boolean) is
+  'What a message that is not a usual one leaves to do for track_usage: checks, new names, activity, the limit.';
+comment on function private.note_activity(uuid) is
+  'Sets last_active_at of an instance every five minutes, unless somebody holds its row.';
+comment on function private.note_limit_exceeded(uuid) is
+  'Flags the day of an instance, and says so in the audit log once.';
 
 revoke all on function
   public.track_usage(uuid, text, text, text, text),
