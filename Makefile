@@ -51,6 +51,7 @@ check: .venv/.installed $(TOOLS) ## Lint, type-check, and see that generated fil
 
 bench: .venv/.installed ## Measure, each against a baseline in the same run
 	$(PYTHON) -m bench.make_up
+	$(PYTHON) -m bench.database
 
 generate: .venv/.installed ## Write the generated files again
 	mkdir -p .state

@@ -478,7 +478,7 @@ values (0, 'migrations', '0005_instances.sql', 'cd047334b63729f0191f0d91c52f4ac6
 
 -- What each instance did on each UTC day. A row is written once per message, so it carries the least
 -- that keeps its promises: the key, few indexes, no trigger that a count fires, and room on the page so
--- that a count is a HOT update. What is inside the three jsonb columns is left to the functions that
+-- that a count is a HOT update. What is inside the two jsonb columns is left to the functions that
 -- count: users and services cannot write here.
 -- Limits, sizes and one day's counts stay far below 2^31.
 -- squawk-ignore-file prefer-bigint-over-int
@@ -505,20 +505,24 @@ create table public.usage_metrics (
   limit_exceeded boolean not null default false,
   agent_counts jsonb not null default '{}',
   tool_counts jsonb not null default '{}',
-  platform_counts jsonb not null default '{}',
-  primary key (instance_id, usage_date),
+  platforms_active text[] not null default '{}',
+  activity_noted_until timestamptz,
+  -- The day first: what is counted today is together, however long the history, and so is what
+  -- retention removes.
+  primary key (usage_date, instance_id),
   constraint usage_metrics_instance_fkey foreign key (account_id, instance_id)
     references public.instances (account_id, id) on delete cascade
 )
-with (fillfactor = 70);
+-- A night's retention is vacuumed before the next one, so that its room is used again.
+with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.01);
 
-create index usage_metrics_account_id_instance_id_idx
-  on public.usage_metrics (account_id, instance_id);
--- For retention, and for the flags that the end of a day clears. Neither holds a column that a count
--- changes, so a count stays a HOT update.
-create index usage_metrics_usage_date_idx on public.usage_metrics (usage_date);
-create index usage_metrics_limit_exceeded_idx
-  on public.usage_metrics (usage_date) where limit_exceeded;
+-- The day is in it so that a user's last days cost the same however many there are.
+create index usage_metrics_account_id_instance_id_usage_date_idx
+  on public.usage_metrics (account_id, instance_id, usage_date);
+-- For the flags that the end of a day clears. Not a partial index, which costs each message four times
+-- as much: its predicate is prepared anew.
+create index usage_metrics_limit_exceeded_usage_date_idx
+  on public.usage_metrics (limit_exceeded, usage_date);
 
 alter table public.usage_metrics enable row level security;
 
@@ -531,7 +535,9 @@ comment on column public.usage_metrics.limit_exceeded is
   'The limit of the present day was passed and said so in the audit log, once; cleared when the day is over.';
 comment on column public.usage_metrics.agent_counts is 'Messages per agent: {"name": count}. Once it has 8 kB, messages of further names count in the totals only, as in the next two.';
 comment on column public.usage_metrics.tool_counts is 'Uses per tool: {"name": count}.';
-comment on column public.usage_metrics.platform_counts is 'Messages per platform: {"name": count}; its keys are the platforms active.';
+comment on column public.usage_metrics.platforms_active is 'The platforms that messages named.';
+comment on column public.usage_metrics.activity_noted_until is
+  'Until then the instance''s last_active_at is new enough: messages leave it alone.';
 
 
 reset session authorization;
@@ -541,7 +547,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0006_usage_metrics.sql', 'c2d90b8ac123c8e72fa04d53db4ba3234d09ebcf5903cf16fe8ef5daef1a4a02', NULL, '1.0.0');
+values (0, 'migrations', '0006_usage_metrics.sql', 'b72aa04232d4f0dee1be25032968721f01147bf4fe0d2751912958e5fa09dff0', NULL, '1.0.0');
 
 -- migrations/0007_audit_logs.sql
 
@@ -567,7 +573,9 @@ create table public.audit_logs (
   constraint audit_logs_action_not_empty check (action <> ''),
   constraint audit_logs_category_not_empty check (category <> ''),
   constraint audit_logs_details_is_object check (jsonb_typeof(details) = 'object')
-);
+)
+-- A night's retention is vacuumed before the next one, so that its room is used again.
+with (autovacuum_vacuum_scale_factor = 0.01);
 
 create index audit_logs_account_id_created_at_idx on public.audit_logs (account_id, created_at);
 create index audit_logs_created_at_idx on public.audit_logs (created_at);
@@ -595,7 +603,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0007_audit_logs.sql', '177d393957dbd99ea2ea8e8336ec1ead5675b6824faaec87d15e562062ad270f', NULL, '1.0.0');
+values (0, 'migrations', '0007_audit_logs.sql', '3a3504ea53b4d0561be89e45c5dda3d18d3cd98f39a1b978c2c57a86e67d6448', NULL, '1.0.0');
 
 -- migrations/0008_support_tickets.sql
 
@@ -794,7 +802,9 @@ values
   ('audit_logs', 90),
   ('usage_metrics', 365),
   ('instance_backups', 0),
-  ('api_keys', 0);
+  ('api_keys', 0),
+  -- Stripe can be asked to send an event again for 30 days.
+  ('stripe_events', 90);
 
 
 reset session authorization;
@@ -804,7 +814,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0011_retention.sql', 'c0a36fcdc174164ed87976659d83224efa67aaf2af83f12911791d419a9941b7', NULL, '1.0.0');
+values (0, 'migrations', '0011_retention.sql', 'ff3c5c385fab105ad90e8ad397543228c83d1c5406c5479b9f3b2983c40a3bb3', NULL, '1.0.0');
 
 -- migrations/0012_stripe.sql
 
@@ -820,6 +830,8 @@ create table private.stripe_events (
   received_at timestamptz not null default now(),
   constraint stripe_events_outcome_known check (outcome in ('applied', 'stale', 'unlinked', 'ignored'))
 );
+
+create index stripe_events_received_at_idx on private.stripe_events (received_at);
 
 alter table private.stripe_events enable row level security;
 
@@ -885,7 +897,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0012_stripe.sql', '55e1f0f8b8b68e61c80907b1bd43cca3e635d531930ee4d81921100d0fee6084', NULL, '1.0.0');
+values (0, 'migrations', '0012_stripe.sql', 'b162b846f40bbfc25386c246b85301506c2fe8e728e903a9b271eab23148276e', NULL, '1.0.0');
 
 -- repeatable/10_shared.sql
 
@@ -2212,8 +2224,8 @@ values (0, 'repeatable', '50_user_functions.sql', '71282cf43d7f02648e770ed1fdbfb
 -- Usage: counted once per message, asked for by users and by billing.
 
 -- The hottest call of the platform: docs/decisions/0005-track-usage.md says why it is shaped so. Once
--- the day has its row, a message is one statement: it counts, and sees the limit as it is now. Whatever
--- is seldom has a function of its own below.
+-- the day has its row and the names are known, a message is one statement: it counts, and sees the
+-- limit as it is now. Whatever is seldom has a function of its own below.
 create or replace function public.track_usage(
   instance_id uuid,
   agent text default null,
@@ -2227,87 +2239,57 @@ as $$
 declare
   within boolean;
   said boolean;
-  unnoted boolean;
+  usual boolean;
 begin
-  loop
-    update public.usage_metrics as day
-       set messages_sent = messages_sent + (message_type = 'sent')::integer,
-           messages_received = messages_received + (message_type = 'received')::integer,
-           agent_counts = case
-             when agent is null or pg_column_size(agent_counts) > 8000 and not agent_counts ? agent
-               then agent_counts
-             else jsonb_set(
-               agent_counts, array[agent],
-               (coalesce((agent_counts ->> agent)::integer, 0) + 1)::text::jsonb
-             )
-           end,
-           tool_counts = case
-             when tool is null or pg_column_size(tool_counts) > 8000 and not tool_counts ? tool
-               then tool_counts
-             else jsonb_set(
-               tool_counts, array[tool],
-               (coalesce((tool_counts ->> tool)::integer, 0) + 1)::text::jsonb
-             )
-           end,
-           platform_counts = case
-             when platform is null or pg_column_size(platform_counts) > 8000 and not platform_counts ? platform
-               then platform_counts
-             else jsonb_set(
-               platform_counts, array[platform],
-               (coalesce((platform_counts ->> platform)::integer, 0) + 1)::text::jsonb
-             )
-           end
-      from public.instances as instance
-      join public.subscriptions as plan on plan.id = instance.subscription_id
-     where instance.id = track_usage.instance_id
-       and day.instance_id = track_usage.instance_id
-       and usage_date = (now() at time zone 'utc')::date
-       and message_type in ('sent', 'received')
-       and least(length(agent), length(tool), length(platform)) > 0 is not false
-       and greatest(length(agent), length(tool), length(platform)) <= 100 is not false
-    returning plan.max_messages_per_day = -1
-                or messages_sent + messages_received <= plan.max_messages_per_day,
-              limit_exceeded,
-              last_active_at > now() - interval '5 minutes' is not true
-         into within, said, unnoted;
-    exit when found;
-    perform private.begin_usage_day(track_usage.instance_id, agent, tool, platform, message_type);
-  end loop;
+  -- A name that is null, or not known yet, leaves the counts per name as they are.
+  update public.usage_metrics as day
+     set messages_sent = messages_sent + (message_type is not distinct from 'sent')::integer,
+         messages_received = messages_received + (message_type is not distinct from 'received')::integer,
+         agent_counts = jsonb_set_lax(
+           agent_counts, array[agent], to_jsonb((agent_counts ->> agent)::integer + 1), true, 'return_target'
+         ),
+         tool_counts = jsonb_set_lax(
+           tool_counts, array[tool], to_jsonb((tool_counts ->> tool)::integer + 1), true, 'return_target'
+         )
+   where instance_id = track_usage.instance_id
+     and usage_date = (now() at time zone 'utc')::date
+  returning (
+              select max_messages_per_day = -1
+                       or day.messages_sent + day.messages_received <= max_messages_per_day
+                from public.subscriptions
+               where account_id = day.account_id and status <> 'cancelled'
+            ),
+            limit_exceeded,
+            (message_type = 'sent' or message_type = 'received')
+              and (agent_counts ? agent and tool_counts ? tool) is not false
+              and (platform is null or platform = any (platforms_active))
+              and activity_noted_until > now()
+       into within, said, usual;
 
-  if unnoted then
-    perform private.note_activity(track_usage.instance_id);
-  end if;
-  if within or said then
+  if usual and (within or said and not within) then
     return within;
   end if;
-  perform private.note_limit_exceeded(track_usage.instance_id);
-  return false;
+  if not found then
+    perform private.begin_usage_day(track_usage.instance_id);
+    return public.track_usage(track_usage.instance_id, agent, tool, platform, message_type);
+  end if;
+  return private.settle_message(
+    track_usage.instance_id, agent, tool, platform, message_type, within, said
+  );
 end
 $$;
 
-create or replace function private.begin_usage_day(
-  instance_id uuid, agent text, tool text, platform text, message_type text
-) returns void
+create or replace function private.begin_usage_day(instance_id uuid) returns void
 language plpgsql set search_path = ''
 as $$
 #variable_conflict use_column
 declare
   customer uuid;
 begin
-  if message_type in ('sent', 'received') is not true then
-    raise exception 'unknown message type %', quote_nullable(message_type)
-      using errcode = 'invalid_parameter_value', hint = 'It is sent or received.';
-  end if;
-  if least(length(agent), length(tool), length(platform)) = 0
-     or greatest(length(agent), length(tool), length(platform)) > 100 then
-    raise exception 'a name of an agent, tool or platform is empty or longer than 100 characters'
-      using errcode = 'invalid_parameter_value', hint = 'Pass null for a message that has none.';
-  end if;
   if instance_id is null then
     raise exception 'instance_id must not be null'
       using errcode = 'null_value_not_allowed', hint = 'Pass the id of an instance.';
   end if;
-
   select account_id into customer from public.instances where id = begin_usage_day.instance_id;
   if not found then
     raise exception 'no instance %', begin_usage_day.instance_id
@@ -2319,20 +2301,92 @@ begin
 end
 $$;
 
+-- The message has been counted, so its transaction holds the row of the day: nobody else is here for
+-- this instance.
+create or replace function private.settle_message(
+  instance_id uuid, agent text, tool text, platform text, message_type text, within boolean, said boolean
+) returns boolean
+language plpgsql set search_path = ''
+as $$
+#variable_conflict use_column
+begin
+  if message_type in ('sent', 'received') is not true then
+    raise exception 'unknown message type %', quote_nullable(message_type)
+      using errcode = 'invalid_parameter_value', hint = 'It is sent or received.';
+  end if;
+  if least(length(agent), length(tool), length(platform)) = 0
+     or greatest(length(agent), length(tool), length(platform)) > 100 then
+    raise exception 'a name of an agent, tool or platform is empty or longer than 100 characters'
+      using errcode = 'invalid_parameter_value', hint = 'Pass null for a message that has none.';
+  end if;
+
+  -- The first message of a name on this day, as long as there is room.
+  update public.usage_metrics
+     set agent_counts = case
+           when agent_counts ? agent is not false or pg_column_size(agent_counts) > 8000 then agent_counts
+           else agent_counts || jsonb_build_object(agent, 1)
+         end,
+         tool_counts = case
+           when tool_counts ? tool is not false or pg_column_size(tool_counts) > 8000 then tool_counts
+           else tool_counts || jsonb_build_object(tool, 1)
+         end,
+         platforms_active = case
+           when platform is null or platform = any (platforms_active) or pg_column_size(platforms_active) > 8000
+             then platforms_active
+           else platforms_active || platform
+         end
+   where instance_id = settle_message.instance_id
+     and usage_date = (now() at time zone 'utc')::date
+     and (
+       (agent_counts ? agent and tool_counts ? tool) is false
+       or not (platform is null or platform = any (platforms_active))
+     );
+
+  perform private.note_activity(settle_message.instance_id);
+  if within is null then  -- no subscription is in force: the last one's limit still holds
+    select max_messages_per_day = -1 or messages_sent + messages_received <= max_messages_per_day
+      into within
+      from public.usage_metrics as day
+      join public.instances as instance on instance.id = day.instance_id
+      join public.subscriptions as plan on plan.id = instance.subscription_id
+     where day.instance_id = settle_message.instance_id
+       and usage_date = (now() at time zone 'utc')::date;
+  end if;
+  if not within and not said then
+    perform private.note_limit_exceeded(settle_message.instance_id);
+  end if;
+  return within;
+end
+$$;
+
 -- Whoever holds the row of the instance at this moment is not waited for: the next message notes it.
 create or replace function private.note_activity(instance_id uuid) returns void
 language plpgsql set search_path = ''
 as $$
+#variable_conflict use_column
 begin
+  if exists (
+    select from public.usage_metrics
+     where instance_id = note_activity.instance_id
+       and usage_date = (now() at time zone 'utc')::date
+       and activity_noted_until > now()
+  ) then
+    return;
+  end if;
   update public.instances
      set last_active_at = now()
    where id = (
-     select id from public.instances where id = instance_id for no key update skip locked
+     select id from public.instances where id = note_activity.instance_id for no key update skip locked
    );
+  if found then
+    update public.usage_metrics
+       set activity_noted_until = now() + interval '5 minutes'
+     where instance_id = note_activity.instance_id
+       and usage_date = (now() at time zone 'utc')::date;
+  end if;
 end
 $$;
 
--- Its caller has just counted and so holds the row of the day: nobody else is here for this instance.
 create or replace function private.note_limit_exceeded(instance_id uuid) returns void
 language plpgsql set search_path = ''
 as $$
@@ -2384,11 +2438,6 @@ language plpgsql stable rows 1 set search_path = ''
 as $$
 #variable_conflict use_column
 begin
-  if instance_id is null then
-    raise exception 'instance_id must not be null'
-      using errcode = 'null_value_not_allowed', hint = 'Pass the id of an instance.';
-  end if;
-
   return query
   select (plan.max_messages_per_day = -1 or used.messages < plan.max_messages_per_day)
            and (plan.max_storage_gb = -1 or plan.storage_used_gb <= plan.max_storage_gb)
@@ -2411,17 +2460,25 @@ begin
      select coalesce(day.messages_sent + day.messages_received, 0) as messages,
             -- private.count_agents, which users cannot call
             case jsonb_typeof(instance.config -> 'agents')
-              when 'object' then (select count(*)::integer from jsonb_object_keys(instance.config -> 'agents'))
+              when 'object' then jsonb_array_length(
+                jsonb_path_query_array(instance.config, '$.agents.keyvalue()')
+              )
               when 'array' then jsonb_array_length(instance.config -> 'agents')
               else 0
             end as agents
    ) as used
    where instance.id = check_usage_limits.instance_id;
 
-  -- To a user another customer's instance and none at all are alike.
-  if not found and current_user <> 'authenticated' then
-    raise exception 'no instance %', check_usage_limits.instance_id
-      using errcode = 'no_data_found', hint = 'Pass the id of an instance.';
+  if not found then
+    if instance_id is null then
+      raise exception 'instance_id must not be null'
+        using errcode = 'null_value_not_allowed', hint = 'Pass the id of an instance.';
+    end if;
+    -- To a user another customer's instance and none at all are alike.
+    if current_user <> 'authenticated' then
+      raise exception 'no instance %', instance_id
+        using errcode = 'no_data_found', hint = 'Pass the id of an instance.';
+    end if;
   end if;
 end
 $$;
@@ -2515,10 +2572,12 @@ comment on function public.get_billing_metrics(uuid, date, date) is
   'Usage of an account between two UTC days, both inclusive. Peak storage: of the day with the most, over all instances.';
 comment on function public.reset_daily_usage() is
   'Closes past days: clears their limit flags; how many. Meant for 00:00 UTC, harmless at any time.';
-comment on function private.begin_usage_day(uuid, text, text, text, text) is
-  'Makes the row of the day for track_usage, or says what is wrong with the call.';
+comment on function private.begin_usage_day(uuid) is
+  'Makes the row of the day for track_usage, or says what is wrong with the instance.';
+comment on function private.settle_message(uuid, text, text, text, text, boolean, boolean) is
+  'What a message that is not a usual one leaves to do for track_usage: checks, new names, activity, the limit.';
 comment on function private.note_activity(uuid) is
-  'Sets last_active_at of an instance, unless somebody holds its row.';
+  'Sets last_active_at of an instance every five minutes, unless somebody holds its row.';
 comment on function private.note_limit_exceeded(uuid) is
   'Flags the day of an instance, and says so in the audit log once.';
 
@@ -2527,7 +2586,8 @@ revoke all on function
   public.check_usage_limits(uuid),
   public.get_billing_metrics(uuid, date, date),
   public.reset_daily_usage(),
-  private.begin_usage_day(uuid, text, text, text, text),
+  private.begin_usage_day(uuid),
+  private.settle_message(uuid, text, text, text, text, boolean, boolean),
   private.note_activity(uuid),
   private.note_limit_exceeded(uuid)
 from public, anon, authenticated, service_role;
@@ -2548,7 +2608,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '51_usage_functions.sql', 'd8f5acd1a6dc467d48d77402826efe15a803a9735c7e13e9e2a0645d31693872', NULL, '1.0.0');
+values (0, 'repeatable', '51_usage_functions.sql', 'abf0a46a85b6c8e46806158da87af2e1274adec5ffaa4966e5fb77c4d9f00dd8', NULL, '1.0.0');
 
 -- repeatable/52_instance_functions.sql
 
@@ -2743,7 +2803,7 @@ begin
   ) then
     insert into public.usage_metrics as day (account_id, instance_id, storage_used_gb)
     values (measured.account_id, measured.id, measured.storage_used_gb)
-    on conflict (instance_id, usage_date) do update
+    on conflict (usage_date, instance_id) do update
       set storage_used_gb = greatest(day.storage_used_gb, excluded.storage_used_gb);
   end if;
 
@@ -2795,7 +2855,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '52_instance_functions.sql', '387cfb33c82e37a3ef4b51fdfe5232387016296fb65f3dcf6d16e5bf2be3147e', NULL, '1.0.0');
+values (0, 'repeatable', '52_instance_functions.sql', '83ad2a9fa32981ac8cd09470f964800bdd80eae7c8ea5e3b853021a57c8d7b4f', NULL, '1.0.0');
 
 -- repeatable/53_automation_functions.sql
 
@@ -2834,8 +2894,8 @@ begin
            );
         when 'usage_metrics' then
           delete from public.usage_metrics
-           where (instance_id, usage_date) in (
-             select instance_id, usage_date from public.usage_metrics
+           where (usage_date, instance_id) in (
+             select usage_date, instance_id from public.usage_metrics
               where usage_date < (keep.cutoff at time zone 'utc')::date
               order by usage_date
               limit batch for update skip locked
@@ -2856,6 +2916,14 @@ begin
               where is_active and expires_at < keep.cutoff
               order by expires_at
               limit batch for no key update skip locked
+           );
+        when 'stripe_events' then
+          delete from private.stripe_events
+           where event_id in (
+             select event_id from private.stripe_events
+              where received_at < keep.cutoff
+              order by received_at
+              limit batch for update skip locked
            );
         else
           raise exception 'retention names the table %, which is not known here', keep.table_name
@@ -2921,7 +2989,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '53_automation_functions.sql', '21902d7992a00ddd5fe3b01f1f073ebbf88b1149729e72ab5099a4d8f018d427', NULL, '1.0.0');
+values (0, 'repeatable', '53_automation_functions.sql', '3f3791be42f9570007db2d7a536ea128666e8b8bbf8bf69bee323306b7fa4d76', NULL, '1.0.0');
 
 -- repeatable/54_stripe_functions.sql
 

@@ -156,14 +156,17 @@ def check(world: World, instance: UUID, limit: int, of_it: list[tuple[Message, b
     allowed = len(messages) if limit == -1 else min(limit, len(messages))
     assert [answer for _, answer in of_it].count(True) == allowed
     types = Counter(message.message_type for message in messages)
-    names = (Counter(each[place] for each in messages if each[place]) for place in (1, 2, 3))
+    names = (Counter(each[place] for each in messages if each[place]) for place in (1, 2))
+    platforms = {message.platform for message in messages if message.platform}
     rows = world.db.run(
-        f"""select messages_sent, messages_received, agent_counts, tool_counts, platform_counts
+        f"""select messages_sent, messages_received, agent_counts, tool_counts, platforms_active
               from usage_metrics where instance_id = %s and usage_date = {TODAY}""",
         instance,
     )
-    wanted = (types["sent"], types["received"], *map(dict, names))
-    assert [row for row in rows if row[0] + row[1]] == ([wanted] if messages else [])
+    wanted = (types["sent"], types["received"], *map(dict, names), platforms)
+    found = [(*row[:4], set(row[4])) for row in rows if row[0] + row[1]]
+    assert found == ([wanted] if messages else [])
+    assert all(len(row[4]) == len(set(row[4])) for row in rows)
     query = "select count(*) from audit_logs where resource_id = %s and action = %s"
     assert world.db.one(query, instance, "usage.limit_exceeded") == (allowed < len(messages))
 
@@ -194,7 +197,7 @@ def test_cleanup_takes_what_is_expired_and_no_message_that_is_counted_meanwhile(
     for done in answers[: len(cleanups)]:
         removed.update(done)
     assert removed == {"usage_metrics": 3 * 3935, "audit_logs": 20_000 - 89} | dict.fromkeys(
-        ["api_keys", "instance_backups"], 0
+        ["api_keys", "instance_backups", "stripe_events"], 0
     )
     kept = world.db.run(
         f"""select usage_date = {TODAY}, count(*), sum(messages_sent) from usage_metrics

@@ -209,7 +209,7 @@ def rows(customer: str, which: str) -> dict[str, Row]:
             "limit_exceeded": "true",
             "agent_counts": "{}",
             "tool_counts": "{}",
-            "platform_counts": "{}",
+            "platforms_active": "{}",
         },
         "public.audit_logs": {
             "id": uid(customer, f"{which} audit row"),

@@ -203,9 +203,9 @@ def test_a_message_is_counted_by_type_agent_tool_and_platform(db: Db) -> None:
     track(db, agent="ada", tool="shell", message_type="received")
     track(db, agent='o"dd, {name}')
     found = usage(
-        db, "messages_sent, messages_received, agent_counts, tool_counts, platform_counts"
+        db, "messages_sent, messages_received, agent_counts, tool_counts, platforms_active"
     )
-    assert found == (2, 1, {"ada": 2, 'o"dd, {name}': 1}, {"search": 1, "shell": 1}, {"matrix": 1})
+    assert found == (2, 1, {"ada": 2, 'o"dd, {name}': 1}, {"search": 1, "shell": 1}, ["matrix"])
 
 
 @pytest.mark.parametrize("zone", ZONES)
@@ -259,6 +259,16 @@ def test_a_limit_holds_from_the_next_message_on(db: Db) -> None:
     assert len(said(db, "usage.limit_exceeded")) == 1
 
 
+def test_without_a_subscription_in_force_the_last_ones_limit_holds(db: Db) -> None:
+    limit_to(db, 2)
+    db.update("subscriptions", ANN.subscription, status="cancelled")
+    assert [track(db) for _ in range(4)] == [True, True, False, False]
+    assert usage(db, "messages_sent, limit_exceeded") == (4, True)
+    assert len(said(db, "usage.limit_exceeded")) == 1
+    limit_to(db, -1)
+    assert track(db) is True
+
+
 def test_sent_and_received_share_the_limit(db: Db) -> None:
     limit_to(db, 1)
     assert [track(db), track(db, message_type="received")] == [True, False]
@@ -266,15 +276,17 @@ def test_sent_and_received_share_the_limit(db: Db) -> None:
 
 def test_a_message_is_the_instances_activity(db: Db) -> None:
     query = "select last_active_at = now() from instances where id = %s"
-    for before in ("null", "now() - interval '6 minutes'"):
-        db.run(f"update instances set last_active_at = {before} where id = %s", ANN.instance)
+    for passed in ("5 minutes", "10 minutes"):
+        db.run("update instances set last_active_at = null where id = %s", ANN.instance)
         track(db)
         assert db.one(query, ANN.instance)
-    db.run(
-        "update instances set last_active_at = now() - interval '1 min' where id = %s", ANN.instance
-    )
-    track(db)
-    assert not db.one(query, ANN.instance)  # not every message writes the row
+        db.run("update instances set last_active_at = null where id = %s", ANN.instance)
+        track(db)
+        assert not db.one(query, ANN.instance)  # not every message writes the row
+        db.run(
+            "update usage_metrics set activity_noted_until = activity_noted_until - %s::interval",
+            passed,
+        )
 
 
 def test_counting_writes_no_audit_row_and_no_update_of_the_instance(db: Db) -> None:
@@ -285,6 +297,20 @@ def test_counting_writes_no_audit_row_and_no_update_of_the_instance(db: Db) -> N
     track(db)
     assert db.audited(ANN) == before
     assert db.one("select max(updated_at) < now() from instances")
+
+
+def test_a_message_without_names_adds_none(db: Db) -> None:
+    track(db), track(db)
+    found = usage(db, "messages_sent, agent_counts, tool_counts, platforms_active")
+    assert found == (2, {}, {}, [])
+
+
+def test_a_message_that_is_refused_is_not_counted(db: Db) -> None:
+    track(db, agent="ada")
+    for wrong in ({"agent": ""}, {"tool": "x" * 101}, {"message_type": "read"}):
+        with db.refused(InvalidParameterValue):
+            track(db, ANN, **wrong)
+    assert usage(db, "messages_sent, agent_counts, tool_counts") == (1, {"ada": 1}, {})
 
 
 def test_a_day_of_endless_names_stays_small_and_counts_all(db: Db) -> None:
@@ -607,13 +633,22 @@ def test_what_has_no_time_left_goes_and_the_rest_stays(db: Db) -> None:
                         {created}, {created} + interval '1 day')""",
             ANN.account,
         )
+    for days in (89, 91):
+        db.run(
+            """insert into private.stripe_events (event_id, type, outcome, created_at, received_at)
+               select 'evt_' || days, 'a.b', 'ignored', now(), now() - make_interval(days => days)
+                 from (values (%s)) as given (days)""",
+            days,
+        )
     cleanup = "select cleanup_expired_data()"
-    once = {"api_keys": 1, "audit_logs": 1, "instance_backups": 1, "usage_metrics": 1}
+    tables = ("api_keys", "audit_logs", "instance_backups", "stripe_events", "usage_metrics")
+    once = dict.fromkeys(tables, 1)
     assert db.one(cleanup) == once
     assert db.one(cleanup) == dict.fromkeys(once, 0)
     assert db.one("select count(*) from audit_logs where action = 'thing.done'") == 1
     assert db.one("select count(*) from usage_metrics") == 1
     assert db.one("select count(*) from instance_backups") == 1
+    assert db.run("select event_id from private.stripe_events") == [("evt_89",)]
     assert db.run("select is_active from api_keys order by 1") == [(False,), (True,)]
     db.run("update private.retention set keep_days = 30 where table_name = 'audit_logs'")
     assert db.one(cleanup)["audit_logs"] == 1
@@ -696,7 +731,7 @@ def test_64_connections_count_exactly_and_say_once_that_it_is_too_much(platform:
         assert answers.count(True) == 100
         assert len(answers) == total
         [row] = db.run(
-            """select messages_sent, messages_received, agent_counts, tool_counts, platform_counts
+            """select messages_sent, messages_received, agent_counts, tool_counts, platforms_active
                from usage_metrics where instance_id = %s""",
             instance,
         )
@@ -705,7 +740,7 @@ def test_64_connections_count_exactly_and_say_once_that_it_is_too_much(platform:
             total // 2,
             {f"a{n}": total // 4 for n in range(4)},
             {f"t{n}": total // 2 for n in range(2)},
-            {"p": total},
+            ["p"],
         )
         query = "select count(*) from audit_logs where action = 'usage.limit_exceeded'"
         assert db.one(query + " and resource_id = %s", instance) == 1
@@ -759,6 +794,9 @@ def test_counting_waits_for_nobody_who_holds_the_instance_or_the_subscription(
     ):
         db.run("select track_usage(%s)", instance)
         db.run("update instances set last_active_at = null where id = %s", instance)
+        db.run(
+            "update usage_metrics set activity_noted_until = null where instance_id = %s", instance
+        )
         other.execute("update subscriptions set tier = 'starter' where id = %s", [plan])
         other.execute("update instances set health_status = 'healthy' where id = %s", [instance])
         db.run("set lock_timeout = '100ms'")
@@ -850,7 +888,8 @@ ATTACKS = [
     "select * from private.instance_secrets",
     "select * from private.api_key_hashes",
     "select private.log_audit(null, 'a', 'b', null, null)",
-    "select private.begin_usage_day('{ann}', null, null, null, 'sent')",
+    "select private.begin_usage_day('{ann}')",
+    "select private.settle_message('{ann}', null, null, null, 'sent', true, true)",
     "select private.set_instance_status('{ann}', 'stopped', null)",
     "select track_usage('{ann}')",
     "select provision_instance('{ann}')",

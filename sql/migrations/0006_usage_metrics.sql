@@ -1,6 +1,6 @@
 -- What each instance did on each UTC day. A row is written once per message, so it carries the least
 -- that keeps its promises: the key, few indexes, no trigger that a count fires, and room on the page so
--- that a count is a HOT update. What is inside the three jsonb columns is left to the functions that
+-- that a count is a HOT update. What is inside the two jsonb columns is left to the functions that
 -- count: users and services cannot write here.
 -- Limits, sizes and one day's counts stay far below 2^31.
 -- squawk-ignore-file prefer-bigint-over-int
@@ -27,20 +27,24 @@ create table public.usage_metrics (
   limit_exceeded boolean not null default false,
   agent_counts jsonb not null default '{}',
   tool_counts jsonb not null default '{}',
-  platform_counts jsonb not null default '{}',
-  primary key (instance_id, usage_date),
+  platforms_active text[] not null default '{}',
+  activity_noted_until timestamptz,
+  -- The day first: what is counted today is together, however long the history, and so is what
+  -- retention removes.
+  primary key (usage_date, instance_id),
   constraint usage_metrics_instance_fkey foreign key (account_id, instance_id)
     references public.instances (account_id, id) on delete cascade
 )
-with (fillfactor = 70);
+-- A night's retention is vacuumed before the next one, so that its room is used again.
+with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.01);
 
-create index usage_metrics_account_id_instance_id_idx
-  on public.usage_metrics (account_id, instance_id);
--- For retention, and for the flags that the end of a day clears. Neither holds a column that a count
--- changes, so a count stays a HOT update.
-create index usage_metrics_usage_date_idx on public.usage_metrics (usage_date);
-create index usage_metrics_limit_exceeded_idx
-  on public.usage_metrics (usage_date) where limit_exceeded;
+-- The day is in it so that a user's last days cost the same however many there are.
+create index usage_metrics_account_id_instance_id_usage_date_idx
+  on public.usage_metrics (account_id, instance_id, usage_date);
+-- For the flags that the end of a day clears. Not a partial index, which costs each message four times
+-- as much: its predicate is prepared anew.
+create index usage_metrics_limit_exceeded_usage_date_idx
+  on public.usage_metrics (limit_exceeded, usage_date);
 
 alter table public.usage_metrics enable row level security;
 
@@ -53,4 +57,6 @@ comment on column public.usage_metrics.limit_exceeded is
   'The limit of the present day was passed and said so in the audit log, once; cleared when the day is over.';
 comment on column public.usage_metrics.agent_counts is 'Messages per agent: {"name": count}. Once it has 8 kB, messages of further names count in the totals only, as in the next two.';
 comment on column public.usage_metrics.tool_counts is 'Uses per tool: {"name": count}.';
-comment on column public.usage_metrics.platform_counts is 'Messages per platform: {"name": count}; its keys are the platforms active.';
+comment on column public.usage_metrics.platforms_active is 'The platforms that messages named.';
+comment on column public.usage_metrics.activity_noted_until is
+  'Until then the instance''s last_active_at is new enough: messages leave it alone.';

@@ -20,7 +20,9 @@ create table public.audit_logs (
   constraint audit_logs_action_not_empty check (action <> ''),
   constraint audit_logs_category_not_empty check (category <> ''),
   constraint audit_logs_details_is_object check (jsonb_typeof(details) = 'object')
-);
+)
+-- A night's retention is vacuumed before the next one, so that its room is used again.
+with (autovacuum_vacuum_scale_factor = 0.01);
 
 create index audit_logs_account_id_created_at_idx on public.audit_logs (account_id, created_at);
 create index audit_logs_created_at_idx on public.audit_logs (created_at);

@@ -18,4 +18,6 @@ values
   ('audit_logs', 90),
   ('usage_metrics', 365),
   ('instance_backups', 0),
-  ('api_keys', 0);
+  ('api_keys', 0),
+  -- Stripe can be asked to send an event again for 30 days.
+  ('stripe_events', 90);

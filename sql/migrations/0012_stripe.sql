@@ -11,6 +11,8 @@ create table private.stripe_events (
   constraint stripe_events_outcome_known check (outcome in ('applied', 'stale', 'unlinked', 'ignored'))
 );
 
+create index stripe_events_received_at_idx on private.stripe_events (received_at);
+
 alter table private.stripe_events enable row level security;
 
 comment on table private.stripe_events is

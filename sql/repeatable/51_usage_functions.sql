@@ -1,8 +1,8 @@
 -- Usage: counted once per message, asked for by users and by billing.
 
 -- The hottest call of the platform: docs/decisions/0005-track-usage.md says why it is shaped so. Once
--- the day has its row, a message is one statement: it counts, and sees the limit as it is now. Whatever
--- is seldom has a function of its own below.
+-- the day has its row and the names are known, a message is one statement: it counts, and sees the
+-- limit as it is now. Whatever is seldom has a function of its own below.
 create or replace function public.track_usage(
   instance_id uuid,
   agent text default null,
@@ -16,87 +16,57 @@ as $$
 declare
   within boolean;
   said boolean;
-  unnoted boolean;
+  usual boolean;
 begin
-  loop
-    update public.usage_metrics as day
-       set messages_sent = messages_sent + (message_type = 'sent')::integer,
-           messages_received = messages_received + (message_type = 'received')::integer,
-           agent_counts = case
-             when agent is null or pg_column_size(agent_counts) > 8000 and not agent_counts ? agent
-               then agent_counts
-             else jsonb_set(
-               agent_counts, array[agent],
-               (coalesce((agent_counts ->> agent)::integer, 0) + 1)::text::jsonb
-             )
-           end,
-           tool_counts = case
-             when tool is null or pg_column_size(tool_counts) > 8000 and not tool_counts ? tool
-               then tool_counts
-             else jsonb_set(
-               tool_counts, array[tool],
-               (coalesce((tool_counts ->> tool)::integer, 0) + 1)::text::jsonb
-             )
-           end,
-           platform_counts = case
-             when platform is null or pg_column_size(platform_counts) > 8000 and not platform_counts ? platform
-               then platform_counts
-             else jsonb_set(
-               platform_counts, array[platform],
-               (coalesce((platform_counts ->> platform)::integer, 0) + 1)::text::jsonb
-             )
-           end
-      from public.instances as instance
-      join public.subscriptions as plan on plan.id = instance.subscription_id
-     where instance.id = track_usage.instance_id
-       and day.instance_id = track_usage.instance_id
-       and usage_date = (now() at time zone 'utc')::date
-       and message_type in ('sent', 'received')
-       and least(length(agent), length(tool), length(platform)) > 0 is not false
-       and greatest(length(agent), length(tool), length(platform)) <= 100 is not false
-    returning plan.max_messages_per_day = -1
-                or messages_sent + messages_received <= plan.max_messages_per_day,
-              limit_exceeded,
-              last_active_at > now() - interval '5 minutes' is not true
-         into within, said, unnoted;
-    exit when found;
-    perform private.begin_usage_day(track_usage.instance_id, agent, tool, platform, message_type);
-  end loop;
+  -- A name that is null, or not known yet, leaves the counts per name as they are.
+  update public.usage_metrics as day
+     set messages_sent = messages_sent + (message_type is not distinct from 'sent')::integer,
+         messages_received = messages_received + (message_type is not distinct from 'received')::integer,
+         agent_counts = jsonb_set_lax(
+           agent_counts, array[agent], to_jsonb((agent_counts ->> agent)::integer + 1), true, 'return_target'
+         ),
+         tool_counts = jsonb_set_lax(
+           tool_counts, array[tool], to_jsonb((tool_counts ->> tool)::integer + 1), true, 'return_target'
+         )
+   where instance_id = track_usage.instance_id
+     and usage_date = (now() at time zone 'utc')::date
+  returning (
+              select max_messages_per_day = -1
+                       or day.messages_sent + day.messages_received <= max_messages_per_day
+                from public.subscriptions
+               where account_id = day.account_id and status <> 'cancelled'
+            ),
+            limit_exceeded,
+            (message_type = 'sent' or message_type = 'received')
+              and (agent_counts ? agent and tool_counts ? tool) is not false
+              and (platform is null or platform = any (platforms_active))
+              and activity_noted_until > now()
+       into within, said, usual;
 
-  if unnoted then
-    perform private.note_activity(track_usage.instance_id);
-  end if;
-  if within or said then
+  if usual and (within or said and not within) then
     return within;
   end if;
-  perform private.note_limit_exceeded(track_usage.instance_id);
-  return false;
+  if not found then
+    perform private.begin_usage_day(track_usage.instance_id);
+    return public.track_usage(track_usage.instance_id, agent, tool, platform, message_type);
+  end if;
+  return private.settle_message(
+    track_usage.instance_id, agent, tool, platform, message_type, within, said
+  );
 end
 $$;
 
-create or replace function private.begin_usage_day(
-  instance_id uuid, agent text, tool text, platform text, message_type text
-) returns void
+create or replace function private.begin_usage_day(instance_id uuid) returns void
 language plpgsql set search_path = ''
 as $$
 #variable_conflict use_column
 declare
   customer uuid;
 begin
-  if message_type in ('sent', 'received') is not true then
-    raise exception 'unknown message type %', quote_nullable(message_type)
-      using errcode = 'invalid_parameter_value', hint = 'It is sent or received.';
-  end if;
-  if least(length(agent), length(tool), length(platform)) = 0
-     or greatest(length(agent), length(tool), length(platform)) > 100 then
-    raise exception 'a name of an agent, tool or platform is empty or longer than 100 characters'
-      using errcode = 'invalid_parameter_value', hint = 'Pass null for a message that has none.';
-  end if;
   if instance_id is null then
     raise exception 'instance_id must not be null'
       using errcode = 'null_value_not_allowed', hint = 'Pass the id of an instance.';
   end if;
-
   select account_id into customer from public.instances where id = begin_usage_day.instance_id;
   if not found then
     raise exception 'no instance %', begin_usage_day.instance_id
@@ -108,20 +78,92 @@ begin
 end
 $$;
 
+-- The message has been counted, so its transaction holds the row of the day: nobody else is here for
+-- this instance.
+create or replace function private.settle_message(
+  instance_id uuid, agent text, tool text, platform text, message_type text, within boolean, said boolean
+) returns boolean
+language plpgsql set search_path = ''
+as $$
+#variable_conflict use_column
+begin
+  if message_type in ('sent', 'received') is not true then
+    raise exception 'unknown message type %', quote_nullable(message_type)
+      using errcode = 'invalid_parameter_value', hint = 'It is sent or received.';
+  end if;
+  if least(length(agent), length(tool), length(platform)) = 0
+     or greatest(length(agent), length(tool), length(platform)) > 100 then
+    raise exception 'a name of an agent, tool or platform is empty or longer than 100 characters'
+      using errcode = 'invalid_parameter_value', hint = 'Pass null for a message that has none.';
+  end if;
+
+  -- The first message of a name on this day, as long as there is room.
+  update public.usage_metrics
+     set agent_counts = case
+           when agent_counts ? agent is not false or pg_column_size(agent_counts) > 8000 then agent_counts
+           else agent_counts || jsonb_build_object(agent, 1)
+         end,
+         tool_counts = case
+           when tool_counts ? tool is not false or pg_column_size(tool_counts) > 8000 then tool_counts
+           else tool_counts || jsonb_build_object(tool, 1)
+         end,
+         platforms_active = case
+           when platform is null or platform = any (platforms_active) or pg_column_size(platforms_active) > 8000
+             then platforms_active
+           else platforms_active || platform
+         end
+   where instance_id = settle_message.instance_id
+     and usage_date = (now() at time zone 'utc')::date
+     and (
+       (agent_counts ? agent and tool_counts ? tool) is false
+       or not (platform is null or platform = any (platforms_active))
+     );
+
+  perform private.note_activity(settle_message.instance_id);
+  if within is null then  -- no subscription is in force: the last one's limit still holds
+    select max_messages_per_day = -1 or messages_sent + messages_received <= max_messages_per_day
+      into within
+      from public.usage_metrics as day
+      join public.instances as instance on instance.id = day.instance_id
+      join public.subscriptions as plan on plan.id = instance.subscription_id
+     where day.instance_id = settle_message.instance_id
+       and usage_date = (now() at time zone 'utc')::date;
+  end if;
+  if not within and not said then
+    perform private.note_limit_exceeded(settle_message.instance_id);
+  end if;
+  return within;
+end
+$$;
+
 -- Whoever holds the row of the instance at this moment is not waited for: the next message notes it.
 create or replace function private.note_activity(instance_id uuid) returns void
 language plpgsql set search_path = ''
 as $$
+#variable_conflict use_column
 begin
+  if exists (
+    select from public.usage_metrics
+     where instance_id = note_activity.instance_id
+       and usage_date = (now() at time zone 'utc')::date
+       and activity_noted_until > now()
+  ) then
+    return;
+  end if;
   update public.instances
      set last_active_at = now()
    where id = (
-     select id from public.instances where id = instance_id for no key update skip locked
+     select id from public.instances where id = note_activity.instance_id for no key update skip locked
    );
+  if found then
+    update public.usage_metrics
+       set activity_noted_until = now() + interval '5 minutes'
+     where instance_id = note_activity.instance_id
+       and usage_date = (now() at time zone 'utc')::date;
+  end if;
 end
 $$;
 
--- Its caller has just counted and so holds the row of the day: nobody else is here for this instance.
 create or replace function private.note_limit_exceeded(instance_id uuid) returns void
 language plpgsql set search_path = ''
 as $$
@@ -173,11 +215,6 @@ language plpgsql stable rows 1 set search_path = ''
 as $$
 #variable_conflict use_column
 begin
-  if instance_id is null then
-    raise exception 'instance_id must not be null'
-      using errcode = 'null_value_not_allowed', hint = 'Pass the id of an instance.';
-  end if;
-
   return query
   select (plan.max_messages_per_day = -1 or used.messages < plan.max_messages_per_day)
            and (plan.max_storage_gb = -1 or plan.storage_used_gb <= plan.max_storage_gb)
@@ -200,17 +237,25 @@ begin
      select coalesce(day.messages_sent + day.messages_received, 0) as messages,
             -- private.count_agents, which users cannot call
             case jsonb_typeof(instance.config -> 'agents')
-              when 'object' then (select count(*)::integer from jsonb_object_keys(instance.config -> 'agents'))
+              when 'object' then jsonb_array_length(
+                jsonb_path_query_array(instance.config, '$.agents.keyvalue()')
+              )
               when 'array' then jsonb_array_length(instance.config -> 'agents')
               else 0
             end as agents
    ) as used
    where instance.id = check_usage_limits.instance_id;
 
-  -- To a user another customer's instance and none at all are alike.
-  if not found and current_user <> 'authenticated' then
-    raise exception 'no instance %', check_usage_limits.instance_id
-      using errcode = 'no_data_found', hint = 'Pass the id of an instance.';
+  if not found then
+    if instance_id is null then
+      raise exception 'instance_id must not be null'
+        using errcode = 'null_value_not_allowed', hint = 'Pass the id of an instance.';
+    end if;
+    -- To a user another customer's instance and none at all are alike.
+    if current_user <> 'authenticated' then
+      raise exception 'no instance %', instance_id
+        using errcode = 'no_data_found', hint = 'Pass the id of an instance.';
+    end if;
   end if;
 end
 $$;
@@ -304,10 +349,12 @@ comment on function public.get_billing_metrics(uuid, date, date) is
   'Usage of an account between two UTC days, both inclusive. Peak storage: of the day with the most, over all instances.';
 comment on function public.reset_daily_usage() is
   'Closes past days: clears their limit flags; how many. Meant for 00:00 UTC, harmless at any time.';
-comment on function private.begin_usage_day(uuid, text, text, text, text) is
-  'Makes the row of the day for track_usage, or says what is wrong with the call.';
+comment on function private.begin_usage_day(uuid) is
+  'Makes the row of the day for track_usage, or says what is wrong with the instance.';
+comment on function private.settle_message(uuid, text, text, text, text, boolean, boolean) is
+  'What a message that is not a usual one leaves to do for track_usage: checks, new names, activity, the limit.';
 comment on function private.note_activity(uuid) is
-  'Sets last_active_at of an instance, unless somebody holds its row.';
+  'Sets last_active_at of an instance every five minutes, unless somebody holds its row.';
 comment on function private.note_limit_exceeded(uuid) is
   'Flags the day of an instance, and says so in the audit log once.';
 
@@ -316,7 +363,8 @@ revoke all on function
   public.check_usage_limits(uuid),
   public.get_billing_metrics(uuid, date, date),
   public.reset_daily_usage(),
-  private.begin_usage_day(uuid, text, text, text, text),
+  private.begin_usage_day(uuid),
+  private.settle_message(uuid, text, text, text, text, boolean, boolean),
   private.note_activity(uuid),
   private.note_limit_exceeded(uuid)
 from public, anon, authenticated, service_role;

@@ -189,7 +189,7 @@ begin
   ) then
     insert into public.usage_metrics as day (account_id, instance_id, storage_used_gb)
     values (measured.account_id, measured.id, measured.storage_used_gb)
-    on conflict (instance_id, usage_date) do update
+    on conflict (usage_date, instance_id) do update
       set storage_used_gb = greatest(day.storage_used_gb, excluded.storage_used_gb);
   end if;
 

@@ -33,8 +33,8 @@ begin
            );
         when 'usage_metrics' then
           delete from public.usage_metrics
-           where (instance_id, usage_date) in (
-             select instance_id, usage_date from public.usage_metrics
+           where (usage_date, instance_id) in (
+             select usage_date, instance_id from public.usage_metrics
               where usage_date < (keep.cutoff at time zone 'utc')::date
               order by usage_date
               limit batch for update skip locked
@@ -55,6 +55,14 @@ begin
               where is_active and expires_at < keep.cutoff
               order by expires_at
               limit batch for no key update skip locked
+           );
+        when 'stripe_events' then
+          delete from private.stripe_events
+           where event_id in (
+             select event_id from private.stripe_events
+              where received_at < keep.cutoff
+              order by received_at
+              limit batch for update skip locked
            );
         else
           raise exception 'retention names the table %, which is not known here', keep.table_name
