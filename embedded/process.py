@@ -44,7 +44,9 @@ def alive(process: psutil.Process) -> bool:
     with suppress(ChildProcessError):
         os.waitpid(process.pid, os.WNOHANG)  # if we started it, nobody else takes its exit status
     try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+        # A killed process is a zombie before its last thread has let go of ports and files.
+        zombie = process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1
+        return bool(process.is_running() and not zombie)
     except psutil.NoSuchProcess:
         return False
 
