@@ -124,6 +124,7 @@ def clean(_options: list[str]) -> int:
 def cluster(_options: list[str]) -> int:
     """Start the embedded cluster, unless CLUSTER_KUBECONFIG names another."""
     access = _cluster()
+    access.kubectl("get", "--raw=/readyz")
     print(f"the cluster is reached by KUBECONFIG={access.kubeconfig}, context {access.context}")
     return 0
 

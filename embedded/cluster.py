@@ -105,15 +105,20 @@ class ClusterError(Exception):
 
 
 def program(name: str) -> str:
-    """A program of Kubernetes: of KUBEBUILDER_ASSETS if it is there, else our own, else on PATH.
+    """A program of Kubernetes: of KUBEBUILDER_ASSETS if it is there, else our own.
+
+    For a cluster that is given, where nothing is built, any kubectl will do.
 
     Raises:
         ClusterError: there is none.
     """
-    for folder in (os.environ.get("KUBEBUILDER_ASSETS"), str(BUILT), None):
+    folders = [os.environ.get("KUBEBUILDER_ASSETS", ""), str(BUILT)]
+    if name == "kubectl":
+        folders.append(os.environ.get("PATH", ""))
+    for folder in folders:
         if found := shutil.which(name, path=folder):
             return os.path.abspath(found)
-    raise ClusterError(f"{name} is neither in {BUILT} nor on PATH. Build it: make cluster")
+    raise ClusterError(f"{BUILT / name} is missing. Build it: make cluster")
 
 
 class Access:

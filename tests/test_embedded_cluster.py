@@ -122,9 +122,21 @@ def test_a_program_that_does_not_start_says_why(
 
 def test_missing_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BUILT", tmp_path / "nothing")
-    monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(ClusterError, match=r"is neither in .*nothing nor on PATH.*make cluster"):
+    with pytest.raises(ClusterError, match=r"nothing/\S+ is missing. Build it: make cluster"):
         Cluster(tmp_path / "new").start()
+
+
+def test_any_kubectl_will_do_but_no_other_etcd(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("etcd", "kubectl"):
+        shutil.copy(sys.executable, tmp_path / name)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert module.program("kubectl") == str(module.BUILT / "kubectl")
+    monkeypatch.setattr(module, "BUILT", tmp_path / "nothing")
+    assert module.program("kubectl") == str(tmp_path / "kubectl")
+    with pytest.raises(ClusterError, match="etcd is missing"):
+        module.program("etcd")
 
 
 def test_programs_of_kubebuilder_assets_come_first(
