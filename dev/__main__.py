@@ -180,11 +180,13 @@ def _cluster() -> Access:
 
 def _deploy_to_cluster(config: dict[str, Any], options: list[str]) -> list[str]:
     """Where `--cluster` is given, change the config so; returns the other options."""
-    if "--cluster" not in options:
-        return options
-    access = _cluster()
-    os.environ["KUBECONFIG"] = str(access.kubeconfig)
-    config |= {"kubernetesContext": access.context, "renderDirectory": ""}
+    if "--cluster" in options:
+        access = _cluster()
+        os.environ["KUBECONFIG"] = str(access.kubeconfig)
+        config |= {"kubernetesContext": access.context, "renderDirectory": ""}
+    elif _own_cluster().kubeconfig.exists():
+        # Pulumi takes away what it deployed there before.
+        os.environ["KUBECONFIG"] = str(_own_cluster().kubeconfig)
     return [option for option in options if option != "--cluster"]
 
 

@@ -294,12 +294,12 @@ def deploys_to_a_cluster(fresh: Clone, nothing_changed: str) -> None:
     words = fresh.secrets()
     for text in fresh.printed:
         assert not [word for word in words if word in text]
-    fresh.run("clean")
-    assert fresh.cluster.stop() is False
 
 
 def test_up_on_a_cluster(fresh: Clone) -> None:
     deploys_to_a_cluster(fresh, "nothing changed")
+    fresh.run("clean")
+    assert fresh.cluster.stop() is False
 
 
 @pytest.mark.engine
@@ -307,6 +307,9 @@ def test_up_on_a_cluster(fresh: Clone) -> None:
 def test_up_on_a_cluster_with_pulumi(fresh: Clone) -> None:
     fresh.find_pulumi()
     deploys_to_a_cluster(fresh, " unchanged\n\nDuration")
+    fresh.run("up")
+    assert "mindroom" not in fresh.cluster.kubectl("get", "namespaces")
+    assert (fresh.directory / ".state" / "manifests").exists()
 
 
 @pytest.mark.engine
