@@ -643,11 +643,14 @@ class TestOnACluster:
         return Helm(Access(tmp_path / "kubeconfig"), restricted)
 
     def test_release_comes_up(self, release: Helm, restricted: str, values: Values) -> None:
-        release.upgrade(RELEASE, CHART, values | {"instancesNamespace": restricted})
+        values |= {"instancesNamespace": restricted, "automation": {"jobs": JOBS}}
+        release.upgrade(RELEASE, CHART, values)
         (deployment,) = release.get("deployments")
         assert deployment["status"]["readyReplicas"] == 2
         release("test", RELEASE)
         assert release.get("jobs") == []  # removed as it succeeded
+        release.kubectl("create", "job", "now", f"--from=cronjob/{RELEASE}-sweep")
+        release.kubectl("wait", "--for=condition=complete", "job/now", "--timeout=30s")
 
     def test_every_pod_is_restricted(self, release: Helm, render: Render, values: Values) -> None:
         release.kubectl("create", "serviceaccount", RELEASE)
