@@ -10,24 +10,34 @@ import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
+from manifests import (
+    CHARTS,
+    KUBERNETES,
+    Helm,
+    Object,
+    Values,
+    leaves,
+    object_schemas,
+    pod_templates,
+    put,
+    run,
+)
 
-Object: TypeAlias = Any  # a manifest or a part of one, as YAML gives it
-Values: TypeAlias = dict[str, Any]
+from components.instance_provisioner import RESTRICTED
+from embedded.cluster import Access, ClusterError
+
 Render: TypeAlias = Callable[[Values], list[Object]]
 
-ROOT = Path(__file__).resolve().parent.parent
-CHART = ROOT / "charts" / "instance-provisioner"
+CHART = CHARTS / "instance-provisioner"
 MINIMAL = CHART / "ci" / "minimal-values.yaml"
 RELEASE = "instance-provisioner"
 PROJECT = "mindroom"
 DIGEST = "sha256:" + "0a" * 32
-MAJOR, LATEST_MINOR = (int(part) for part in kubernetes_validate.latest_version().split(".")[:2])
-KUBERNETES = [f"{MAJOR}.{LATEST_MINOR - age}" for age in range(3)]
 SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|PASSPHRASE|CREDENTIAL|_KEY|DATABASE_URL|DSN")
 
 # Paths and selectors that the tables of wrong values below use.
@@ -41,14 +51,6 @@ JOBS: Values = {
     "count_all_the_things": {"schedule": "0 0 * * *", "sql": "-- All.\nselect 1;\n\nselect 2;"},
 }
 AT_JOB = "at '/automation/jobs/sweep"
-
-
-@pytest.fixture(scope="session")
-def helm() -> Path:
-    binary = ROOT / ".tools" / "bin" / "helm"
-    if not binary.is_file():
-        pytest.fail(f"{binary} is missing: run make tools", pytrace=False)
-    return binary
 
 
 @pytest.fixture
@@ -66,12 +68,6 @@ def render(helm: Path) -> Render:
         return [item for item in yaml.safe_load_all(result.stdout) if item]
 
     return rendered
-
-
-def run(helm: Path, *arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [helm, *arguments], input=stdin, capture_output=True, text=True, check=False
-    )
 
 
 def template(
@@ -172,7 +168,7 @@ class TestRenderedManifests:
     ) -> None:
         objects = render(everything(values) if complete else values)
         builtin = [item for item in objects if item["kind"] != "ServiceMonitor"]
-        assert len(builtin) == (8 + 2 + len(JOBS) if complete else 8)
+        assert len(builtin) == (9 + 2 + len(JOBS) if complete else 9)
         for item in builtin:
             assert kubernetes_validate.validate(item, minor, strict=True) == minor
 
@@ -189,7 +185,7 @@ class TestRenderedManifests:
         }
         own = ["ConfigMap", "Deployment", "NetworkPolicy", "PodDisruptionBudget"]
         own += ["Service", "ServiceAccount", "ServiceMonitor"]
-        jobs = {"CronJob": ["sweep", "count-all-the-things"]}
+        jobs = {"CronJob": ["sweep", "count-all-the-things"], "Job": ["test"]}
         jobs |= {kind: ["jobs"] for kind in ("ConfigMap", "NetworkPolicy")}
         assert found == {(kind, PROJECT, RELEASE) for kind in own} | {
             (kind, values["instancesNamespace"], RELEASE) for kind in ("Role", "RoleBinding")
@@ -221,9 +217,11 @@ class TestRenderedManifests:
         spread = deployment["template"]["spec"]["topologySpreadConstraints"]
         selectors += [constraint["labelSelector"]["matchLabels"] for constraint in spread]
         labels = deployment["template"]["metadata"]["labels"]
+        test = only(objects, "Job", f"{RELEASE}-test")["spec"]["template"]["metadata"]["labels"]
         for selector in selectors:
             assert selector
             assert selector.items() <= labels.items()
+            assert not selector.items() <= test.items()
 
     def test_ports_have_one_name(self, render: Render, values: Values) -> None:
         objects = render(everything(values))
@@ -619,12 +617,73 @@ class TestValues:
             assert f"`{path}`" in readme
 
 
-def put(target: Any, path: str, value: object) -> None:
-    """Sets what a dotted path leads to, through mappings and lists."""
-    *above, last = (int(key) if key.isdigit() else key for key in path.split("."))
-    for key in above:
-        target = target.setdefault(key, {}) if isinstance(target, dict) else target[key]
-    target[last] = value
+class TestOnACluster:
+    """Both namespaces under the restricted Pod Security Standard, as the Pulumi program makes them.
+
+    The instances' namespace is the fixture's; the release is in one beside it.
+    """
+
+    @pytest.fixture
+    def release(self, cluster: Access, restricted: str) -> Iterator[Helm]:
+        own = Helm(cluster, f"{restricted}-own")
+        cluster.kubectl("create", "namespace", own.namespace)
+        labels = (f"{key}={value}" for key, value in RESTRICTED.items())
+        cluster.kubectl("label", "namespace", own.namespace, *labels)
+        yield own
+        cluster.kubectl("delete", "namespace", own.namespace, "--wait=false")
+
+    @pytest.fixture
+    def service(self, release: Helm, restricted: str, values: Values, tmp_path: Path) -> Helm:
+        """Helm and kubectl where the instances live, with the rights of the installed service."""
+        values |= {"instancesNamespace": restricted}
+        release.upgrade(RELEASE, CHART, values)
+        config = yaml.safe_load(release.cluster.kubeconfig.read_text())
+        config["users"][0]["user"] = {"token": release.kubectl("create", "token", RELEASE)}
+        (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
+        return Helm(Access(tmp_path / "kubeconfig"), restricted)
+
+    def test_release_comes_up(self, release: Helm, restricted: str, values: Values) -> None:
+        values |= {"instancesNamespace": restricted, "automation": {"jobs": JOBS}}
+        release.upgrade(RELEASE, CHART, values)
+        (deployment,) = release.get("deployments")
+        assert deployment["status"]["readyReplicas"] == 2
+        release("test", RELEASE)
+        assert release.get("jobs") == []  # removed as it succeeded
+        release.kubectl("create", "job", "now", f"--from=cronjob/{RELEASE}-sweep")
+        release.kubectl("wait", "--for=condition=complete", "job/now", "--timeout=30s")
+
+    def test_every_pod_is_restricted(self, release: Helm, render: Render, values: Values) -> None:
+        release.kubectl("create", "serviceaccount", RELEASE)
+        release.takes_only_restricted(pod_templates(render(everything(values))))
+
+    def test_service_account_manages_instances(self, service: Helm) -> None:
+        chart = CHARTS / "instance"
+        instance = yaml.safe_load((chart / "ci" / "minimal-values.yaml").read_text())
+        service.kubectl("create", "secret", "generic", instance["secretName"])
+        service.upgrade("ada", chart, instance)
+        service.upgrade("ada", chart, instance | {"paused": True})
+        for kind in ("pods", "events", "replicasets", "persistentvolumeclaims"):
+            service.get(kind)
+        service("uninstall", "ada", "--wait")
+        service.kubectl("delete", "pvc", "--all")
+        service.kubectl("delete", "secret", instance["secretName"])
+        assert service.get("secrets,deployments,services,ingresses,pvc") == []
+
+    def test_service_account_may_do_nothing_else(self, service: Helm, release: Helm) -> None:
+        for words in (
+            f"get secrets --namespace {release.namespace}",
+            "get secrets --namespace kube-system",
+            "get namespaces",
+            "get nodes",
+            "create token default",
+            "create serviceaccount another",
+            "create role more --verb=get --resource=pods",
+            "create job job --image=a:1",
+            "run pod --image=a:1",
+            "delete pod one",
+        ):
+            with pytest.raises(ClusterError, match="is forbidden"):
+                service.kubectl(*words.split())
 
 
 def refusal(helm: Path, values: Values) -> str:
@@ -632,25 +691,3 @@ def refusal(helm: Path, values: Values) -> str:
     assert result.returncode != 0, "accepted"
     assert result.stdout == ""
     return result.stderr
-
-
-def object_schemas(schema: object) -> Iterator[Object]:
-    if isinstance(schema, dict):
-        if schema.get("type") == "object":
-            yield schema
-        for value in schema.values():
-            yield from object_schemas(value)
-
-
-def leaves(values: Values, above: str = "") -> Iterator[str]:
-    """Dotted paths of the values; requests and limits count as one value each."""
-    for name, value in values.items():
-        path = above + name
-        if (
-            isinstance(value, dict)
-            and value
-            and not path.endswith(("resources.requests", "resources.limits"))
-        ):
-            yield from leaves(value, f"{path}.")
-        else:
-            yield path

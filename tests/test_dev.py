@@ -19,6 +19,7 @@ import pytest
 import yaml
 from platforms import copy_project
 
+from embedded.cluster import Cluster
 from embedded.postgres import Server, embedded_bin
 
 WITHOUT_PULUMI = os.pathsep.join(
@@ -36,9 +37,9 @@ class Clone:
     environment: dict[str, str]
     printed: list[str] = field(default_factory=list)
 
-    def start(self, command: str) -> subprocess.Popen[str]:
+    def start(self, *command: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [self.directory / ".venv" / "bin" / "python", "-m", "dev", command],
+            [self.directory / ".venv" / "bin" / "python", "-m", "dev", *command],
             cwd=self.directory,
             env=self.environment,
             stdout=subprocess.PIPE,
@@ -53,8 +54,8 @@ class Clone:
         assert "Traceback" not in text
         return process.returncode, text
 
-    def run(self, command: str) -> str:
-        code, text = self.end(self.start(command))
+    def run(self, *command: str) -> str:
+        code, text = self.end(self.start(*command))
         assert code == 0, text
         return text
 
@@ -62,6 +63,12 @@ class Clone:
         code, text = self.end(self.start(command))
         assert code != 0, text
         return text
+
+    def find_pulumi(self) -> None:
+        """Go on with Pulumi after a start without it."""
+        self.environment["PATH"] = os.environ["PATH"]
+        for name in NO_NETWORK:
+            del self.environment[name]
 
     def migration(self, text: str, name: str = "added") -> Path:
         folder = self.directory / "sql" / "migrations"
@@ -72,6 +79,10 @@ class Clone:
     @property
     def server(self) -> Server:
         return Server(self.directory / ".state" / "postgres", embedded_bin())
+
+    @property
+    def cluster(self) -> Cluster:
+        return Cluster(self.directory / ".state" / "cluster")
 
     def secrets(self) -> list[str]:
         state = self.directory / ".state"
@@ -93,6 +104,7 @@ def clone(directory: Path, **environment: str) -> Iterator[Clone]:
         yield made
     finally:
         made.server.destroy()
+        made.cluster.destroy()
 
 
 @pytest.fixture(scope="module")
@@ -269,13 +281,42 @@ def test_without_pulumi_it_says_so_in_one_line(fresh: Clone) -> None:
     assert not (fresh.directory / ".state").exists()
 
 
+def deploys_to_a_cluster(fresh: Clone, nothing_changed: str) -> None:
+    ready = ("get", "deployments", "-n", "mindroom", "-o", "jsonpath={..readyReplicas}")
+    assert "started a Kubernetes cluster" in fresh.run("up", "--cluster")
+    assert fresh.cluster.kubectl(*ready) == "2"
+    assert nothing_changed in fresh.run("up", "--cluster")
+    assert "stopped the cluster" in fresh.run("down")
+    assert "was not running" in fresh.run("cluster-down")
+    assert str(fresh.cluster.kubeconfig) in fresh.run("cluster")
+    assert fresh.cluster.kubectl(*ready) == "2"
+    assert not (fresh.directory / ".state" / "manifests").exists()
+    words = fresh.secrets()
+    for text in fresh.printed:
+        assert not [word for word in words if word in text]
+
+
+def test_up_on_a_cluster(fresh: Clone) -> None:
+    deploys_to_a_cluster(fresh, "nothing changed")
+    fresh.run("clean")
+    assert fresh.cluster.stop() is False
+
+
+@pytest.mark.engine
+@pytest.mark.skipif(not shutil.which("pulumi"), reason="needs the Pulumi CLI on PATH")
+def test_up_on_a_cluster_with_pulumi(fresh: Clone) -> None:
+    fresh.find_pulumi()
+    deploys_to_a_cluster(fresh, " unchanged\n\nDuration")
+    fresh.run("up")
+    assert "mindroom" not in fresh.cluster.kubectl("get", "namespaces")
+    assert (fresh.directory / ".state" / "manifests").exists()
+
+
 @pytest.mark.engine
 @pytest.mark.skipif(not shutil.which("pulumi"), reason="needs the Pulumi CLI on PATH")
 def test_pulumi_after_a_run_without_it_says_what_to_do(fresh: Clone) -> None:
     fresh.run("up")
-    fresh.environment["PATH"] = os.environ["PATH"]
-    for name in NO_NETWORK:
-        del fresh.environment[name]
+    fresh.find_pulumi()
     assert "made in-process, without Pulumi" in fresh.fails()
     fresh.run("clean")
     assert "created" in fresh.run("up")
