@@ -59,7 +59,11 @@ tools: $(TOOLS) ## Build helm and actionlint from their Go modules
 
 lock: .venv/.installed ## Lock the dependencies of pyproject.toml again
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-	  --no-header --no-annotate --group dev pyproject.toml --output-file requirements.txt
+	  --no-header --no-annotate --group provisioner --group dev pyproject.toml \
+	  --output-file requirements.txt
+	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	  --no-header --no-annotate --group provisioner --constraint requirements.txt \
+	  --output-file provisioner/requirements.txt
 
 .venv/.installed: requirements.txt
 	python3 -m venv .venv

@@ -1,0 +1,1 @@
+"""The instance-provisioner: makes the cluster agree with the table `instances`."""
