@@ -10,7 +10,7 @@ import structlog
 import uvicorn
 from lightkube.core.exceptions import ConfigError
 
-from provisioner import api, health, listener, log, reconcile, resync
+from provisioner import api, health, listener, log, resync
 from provisioner.cluster import Cluster
 from provisioner.database import Database
 from provisioner.handlers import Parts
@@ -36,7 +36,7 @@ async def serve(settings: Settings) -> None:
     stopping = asyncio.Event()
     for each in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(each, stopping.set)
-    reach_database = Reach("database", (listener.TASK, reconcile.TASK))
+    reach_database = Reach("database", (listener.TASK,))
     reach_cluster = Reach("cluster", (*health.TASKS, resync.TASK))
     async with Database(settings) as database, Cluster(settings) as cluster:
         parts = Parts(settings, database, cluster)

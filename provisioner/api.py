@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from psycopg import errors
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from provisioner import rows as table
 from provisioner.database import Database
@@ -30,6 +30,16 @@ Wait = Annotated[
     float,
     Query(ge=0, le=LONGEST_WAIT, description="Seconds to wait for the work to be done."),
 ]
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, str | bool):
+        raise ValueError("must be a number")
+    return value
+
+
+NUMBER = BeforeValidator(_number)
+"""Where JSON says a number, no text that looks like one will do."""
 
 
 class _Request(BaseModel):
@@ -65,9 +75,11 @@ class Limits(_Request):
     """What an instance may use; what is left out stays."""
 
     instance_id: uuid.UUID
-    cpu_limit: float | None = Field(None, strict=True, ge=0.01, lt=1000, description="Cores.")
-    memory_limit_mb: int | None = Field(None, strict=True, gt=0, lt=2**31)
-    storage_limit_gb: int | None = Field(None, strict=True, gt=0, lt=2**31)
+    cpu_limit: Annotated[float | None, NUMBER] = Field(
+        None, ge=0.01, le=999.99, description="Cores."
+    )
+    memory_limit_mb: Annotated[int | None, NUMBER] = Field(None, gt=0, lt=2**31)
+    storage_limit_gb: Annotated[int | None, NUMBER] = Field(None, gt=0, lt=2**31)
 
 
 class Problem(BaseModel):
@@ -239,4 +251,6 @@ async def _database_error(_: Request, error: Exception) -> JSONResponse:
             status = 422
         case _:
             status = 503
-    return JSONResponse({"detail": text}, status)
+    # FastAPI's own shape for what is wrong with a request.
+    problem = [{"loc": ["body"], "msg": text, "type": "database"}]
+    return JSONResponse({"detail": problem if status == 422 else text}, status)

@@ -79,6 +79,7 @@ RENEW = """
 update private.provisioning
    set leased_until = now() + make_interval(secs => %(seconds)s)
  where instance_id = %(instance_id)s and lease = %(lease)s
+returning revision
 """
 
 # The row of instances first, as everybody does whose change of it asks for work.
@@ -296,8 +297,8 @@ class Database:
             length, seconds = await cursor.fetchone() or (0, None)
         return length, seconds
 
-    async def renew(self, claim: Claim) -> None:
-        """Hold the instance for another while.
+    async def renew(self, claim: Claim) -> bool:
+        """Hold the instance for another while; False when its row wants something else by now.
 
         Raises:
             LeaseLostError: it is somebody else's.
@@ -311,8 +312,10 @@ class Database:
                     "lease": claim.lease,
                 },
             )
-        if cursor.rowcount == 0:
+            row = await cursor.fetchone()
+        if row is None:
             raise LeaseLostError
+        return bool(row[0] == claim.revision)
 
     async def finish(self, claim: Claim, outcome: Outcome) -> None:
         """Write the outcome and let go of the instance, in one transaction.

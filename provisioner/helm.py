@@ -18,9 +18,6 @@ from provisioner.settings import Settings
 log = structlog.get_logger()
 
 KEPT_REVISIONS = 3
-SLACK_SECONDS = 15
-"""That Helm may take beyond its own time limit before it is killed."""
-
 END_SECONDS = 5
 LONGEST_ERROR = 1000
 PR_SET_PDEATHSIG = 1
@@ -88,11 +85,11 @@ async def _run(
         preexec_fn=_die_with_parent,
     )
     try:
-        async with asyncio.timeout(limit + SLACK_SECONDS):
+        async with asyncio.timeout(limit + settings.helm_slack_seconds):
             _, stderr = await process.communicate(stdin)
     except TimeoutError:
         raise HelmError(
-            f"helm {command} hung: ended {SLACK_SECONDS} s beyond its time limit of {limit:g} s"
+            f"helm {command} hung: it was killed beyond its time limit of {limit:g} s"
         ) from None
     finally:
         await asyncio.shield(_end(process))

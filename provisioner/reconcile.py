@@ -25,6 +25,10 @@ class PostponedError(Exception):
     """The cluster went away: the attempt does not count."""
 
 
+class SupersededError(Exception):
+    """The row wants something else by now: the attempt is of no use."""
+
+
 class Loop:
     """Works on up to `workers` instances at a time.
 
@@ -42,9 +46,7 @@ class Loop:
         self._free = asyncio.Semaphore(parts.settings.workers)
         self._held: dict[Claim, float] = {}
         metrics.leases.set_function(lambda: len(self._held))
-        metrics.lease_age.set_function(
-            lambda: time.monotonic() - min(self._held.values(), default=time.monotonic())
-        )
+        metrics.lease_age.set_function(self._oldest_lease)
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Work until told to stop; then finish what is held, or release it."""
@@ -63,6 +65,10 @@ class Loop:
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
+
+    def _oldest_lease(self) -> float:
+        now = time.monotonic()
+        return now - min(self._held.values(), default=now)
 
     async def _next(self, stopping: asyncio.Event) -> Claim | None:
         """The next claim; or None, after a wait for something to change."""
@@ -94,6 +100,8 @@ class Loop:
         except LeaseLostError:
             metrics.leases_lost.inc()
             log.warning("lease lost")
+        except SupersededError:
+            await self._release(claim, 0, "its row was changed")
         except PostponedError as reason:
             await self._release(claim, backoff(self._settings, 1), str(reason))
         except psycopg.Error as error:
@@ -107,7 +115,7 @@ class Loop:
             del self._held[claim]
 
     async def _hold(self, claim: Claim, work: Awaitable[Outcome]) -> Outcome:
-        """Have work done while the lease is renewed; without the lease it ends."""
+        """Have work done while the lease is renewed; without the lease, or a reason, it ends."""
         lease = self._settings.lease_seconds
         task = asyncio.ensure_future(work)
         until = time.monotonic() + lease
@@ -115,7 +123,8 @@ class Loop:
             while not (await asyncio.wait({task}, timeout=lease / RENEWALS_PER_LEASE))[0]:
                 try:
                     async with asyncio.timeout(until - time.monotonic()):
-                        await self._parts.database.renew(claim)
+                        if not await self._parts.database.renew(claim):
+                            raise SupersededError
                     until = time.monotonic() + lease
                 except (psycopg.OperationalError, TimeoutError) as error:
                     log.warning("lease not renewed", error=str(error))

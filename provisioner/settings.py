@@ -5,7 +5,9 @@ import socket
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import AfterValidator, Field, Json, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 LOWEST_LEVELS = ("debug", "info", "warning", "error")
@@ -21,6 +23,14 @@ def _known_level(value: str) -> str:
 def _long_enough(value: SecretStr) -> SecretStr:
     if len(value.get_secret_value().encode()) < SHORTEST_TOKEN:
         raise ValueError(f"must have at least {SHORTEST_TOKEN} bytes")
+    return value
+
+
+def _database_url(value: SecretStr) -> SecretStr:
+    try:
+        conninfo_to_dict(value.get_secret_value())
+    except ProgrammingError:
+        raise ValueError("must be postgresql://USER:PASSWORD@HOST:PORT/DATABASE") from None
     return value
 
 
@@ -48,6 +58,7 @@ class Settings(BaseSettings):
         keepalive_seconds: between two signs of life on the listening connection.
         lease_seconds: after which the work of a dead worker is taken over.
         helm_timeout_seconds: that pods may take to become ready.
+        helm_slack_seconds: that Helm may take beyond that before it is killed.
         max_attempts: before a new instance is given up.
         first_backoff_seconds: before the second attempt; doubles with each further one.
         last_backoff_seconds: beyond which it does not grow.
@@ -56,13 +67,13 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True)
 
-    database_url: SecretStr
+    database_url: Annotated[SecretStr, AfterValidator(_database_url)]
     api_token: Annotated[SecretStr, AfterValidator(_long_enough)]
     base_domain: Annotated[
         str, Field(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$")
     ]
     instances_namespace: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
-    instance_values: dict[str, Any] = {}
+    instance_values: Json[dict[str, Any]] = Field("{}", validate_default=True)
     instance_chart: Path = Path(__file__).parent.parent / "charts" / "instance"
     helm: str = "helm"
     host: str = "0.0.0.0"  # noqa: S104 - a pod's own; the NetworkPolicy says who reaches it
@@ -73,6 +84,7 @@ class Settings(BaseSettings):
     keepalive_seconds: Annotated[float, Field(gt=0)] = 15
     lease_seconds: Annotated[float, Field(ge=1)] = 60
     helm_timeout_seconds: Annotated[int, Field(gt=0)] = 300
+    helm_slack_seconds: Annotated[float, Field(ge=0)] = 15
     max_attempts: Annotated[int, Field(gt=0)] = 5
     first_backoff_seconds: Annotated[float, Field(gt=0)] = 5
     last_backoff_seconds: Annotated[float, Field(gt=0)] = 300
@@ -94,10 +106,11 @@ def load() -> Settings:
         return Settings()  # type: ignore[call-arg]  # from the environment
     except ValidationError as error:
         problems = [
-            f"{'.'.join(str(each) for each in problem['loc']).upper()}: "
-            f"{'is not set' if problem['type'] == 'missing' else problem['msg']}"
+            f"{str(problem['loc'][0]).upper()}: {_told(problem['type'], problem['msg'])}"
             for problem in error.errors(include_input=False, include_url=False)
         ]
-    except ValueError as error:  # what pydantic-settings makes of a variable that is not JSON
-        problems = [str(error)]
     raise SettingsError("; ".join(problems))
+
+
+def _told(kind: str, message: str) -> str:
+    return "is not set" if kind == "missing" else message.removeprefix("Value error, ")

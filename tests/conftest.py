@@ -15,8 +15,10 @@ import pytest
 from customers import ANN, BOB, Db, add_instance
 from hypothesis import settings
 from platforms import Platform, run, stack_config
+from provisioning import World, a_world
 from psycopg import sql
 
+from embedded.cluster import Access
 from embedded.postgres import Server, embedded_bin
 
 # A shell that starts the tests in the background has them, and what they start, ignore both.
@@ -115,3 +117,18 @@ def db(connection: psycopg.Connection) -> Iterator[Db]:
             )
             add_instance(db, each, each.name, id=each.instance, status="running")
         yield db
+
+
+@pytest.fixture(scope="module")
+def world(
+    server: Server,
+    cluster: Access,
+    helm: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[World]:
+    """A platform and a namespace of its own, for the instance-provisioner."""
+    directory = tmp_path_factory.mktemp("provisioner")
+    url = server.url(f"provisioner_{secrets.token_hex(4)}")
+    config = stack_config(url, directory / "manifests")
+    with a_world(Platform(url, config, run(config)), cluster, helm, directory) as world:
+        yield world
