@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -82,7 +83,7 @@ async def _run(
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
         env=_environment(),
-        preexec_fn=_die_with_parent,
+        preexec_fn=_die_with_parent if sys.platform == "linux" else None,
     )
     try:
         async with asyncio.timeout(limit + settings.helm_slack_seconds):

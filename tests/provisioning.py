@@ -22,11 +22,11 @@ from uuid import UUID
 import httpx2
 import psycopg
 import yaml
-from embedded.cluster import Access
 from platforms import Platform
 from psycopg.types.json import Jsonb
 
 from components import ROOT
+from embedded.cluster import Access
 
 TOKEN = "a-token-of-the-provisioner's-tests"
 RELEASE = "instance-provisioner"
@@ -37,7 +37,7 @@ CHART = ROOT / "charts" / "instance-provisioner"
 T = TypeVar("T")
 
 
-def eventually(ask: Callable[[], T], timeout: float = PATIENCE) -> T:
+def eventually(ask: Callable[[], T | None], timeout: float = PATIENCE) -> T:
     """The first answer that is true; asked again and again."""
     until = time.monotonic() + timeout
     while not (answer := ask()):

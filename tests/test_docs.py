@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from components import ROOT
+from provisioner.settings import Settings
 
 SOURCES = [
     path
@@ -29,6 +30,7 @@ def test_env_example_names_every_variable_that_is_read() -> None:
         if name
     }
     read -= {"PATH"}
+    read |= {name.upper() for name in Settings.model_fields}
     assert set(re.findall(r"^#([A-Z_]+)=", text(".env.example"), re.MULTILINE)) == read
 
 

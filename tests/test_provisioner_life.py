@@ -67,7 +67,7 @@ def test_its_tokens_are_in_the_database_and_in_its_secret_and_nowhere_else(
     world: World, service: Service, instance: UUID
 ) -> None:
     row = world.row(instance)
-    kept = dict(
+    kept: dict[str, str] = dict(
         world.db.execute(
             "select name, encode(convert_to(value, 'UTF8'), 'base64')"
             " from private.instance_secrets where instance_id = %s",
