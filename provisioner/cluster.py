@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx2
+import msgspec
 from lightkube import ApiError, AsyncClient
 from lightkube.core.exceptions import ConfigError
 from lightkube.core.resource import NamespacedResource
@@ -52,18 +53,37 @@ ClusterError = (httpx2.HTTPError, ConfigError)
 """What the client raises, whether the cluster is away or refuses something."""
 
 
+class Metadata(msgspec.Struct, frozen=True):
+    """What is read of an object's metadata; the rest is skipped."""
+
+    name: str
+    uid: str
+    resourceVersion: str  # noqa: N815 - Kubernetes' own spelling
+    generation: int = 0
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+
+
+class _Item(msgspec.Struct):
+    metadata: Metadata
+
+
+class _Listing(msgspec.Struct):
+    items: list[_Item] | None
+
+
 @dataclass(frozen=True)
 class Object:
     """What is compared of an object of an instance."""
 
     kind: type[NamespacedResource]
-    metadata: ObjectMeta
+    metadata: Metadata
 
     def __str__(self) -> str:
         """Says the same for as long as nobody changes it; a claim's binding is no change."""
-        version = ""
+        version: object = ""
         if self.kind is not PersistentVolumeClaim:
-            version = str(self.metadata.generation or self.metadata.resourceVersion)
+            version = self.metadata.generation or self.metadata.resourceVersion
         return f"{self.kind.__name__} {self.metadata.name} {self.metadata.uid} {version}"
 
 
@@ -80,7 +100,7 @@ def fingerprint(objects: Iterable[Object]) -> str:
 def delete_after(each: Object) -> datetime | None:
     """Until when a volume of a removed instance is kept; None where nothing says so."""
     try:
-        until = datetime.fromisoformat((each.metadata.annotations or {}).get(DELETE_AFTER, ""))
+        until = datetime.fromisoformat(each.metadata.annotations.get(DELETE_AFTER, ""))
     except ValueError:
         return None
     return until if until.tzinfo else until.replace(tzinfo=UTC)
@@ -143,13 +163,13 @@ class Cluster(AsyncClient):
         )
         for kind, listing in zip(KINDS, listings, strict=True):
             for metadata in listing:
-                found[(metadata.labels or {})[INSTANCE]].append(Object(kind, metadata))
+                found[metadata.labels[INSTANCE]].append(Object(kind, metadata))
         return found
 
     async def releases(self) -> set[str]:
         """The names of all Helm releases."""
         records = await self._metadata(Secret, {"owner": "helm"})
-        return {(record.labels or {})["name"] for record in records}
+        return {record.labels["name"] for record in records}
 
     async def remove_rest(self, instance_id: str, retention_days: int) -> None:
         """Remove what Helm left of an instance; its volumes may be kept for a while."""
@@ -161,29 +181,33 @@ class Cluster(AsyncClient):
                 annotation = {DELETE_AFTER: until.isoformat(timespec="seconds")}
                 await self.patch(
                     PersistentVolumeClaim,
-                    str(each.metadata.name),
+                    each.metadata.name,
                     {"metadata": {"annotations": annotation}},
                 )
 
     async def remove(self, each: Object) -> None:
         """Delete an object, if it is still there."""
         try:
-            await self.delete(each.kind, str(each.metadata.name))
+            await self.delete(each.kind, each.metadata.name)
         except ApiError as error:
             if error.status.code != 404:
                 raise
 
     async def _metadata(
         self, kind: type[NamespacedResource], labels: Mapping[str, Any]
-    ) -> list[ObjectMeta]:
+    ) -> list[Metadata]:
         """The metadata of all objects of a kind with these labels; any value where it is None.
 
         Without the content: Helm's records of a thousand releases would be a hundred megabytes.
         """
-        request = self._client.prepare_request(
+        client: Any = self._client  # untyped, for the most part
+        request = client.prepare_request(
             "list",
             kind,
             params={"labelSelector": build_selector(dict(labels))},
             headers=METADATA_ONLY,
         )
-        return [each.metadata async for each in self._client.list(request)]
+        answer = await client.send(client.build_adapter_request(request))
+        client.raise_for_status(answer)
+        listing = msgspec.json.decode(answer.content, type=_Listing)
+        return [item.metadata for item in listing.items or []]

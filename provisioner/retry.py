@@ -27,9 +27,11 @@ async def persist(settings: Settings, write: Callable[[], Awaitable[None]]) -> N
     Raises:
         psycopg.Error: the last error, if it never came back.
     """
-    await AsyncRetrying(
+    async for attempt in AsyncRetrying(
         retry=retry_if_exception_type(database.Unreachable),
         wait=wait_exponential_jitter(initial=0.2, max=5),
         stop=stop_after_delay(settings.lease_seconds),
         reraise=True,
-    )(write)
+    ):
+        with attempt:
+            await write()

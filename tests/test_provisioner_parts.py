@@ -11,12 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lightkube.core.resource import NamespacedResource
-from lightkube.models.meta_v1 import ObjectMeta
 from lightkube.resources.apps_v1 import Deployment
 from lightkube.resources.core_v1 import ConfigMap, PersistentVolumeClaim, Pod
 
 from components import ROOT
-from provisioner.cluster import DELETE_AFTER, Object, delete_after, fingerprint
+from provisioner.cluster import DELETE_AFTER, Metadata, Object, delete_after, fingerprint
 from provisioner.database import Instance
 from provisioner.handlers import values
 from provisioner.health import assess, summarise
@@ -185,7 +184,7 @@ def test_a_rows_values_win_over_every_instances_and_the_services_own_over_both(
 
 
 def an_object(kind: type[NamespacedResource], **metadata: Any) -> Object:
-    return Object(kind, ObjectMeta(**({"name": "a", "uid": "u"} | metadata)))
+    return Object(kind, Metadata(**({"name": "a", "uid": "u", "resourceVersion": "1"} | metadata)))
 
 
 def test_a_fingerprint_tells_a_change_from_none() -> None:
