@@ -4,27 +4,36 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
 TOOLS := .tools/bin/helm .tools/bin/actionlint
+# Not built where another cluster is given, or all of its programs.
+KUBERNETES := $(if $(CLUSTER_KUBECONFIG)$(wildcard $(KUBEBUILDER_ASSETS)/kwok),,.tools/bin/kubernetes)
 CHART := charts/instance-provisioner
 
-# Refreshing asks a cluster for manifests that were only rendered to files: leave those out.
-REFRESHED := $(if $(REFRESH),--refresh --exclude '**kubernetes**')
+# Refreshing would ask a cluster for manifests that were only rendered to files: leave those out.
+RENDERED := $(if $(CLUSTER),,--exclude '**kubernetes**')
+OPTIONS := $(if $(CLUSTER),--cluster) $(if $(REFRESH),--refresh $(RENDERED))
 
-.PHONY: help up preview down clean migrate psql test check bench tools lock generate
+.PHONY: help up preview down clean cluster cluster-down migrate psql test check bench tools lock generate
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-up: .venv/.installed ## Bring the dev platform up; REFRESH=1 repairs what was changed by hand
-	@$(PYTHON) -m dev up $(REFRESHED)
+up: .venv/.installed $(if $(CLUSTER),$(KUBERNETES)) ## Bring the dev platform up; REFRESH=1 repairs what was changed by hand, CLUSTER=1 deploys to the cluster
+	@$(PYTHON) -m dev up $(OPTIONS)
 
-preview: .venv/.installed ## Show what `make up` would change; REFRESH=1 shows drift
-	@$(PYTHON) -m dev preview --diff $(REFRESHED)
+preview: .venv/.installed $(if $(CLUSTER),$(KUBERNETES)) ## Show what `make up` would change; REFRESH=1 shows drift
+	@$(PYTHON) -m dev preview --diff $(OPTIONS)
 
-down: .venv/.installed ## Stop the dev PostgreSQL; its data stays
+down: .venv/.installed ## Stop the dev PostgreSQL and cluster; their data stays
 	@$(PYTHON) -m dev down
 
 clean: .venv/.installed ## Remove the dev platform with all its data (.state/)
 	@$(PYTHON) -m dev clean
+
+cluster: .venv/.installed $(KUBERNETES) ## Start a Kubernetes cluster on loopback, for make up CLUSTER=1
+	@$(PYTHON) -m dev cluster
+
+cluster-down: .venv/.installed ## Stop that cluster; what it holds stays
+	@$(PYTHON) -m dev cluster-down
 
 migrate: .venv/.installed ## Run the migration engine on the dev database: make migrate ARGS=status
 	@$(PYTHON) -m dev migrate $(ARGS)
@@ -32,7 +41,7 @@ migrate: .venv/.installed ## Run the migration engine on the dev database: make 
 psql: .venv/.installed ## Open psql on the dev database
 	@$(PYTHON) -m dev psql
 
-test: .venv/.installed $(TOOLS) ## Run all tests
+test: .venv/.installed $(TOOLS) $(KUBERNETES) ## Run all tests
 	$(PYTHON) -m pytest -n 2 --dist loadfile tests
 
 check: .venv/.installed $(TOOLS) ## Lint, type-check, and see that generated files are current
@@ -79,3 +88,17 @@ $(TOOLS) &: tools/go.mod tools/go.sum
 	  -X helm.sh/helm/v3/pkg/chartutil.k8sVersionMinor=$$minor \
 	  -X helm.sh/helm/v3/pkg/lint/rules.k8sVersionMinor=$$minor" tool
 	touch $(TOOLS)
+
+# One binary, called by six names. The linker sets the versions that the programs say they are.
+.tools/bin/kubernetes: $(addprefix tools/cluster/,go.mod go.sum main.go)
+	version() { go list -C tools/cluster -m -f '{{.Version}}' "$$1"; }; \
+	kubernetes=$$(version k8s.io/kubernetes) && kwok=$$(version sigs.k8s.io/kwok) && \
+	minor=$$(cut -d. -f2 <<< "$$kubernetes") && \
+	CGO_ENABLED=0 go build -C tools/cluster -trimpath -o ../../$@ -ldflags "-s -w \
+	  -X k8s.io/component-base/version.gitVersion=$$kubernetes \
+	  -X k8s.io/component-base/version.gitMajor=1 \
+	  -X k8s.io/component-base/version.gitMinor=$$minor \
+	  -X sigs.k8s.io/kwok/pkg/consts.Version=$$kwok"
+	cd $(@D) && for name in etcd kube-apiserver kube-controller-manager kube-scheduler kubectl kwok; \
+	  do ln -sf $(@F) $$name; done
+	touch $@

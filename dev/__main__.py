@@ -1,7 +1,7 @@
-"""The dev stack from make: `python -m dev up|preview|down|clean|migrate|psql`.
+"""The dev stack from make: `python -m dev up|preview|down|clean|cluster|cluster-down|migrate|psql`.
 
-Everything it generates is kept in .state/, which git ignores: the embedded PostgreSQL, passwords,
-Pulumi's state, the stack's config with what was generated, and the rendered manifests.
+Everything it generates is kept in .state/, which git ignores: the embedded PostgreSQL and cluster,
+passwords, Pulumi's state, the stack's config with what was generated, and the rendered manifests.
 """
 
 import json
@@ -20,6 +20,7 @@ import yaml
 from components import PROJECT, ROOT
 from components.matrix import SERVICES
 from dev import DevError
+from embedded.cluster import Access, Cluster, ClusterError
 from embedded.postgres import PostgresError, Server, embedded_bin
 
 STATE = ROOT / ".state"
@@ -38,6 +39,8 @@ def main(arguments: list[str]) -> int:
         "preview": preview,
         "down": down,
         "clean": clean,
+        "cluster": cluster,
+        "cluster-down": cluster_down,
         "migrate": migrate,
         "psql": psql,
     }
@@ -46,7 +49,7 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         return commands[arguments[0]](arguments[1:])
-    except (DevError, PostgresError) as error:
+    except (DevError, PostgresError, ClusterError) as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
         print(f"error: {error.filename or STATE}: {error.strerror}", file=sys.stderr)
@@ -64,6 +67,7 @@ def _interrupted(*_: object) -> None:
 def up(options: list[str]) -> int:
     """Bring the platform up and print its outputs; a second time it changes nothing."""
     config, hidden = _config()
+    options = _deploy_to_cluster(config, options)
     pulumi = _find_pulumi()
     if pulumi:
         _prepare_stack(pulumi, config, hidden)
@@ -90,6 +94,7 @@ def up(options: list[str]) -> int:
 def preview(options: list[str]) -> int:
     """Show what `up` would change."""
     config, hidden = _config()
+    options = _deploy_to_cluster(config, options)
     pulumi = _find_pulumi()
     if not pulumi:
         raise DevError(
@@ -100,18 +105,32 @@ def preview(options: list[str]) -> int:
     _pulumi(pulumi, "preview", *options)
 
 
-def down(_options: list[str]) -> int:
-    """Stop the embedded PostgreSQL; its data stays for the next `up`."""
+def down(options: list[str]) -> int:
+    """Stop the embedded PostgreSQL and cluster; what they hold stays for the next `up`."""
     print("stopped PostgreSQL" if _embedded().stop() else "PostgreSQL was not running")
-    return 0
+    return cluster_down(options) if _own_cluster().directory.exists() else 0
 
 
 def clean(_options: list[str]) -> int:
-    """Stop it and remove all that the dev stack ever generated, its data included."""
+    """Stop them and remove all that the dev stack ever generated, its data included."""
+    _own_cluster().destroy()
     _embedded().destroy()
     if STATE.exists():
         shutil.rmtree(STATE)
     print(f"removed {STATE.name}/")
+    return 0
+
+
+def cluster(_options: list[str]) -> int:
+    """Start the embedded cluster, unless CLUSTER_KUBECONFIG names another."""
+    access = _cluster()
+    print(f"the cluster is reached by KUBECONFIG={access.kubeconfig}, context {access.context}")
+    return 0
+
+
+def cluster_down(_options: list[str]) -> int:
+    """Stop the embedded cluster; what it holds stays for the next start."""
+    print("stopped the cluster" if _own_cluster().stop() else "the cluster was not running")
     return 0
 
 
@@ -141,6 +160,31 @@ def psql(options: list[str]) -> NoReturn:
 
 def _embedded() -> Server:
     return Server(STATE / "postgres", embedded_bin())
+
+
+def _own_cluster() -> Cluster:
+    return Cluster(STATE / "cluster")
+
+
+def _cluster() -> Access:
+    """The cluster that CLUSTER_KUBECONFIG names, else the embedded one, started."""
+    if given := os.environ.get("CLUSTER_KUBECONFIG"):
+        return Access(Path(given))
+    STATE.mkdir(mode=0o700, exist_ok=True)
+    own = _own_cluster()
+    if own.start():
+        print("started a Kubernetes cluster on 127.0.0.1")
+    return own
+
+
+def _deploy_to_cluster(config: dict[str, Any], options: list[str]) -> list[str]:
+    """Where `--cluster` is given, change the config so; returns the other options."""
+    if "--cluster" not in options:
+        return options
+    access = _cluster()
+    os.environ["KUBECONFIG"] = str(access.kubeconfig)
+    config |= {"kubernetesContext": access.context, "renderDirectory": ""}
+    return [option for option in options if option != "--cluster"]
 
 
 def _config() -> tuple[dict[str, Any], list[str]]:

@@ -1,8 +1,9 @@
 """The program without Pulumi: `__main__.py`, run in this process against the real database.
 
-Each resource that the program declares is made so, on the database or as a manifest file, through
-the SDK's own seam for tests.  There is no state: what exists is compared with what is declared
-every time, nothing is ever deleted, and a resource of a type that is not known here is refused.
+Each resource that the program declares is made so, on the database, on the cluster or in a file,
+through the SDK's own seam for tests.  There is no state: what exists is compared with what is
+declared every time, nothing is ever deleted, and a resource of a type that is not known here is
+refused.
 """
 
 import base64
@@ -32,6 +33,7 @@ from pulumi.runtime.settings import get_root_resource
 
 from components import PROJECT, ROOT
 from dev import DevError
+from embedded.cluster import Access, ClusterError
 from migrate.errors import MigrateError
 
 HELM = ROOT / ".tools" / "bin" / "helm"
@@ -137,7 +139,7 @@ class Realiser(mocks.Mocks):
         with self.lock:
             try:
                 changed, outputs = realise(self, args)
-            except (MigrateError, psycopg.Error) as error:
+            except (MigrateError, psycopg.Error, ClusterError) as error:
                 self.failure = InProcessError(f"{args.name}: {error}")
                 raise self.failure from error
             except InProcessError as error:
@@ -314,21 +316,16 @@ def _dynamic(realiser: Realiser, args: mocks.MockResourceArgs) -> tuple[bool, Pr
 
 
 def _manifest(realiser: Realiser, args: mocks.MockResourceArgs) -> tuple[bool, Properties]:
-    directory = realiser.provider_of(args).get("renderYamlToDirectory")
-    if not directory:
-        raise InProcessError(
-            f"{args.name}: only manifests rendered to files are known in-process: set "
-            f"{PROJECT}:renderDirectory, or install Pulumi"
-        )
-    return _write(ROOT / directory, args.inputs), args.inputs
+    return _place(realiser.provider_of(args), args.inputs), args.inputs
 
 
 def _chart(realiser: Realiser, args: mocks.MockResourceArgs) -> tuple[bool, Properties]:
     if not HELM.exists():
         raise InProcessError(f"{HELM} is missing: run `make tools`")
     inputs = args.inputs
+    command = [HELM, "template", args.name, inputs["chart"], "--namespace", inputs["namespace"]]
     rendered = subprocess.run(
-        [HELM, "template", args.name, inputs["chart"], "--namespace", inputs["namespace"], "-f-"],
+        [*command, "--skip-tests", "-f-"],
         input=json.dumps(inputs["values"]),
         capture_output=True,
         text=True,
@@ -337,10 +334,27 @@ def _chart(realiser: Realiser, args: mocks.MockResourceArgs) -> tuple[bool, Prop
     )
     if rendered.returncode:
         raise InProcessError(f"{args.name}: {rendered.stderr.strip()}")
-    directory = ROOT / realiser.provider_of(args)["renderYamlToDirectory"]
+    provider = realiser.provider_of(args)
     manifests = filter(None, yaml.safe_load_all(rendered.stdout))
-    changed = sum(_write(directory, manifest) for manifest in manifests)
-    return changed > 0, {}
+    return sum([_place(provider, manifest) for manifest in manifests]) > 0, {}
+
+
+def _place(provider: Properties, manifest: Properties) -> bool:
+    """Apply or write a manifest as the Kubernetes provider would; whether that changed anything."""
+    if directory := provider.get("renderYamlToDirectory"):
+        return _write(ROOT / directory, manifest)
+    access = Access(Path(os.environ.get("KUBECONFIG") or Path.home() / ".kube" / "config"))
+    to = ["--context", provider["context"]]
+    if namespace := manifest["metadata"].get("namespace"):
+        to += ["--namespace", namespace]
+    name = f"{manifest['kind'].lower()}/{manifest['metadata']['name']}"
+    version = ["-o", "jsonpath={.metadata.resourceVersion}"]
+    before = access.kubectl("get", name, *to, *version, "--ignore-not-found")
+    apply = ["apply", "--server-side", "--force-conflicts", "--field-manager=mindroom", "-f-"]
+    after = access.kubectl(*apply, *to, *version, stdin=json.dumps(manifest))
+    if manifest["kind"] == "Deployment":
+        access.kubectl("rollout", "status", name, *to, "--timeout=120s")
+    return before != after
 
 
 def _write(directory: Path, manifest: Properties) -> bool:

@@ -8,7 +8,6 @@ PostgreSQL refuses to run as root. Started by root, it runs as the owner of the 
 binaries (below /root, say) the server gets the one capability that lets it: see `_run_as`.
 """
 
-import errno
 import fcntl
 import importlib.util
 import os
@@ -18,7 +17,6 @@ import re
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -31,17 +29,7 @@ from urllib.parse import quote
 
 import psutil  # type: ignore[import-untyped]
 
-# Nothing else of our environment: it may hold secrets, and PG* variables meant for other servers.
-ENVIRONMENT = {"LC_ALL": "C", "PATH": os.environ.get("PATH", os.defpath)}
-# Below the ports that Linux and macOS hand out to outgoing connections: one of those could be in
-# use, for a moment, just when the server starts again.
-PORTS = range(20000, 32768)
-HINTS = {
-    errno.ENOSPC: "Free some space there, then start again.",
-    errno.EROFS: "It must be on a file system that can be written to.",
-    errno.EACCES: "It must belong to the user who starts the server.",
-    errno.EPERM: "It must belong to the user who starts the server.",
-}
+from embedded.process import HINTS, PORTS, alive, is_free, listener, spawn
 
 
 class PostgresError(Exception):
@@ -152,12 +140,12 @@ class Server:
                     return True
                 raise PostgresError(
                     f"Port {self.port} on 127.0.0.1, kept for this server in {file}, is taken by "
-                    f"{_listener(self.port)}. Stop that program and start again, or delete {file} "
+                    f"{listener(self.port)}. Stop that program and start again, or delete {file} "
                     "to have another port chosen."
                 )
             for port in random.sample(PORTS, len(PORTS)):
                 # It may be taken between the look and the start: then the next one.
-                if _is_free(port) and self._launch(run_as, port):
+                if is_free(port) and self._launch(run_as, port):
                     self._write("port", str(port))
                     return True
             raise PostgresError(f"No port from {PORTS[0]} to {PORTS[-1]} is free on 127.0.0.1.")
@@ -288,7 +276,7 @@ class Server:
         test = 'cd "$1" && test -r "$2" && test -x "$2" && exec "$2" --version'
         command = ["/bin/sh", "-c", test, "sh", str(self.directory), str(self.bin / "postgres")]
         for run_as in choices:
-            done = _spawn([*run_as, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            done = spawn([*run_as, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
             output, errors = done.communicate()
             if done.returncode == 0 and (version := re.search(r"\) (\d+)", output)):
                 return run_as, int(version[1])
@@ -329,7 +317,7 @@ class Server:
             command += ["--encoding=UTF8", *locale]
             command += ["--no-sync"] if self.settings.get("fsync") == "off" else []
             # Should we be killed, the broken pipes end it too.
-            process = _spawn(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            process = spawn(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
             _, errors = process.communicate()
             if process.returncode:
                 raise PostgresError(
@@ -366,7 +354,7 @@ class Server:
         lines = self._postmaster_file()
         try:
             process = psutil.Process(int(lines[0]))
-            if os.path.samefile(process.cwd(), self.data) and _alive(process):
+            if os.path.samefile(process.cwd(), self.data) and alive(process):
                 return process
         except psutil.AccessDenied:
             return None  # another user's process: PostgreSQL judges that well
@@ -379,7 +367,7 @@ class Server:
     def _comes_up(self, process: psutil.Process, port: int = 0) -> bool:
         """Wait until the server is ready (True) or has ended (False); ask it, at a `port`."""
         deadline = time.monotonic() + self.timeout
-        while _alive(process):
+        while alive(process):
             lines = self._postmaster_file()
             if lines[0] == str(process.pid) and lines[7:] and lines[7].strip() == "ready":
                 if not port and not (self.directory / "port").exists():
@@ -424,13 +412,13 @@ class Server:
         command += [part for item in settings.items() for part in ("-c", "=".join(item))]
         with self._open("server.log", os.O_WRONLY | os.O_APPEND) as log:
             before = os.fstat(log.fileno()).st_size
-            process = _spawn(command, stdout=log, stderr=log)
+            process = spawn(command, stdout=log, stderr=log)
         process.returncode = 0  # we don't wait for it: no ResourceWarning when the object goes
         postmaster = psutil.Process(process.pid)
         try:
             if self._comes_up(postmaster, port):
                 return True
-            if not _is_free(port):
+            if not is_free(port):
                 return False
             raise PostgresError(f"PostgreSQL in {self.directory} did not start.")
         except BaseException as error:
@@ -450,7 +438,7 @@ class Server:
         with suppress(psutil.NoSuchProcess):
             process.send_signal(how)
         deadline = time.monotonic() + self.timeout
-        while _alive(process):
+        while alive(process):
             if time.monotonic() > deadline:
                 raise PostgresError(
                     f"PostgreSQL in {self.directory} (process {process.pid}) did not stop within "
@@ -462,47 +450,6 @@ class Server:
     def _space(self) -> str:
         free = shutil.disk_usage(self.directory).free
         return f"Only {free >> 20} MiB are free there.\n" if free < 64 << 20 else ""
-
-
-def _spawn(
-    command: list[str], stdout: int | IO[str], stderr: int | IO[str]
-) -> subprocess.Popen[str]:
-    """Start a command of the server's, out of reach of Ctrl-C in our terminal."""
-    return subprocess.Popen(
-        command,
-        env=ENVIRONMENT,
-        cwd="/",
-        stdin=subprocess.DEVNULL,
-        stdout=stdout,
-        stderr=stderr,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def _alive(process: psutil.Process) -> bool:
-    with suppress(ChildProcessError):
-        os.waitpid(process.pid, os.WNOHANG)  # if we started it, nobody else takes its exit status
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as attempt, suppress(OSError):
-        attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        attempt.bind(("127.0.0.1", port))
-        return True
-    return False
-
-
-def _listener(port: int) -> str:
-    with suppress(psutil.Error):  # the system names other users' programs to root only
-        for found in psutil.net_connections("tcp"):
-            if found.status == "LISTEN" and found.laddr.port == port and found.pid:
-                return f"{psutil.Process(found.pid).name()} (process {found.pid})"
-    return "another program"
 
 
 def _tail(text: str, lines: int = 8) -> str:

@@ -18,7 +18,9 @@ from platforms import Platform, run, stack_config
 from provisioning import World, a_world
 from psycopg import sql
 
-from embedded.cluster import Access
+from components.instance_provisioner import INSTANCES_NAMESPACE, NAMESPACE
+from dev.in_process import HELM
+from embedded.cluster import Access, Cluster
 from embedded.postgres import Server, embedded_bin
 
 # A shell that starts the tests in the background has them, and what they start, ignore both.
@@ -117,6 +119,45 @@ def db(connection: psycopg.Connection) -> Iterator[Db]:
             )
             add_instance(db, each, each.name, id=each.instance, status="running")
         yield db
+
+
+@pytest.fixture(scope="session")
+def helm() -> Path:
+    if not HELM.is_file():
+        pytest.fail(f"{HELM} is missing: run make tools", pytrace=False)
+    return HELM
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Access]:
+    """A Kubernetes cluster of our own, unless CLUSTER_KUBECONFIG names another."""
+    if given := os.environ.get("CLUSTER_KUBECONFIG"):
+        yield Access(Path(given))
+        return
+    own = Cluster(tmp_path_factory.mktemp("cluster") / "own")
+    try:
+        own.start()
+        yield own
+    finally:
+        own.destroy()
+
+
+@pytest.fixture
+def namespace(cluster: Access) -> Iterator[str]:
+    """A new namespace, removed afterwards."""
+    name = f"test-{secrets.token_hex(6)}"
+    cluster.kubectl("create", "namespace", name)
+    yield name
+    cluster.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+def deploy_to(cluster: Access, monkeypatch: pytest.MonkeyPatch) -> Iterator[Access]:
+    """A cluster without the platform's namespaces, to which programs find the way."""
+    monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
+    yield cluster
+    names = (NAMESPACE, INSTANCES_NAMESPACE)
+    cluster.kubectl("delete", "namespace", *names, "--ignore-not-found")
 
 
 @pytest.fixture(scope="module")

@@ -8,26 +8,30 @@ import copy
 import json
 import re
 import subprocess
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
+from manifests import (
+    CHARTS,
+    KUBERNETES,
+    Object,
+    Render,
+    Values,
+    leaves,
+    object_schemas,
+    only,
+    put,
+    restricted_violations,
+    run,
+)
 
-Object: TypeAlias = Any  # a manifest or a part of one, as YAML gives it
-Values: TypeAlias = dict[str, Any]
-Render: TypeAlias = Callable[[Values], list[Object]]
-
-ROOT = Path(__file__).resolve().parent.parent
-CHART = ROOT / "charts" / "instance-provisioner"
+CHART = CHARTS / "instance-provisioner"
 MINIMAL = CHART / "ci" / "minimal-values.yaml"
 RELEASE = "instance-provisioner"
 PROJECT = "mindroom"
 DIGEST = "sha256:" + "0a" * 32
-MAJOR, LATEST_MINOR = (int(part) for part in kubernetes_validate.latest_version().split(".")[:2])
-KUBERNETES = [f"{MAJOR}.{LATEST_MINOR - age}" for age in range(3)]
 SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|PASSPHRASE|CREDENTIAL|_KEY|DATABASE_URL|DSN")
 
 # Paths and selectors that the tables of wrong values below use.
@@ -35,14 +39,6 @@ OWN = "containers.0.securityContext"
 PEERS, AT_PEER = "networkPolicy.allowFrom", "at '/networkPolicy/allowFrom/0"
 LABELS: Values = {"matchLabels": {"a": "b"}}
 NONE: Values = {"matchLabels": {}}
-
-
-@pytest.fixture(scope="session")
-def helm() -> Path:
-    binary = ROOT / ".tools" / "bin" / "helm"
-    if not binary.is_file():
-        pytest.fail(f"{binary} is missing: run make tools", pytrace=False)
-    return binary
 
 
 @pytest.fixture
@@ -62,22 +58,11 @@ def render(helm: Path) -> Render:
     return rendered
 
 
-def run(helm: Path, *arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [helm, *arguments], input=stdin, capture_output=True, text=True, check=False
-    )
-
-
 def template(
     helm: Path, values: Values, namespace: str = PROJECT
 ) -> subprocess.CompletedProcess[str]:
     target = ("--namespace", namespace, "--values", "-")
     return run(helm, "template", RELEASE, CHART, *target, stdin=json.dumps(values))
-
-
-def only(objects: list[Object], kind: str) -> Object:
-    (found,) = (item for item in objects if item["kind"] == kind)
-    return found
 
 
 def pod_template(objects: list[Object]) -> Object:
@@ -100,50 +85,6 @@ def everything(values: Values) -> Values:
     }
 
 
-POD_FIELDS = {"runAsNonRoot", "runAsUser", "runAsGroup", "fsGroup", "seccompProfile"}
-CONTAINER_FIELDS = {"allowPrivilegeEscalation", "readOnlyRootFilesystem", "capabilities"}
-VOLUME_TYPES = {"configMap", "downwardAPI", "emptyDir", "persistentVolumeClaim", "projected"}
-
-
-def restricted_violations(pod: Object) -> Iterator[str]:
-    """Where a pod spec breaks the restricted Pod Security Standard.
-
-    Shorter and a little stricter than the standard: a security context may hold only the fields
-    that are known here (so no sysctls, SELinux, AppArmor or Windows options), and volumes of
-    type secret, csi and ephemeral are not expected either.
-    """
-    yield from (field for field in ("hostNetwork", "hostPID", "hostIPC") if pod.get(field))
-    for volume in pod.get("volumes", []):
-        yield from (f"volume {kind}" for kind in volume.keys() - {"name"} - VOLUME_TYPES)
-    above = pod.get("securityContext", {})
-    yield from (f"pod: {field}" for field in above.keys() - POD_FIELDS)
-    for kind in ("initContainers", "containers", "ephemeralContainers"):
-        for item in pod.get(kind, []):
-            yield from (f"{item['name']}: {what}" for what in _container_violations(item, above))
-
-
-def _container_violations(item: Object, above: Object) -> Iterator[str]:
-    own = item.get("securityContext", {})
-    context = above | own
-    yield from own.keys() - POD_FIELDS - CONTAINER_FIELDS
-    if context.get("runAsNonRoot") is not True:
-        yield "runAsNonRoot"
-    if context.get("runAsUser") == 0:
-        yield "runAsUser"
-    if context.get("seccompProfile", {}).get("type") not in {"RuntimeDefault", "Localhost"}:
-        yield "seccompProfile"
-    if own.get("allowPrivilegeEscalation") is not False:
-        yield "allowPrivilegeEscalation"
-    if own.get("capabilities") != {"drop": ["ALL"]}:
-        yield "capabilities"
-    if any("hostPort" in port for port in item.get("ports", [])):
-        yield "hostPort"
-    handlers = [item.get(f"{name}Probe", {}) for name in ("startup", "liveness", "readiness")]
-    handlers += item.get("lifecycle", {}).values()
-    if any("host" in handler.get("httpGet", {}) for handler in handlers):
-        yield "host of a handler"
-
-
 class TestRenderedManifests:
     """What holds for the objects whatever the values are."""
 
@@ -158,7 +99,7 @@ class TestRenderedManifests:
     ) -> None:
         objects = render(everything(values) if complete else values)
         builtin = [item for item in objects if item["kind"] != "ServiceMonitor"]
-        assert len(builtin) == 8
+        assert len(builtin) == 9
         for item in builtin:
             assert kubernetes_validate.validate(item, minor, strict=True) == minor
 
@@ -175,8 +116,10 @@ class TestRenderedManifests:
         }
         own = ["ConfigMap", "Deployment", "NetworkPolicy", "PodDisruptionBudget"]
         own += ["Service", "ServiceAccount", "ServiceMonitor"]
-        assert found == {(kind, PROJECT, RELEASE) for kind in own} | {
-            (kind, values["instancesNamespace"], RELEASE) for kind in ("Role", "RoleBinding")
+        assert found == {
+            *((kind, PROJECT, RELEASE) for kind in own),
+            *((kind, values["instancesNamespace"], RELEASE) for kind in ("Role", "RoleBinding")),
+            ("Job", PROJECT, f"{RELEASE}-test"),
         }
 
     def test_standard_labels(self, render: Render, values: Values) -> None:
@@ -205,9 +148,11 @@ class TestRenderedManifests:
         spread = deployment["template"]["spec"]["topologySpreadConstraints"]
         selectors += [constraint["labelSelector"]["matchLabels"] for constraint in spread]
         labels = deployment["template"]["metadata"]["labels"]
+        test = only(objects, "Job")["spec"]["template"]["metadata"]["labels"]
         for selector in selectors:
             assert selector
             assert selector.items() <= labels.items()
+            assert not selector.items() <= test.items()
 
     def test_ports_have_one_name(self, render: Render, values: Values) -> None:
         objects = render(everything(values))
@@ -493,38 +438,8 @@ class TestValues:
             assert f"`{path}`" in readme
 
 
-def put(target: Any, path: str, value: object) -> None:
-    """Sets what a dotted path leads to, through mappings and lists."""
-    *above, last = (int(key) if key.isdigit() else key for key in path.split("."))
-    for key in above:
-        target = target.setdefault(key, {}) if isinstance(target, dict) else target[key]
-    target[last] = value
-
-
 def refusal(helm: Path, values: Values) -> str:
     result = template(helm, values)
     assert result.returncode != 0, "accepted"
     assert result.stdout == ""
     return result.stderr
-
-
-def object_schemas(schema: object) -> Iterator[Object]:
-    if isinstance(schema, dict):
-        if schema.get("type") == "object":
-            yield schema
-        for value in schema.values():
-            yield from object_schemas(value)
-
-
-def leaves(values: Values, above: str = "") -> Iterator[str]:
-    """Dotted paths of the values; requests and limits count as one value each."""
-    for name, value in values.items():
-        path = above + name
-        if (
-            isinstance(value, dict)
-            and value
-            and path not in {"resources.requests", "resources.limits"}
-        ):
-            yield from leaves(value, f"{path}.")
-        else:
-            yield path

@@ -19,6 +19,7 @@ import pytest
 import yaml
 from platforms import copy_project
 
+from embedded.cluster import Cluster
 from embedded.postgres import Server, embedded_bin
 
 WITHOUT_PULUMI = os.pathsep.join(
@@ -36,9 +37,9 @@ class Clone:
     environment: dict[str, str]
     printed: list[str] = field(default_factory=list)
 
-    def start(self, command: str) -> subprocess.Popen[str]:
+    def start(self, *command: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [self.directory / ".venv" / "bin" / "python", "-m", "dev", command],
+            [self.directory / ".venv" / "bin" / "python", "-m", "dev", *command],
             cwd=self.directory,
             env=self.environment,
             stdout=subprocess.PIPE,
@@ -53,8 +54,8 @@ class Clone:
         assert "Traceback" not in text
         return process.returncode, text
 
-    def run(self, command: str) -> str:
-        code, text = self.end(self.start(command))
+    def run(self, *command: str) -> str:
+        code, text = self.end(self.start(*command))
         assert code == 0, text
         return text
 
@@ -72,6 +73,10 @@ class Clone:
     @property
     def server(self) -> Server:
         return Server(self.directory / ".state" / "postgres", embedded_bin())
+
+    @property
+    def cluster(self) -> Cluster:
+        return Cluster(self.directory / ".state" / "cluster")
 
     def secrets(self) -> list[str]:
         state = self.directory / ".state"
@@ -93,6 +98,7 @@ def clone(directory: Path, **environment: str) -> Iterator[Clone]:
         yield made
     finally:
         made.server.destroy()
+        made.cluster.destroy()
 
 
 @pytest.fixture(scope="module")
@@ -267,6 +273,34 @@ def test_without_pulumi_it_says_so_in_one_line(fresh: Clone) -> None:
     assert "needs the Pulumi CLI" in fresh.fails("preview")
     assert "removed .state/" in fresh.run("clean")
     assert not (fresh.directory / ".state").exists()
+
+
+def deploys_to_a_cluster(fresh: Clone, nothing_changed: str) -> None:
+    ready = ("get", "deployments", "-n", "mindroom", "-o", "jsonpath={..readyReplicas}")
+    assert "started a Kubernetes cluster" in fresh.run("up", "--cluster")
+    assert fresh.cluster.kubectl(*ready) == "2"
+    assert nothing_changed in fresh.run("up", "--cluster")
+    assert "stopped the cluster" in fresh.run("down")
+    assert "was not running" in fresh.run("cluster-down")
+    assert str(fresh.cluster.kubeconfig) in fresh.run("cluster")
+    assert fresh.cluster.kubectl(*ready) == "2"
+    assert not (fresh.directory / ".state" / "manifests").exists()
+    words = fresh.secrets()
+    for text in fresh.printed:
+        assert not [word for word in words if word in text]
+    fresh.run("clean")
+    assert fresh.cluster.stop() is False
+
+
+def test_up_on_a_cluster(fresh: Clone) -> None:
+    deploys_to_a_cluster(fresh, "nothing changed")
+
+
+@pytest.mark.engine
+@pytest.mark.skipif(not shutil.which("pulumi"), reason="needs the Pulumi CLI on PATH")
+def test_up_on_a_cluster_with_pulumi(fresh: Clone) -> None:
+    fresh.environment["PATH"] = os.environ["PATH"]
+    deploys_to_a_cluster(fresh, " unchanged\n\nDuration")
 
 
 @pytest.mark.engine

@@ -28,6 +28,7 @@ from platforms import (
 from pulumi import automation
 
 from components import PROJECT, ROOT
+from embedded.cluster import Access
 from embedded.postgres import Server
 from migrate import catalog, files
 from migrate.connection import connect
@@ -368,6 +369,35 @@ def test_supabase(postgres_bin: Path, tmp_path: Path) -> None:
         assert "postgresql:index/database:Database" not in {each["type"] for each in resources}
         with pytest.raises(automation.CommandError, match="protected"):
             hosted.stack.destroy(color="never")
+    finally:
+        server.destroy()
+
+
+def test_deployed_to_a_cluster(deploy_to: Access, postgres_bin: Path, tmp_path: Path) -> None:
+    server = new_server(tmp_path, postgres_bin)
+    directory = tmp_path / "project"
+    directory.mkdir()
+    ready = ("get", "deployments", "-n", "mindroom", "-o", "jsonpath={..readyReplicas}")
+    try:
+        server.start()
+        url = server.url("mindroom")
+        to = {"kubernetesContext": deploy_to.context, "renderDirectory": ""}
+        project = make_project(directory, stack_config(url, directory, **to), url)
+        project.up()
+        assert deploy_to.kubectl(*ready) == "2"
+        assert set(changes(project.preview(expect_no_changes=True))) == {"same"}
+        assert set(changes(project.preview(expect_no_changes=True, refresh=True))) == {"same"}
+        image = automation.ConfigValue("localhost/instance-provisioner:next")
+        project.stack.set_config(f"{PROJECT}:provisionerImage", image)
+        preview = project.preview()
+        assert changes(preview).get("update") == 1
+        assert re.search(r"~ kubernetes:apps/v1:Deployment: \(update\)", preview.stdout)
+        assert re.search(r'~ image *: ".*:dev" => ".*:next"', preview.stdout)
+        project.up()
+        used = ("get", "pods", "-n", "mindroom", "-o", "jsonpath={..containers[*].image}")
+        assert ":next" in deploy_to.kubectl(*used)
+        project.stack.destroy(color="never")
+        assert "mindroom" not in deploy_to.kubectl("get", "namespaces")
     finally:
         server.destroy()
 

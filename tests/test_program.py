@@ -1,5 +1,6 @@
 """The whole program, run in-process against real servers."""
 
+import base64
 import stat
 import subprocess
 from pathlib import Path
@@ -15,6 +16,7 @@ from pulumi.runtime.mocks import MockResourceArgs
 from components import ROOT
 from components.matrix import API_ROLES, SERVICES
 from dev.in_process import InProcessError, Realiser
+from embedded.cluster import Access
 from migrate import catalog, files
 from migrate.connection import connect
 
@@ -148,6 +150,34 @@ def test_manifests_are_valid_and_private(platform: Platform) -> None:
         kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
         secret = manifest["kind"] == "Secret"
         assert (TOKEN in path.read_text()) == secret
+
+
+def test_deployed_to_a_cluster(deploy_to: Access, database: str, tmp_path: Path) -> None:
+    to = {"kubernetesContext": deploy_to.context, "renderDirectory": ""}
+    config = stack_config(database, tmp_path, **to)
+    own = ["mindroom", "mindroom-instances", "instance-provisioner", "instance-provisioner"]
+    assert run(config).changed[-4:] == own
+    deployment = ("deployment/instance-provisioner", "-n", "mindroom")
+    ready = ("get", *deployment, "-o", "jsonpath={.status.readyReplicas}")
+    assert deploy_to.kubectl(*ready) == "2"
+    content = "jsonpath={.data.API_TOKEN}"
+    secret = ("get", "secret", "instance-provisioner", "-n", "mindroom", "-o", content)
+    assert base64.b64decode(deploy_to.kubectl(*secret)).decode() == TOKEN
+    assert run(config).changed == []
+    deploy_to.kubectl("scale", *deployment, "--replicas=1")
+    assert run(config).changed == ["instance-provisioner"]
+    assert deploy_to.kubectl(*ready) == "2"
+    assert not list(tmp_path.rglob("*.yaml"))
+
+
+def test_a_cluster_that_is_not_there(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nothing"))
+    config = stack_config(database, tmp_path, kubernetesContext="production", renderDirectory="")
+    with pytest.raises(InProcessError, match=r"mindroom: kubectl get .*nothing") as caught:
+        run(config)
+    assert TOKEN not in str(caught.value)
 
 
 def test_a_resource_that_is_not_known_is_refused() -> None:

@@ -1,0 +1,69 @@
+"""Programs that outlive the process that starts them, and the ports that they listen on."""
+
+import errno
+import os
+import socket
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+import psutil  # type: ignore[import-untyped]
+
+# Nothing else of our environment: it may hold secrets, and PG* variables meant for other servers.
+ENVIRONMENT = {"LC_ALL": "C", "PATH": os.environ.get("PATH", os.defpath)}
+# Below the ports that Linux and macOS hand out to outgoing connections: one of those could be in
+# use, for a moment, just when the server starts again.
+PORTS = range(20000, 32768)
+HINTS = {
+    errno.ENOSPC: "Free some space there, then start again.",
+    errno.EROFS: "It must be on a file system that can be written to.",
+    errno.EACCES: "It must belong to the user who starts the server.",
+    errno.EPERM: "It must belong to the user who starts the server.",
+}
+
+
+def spawn(
+    command: list[str], stdout: int | IO[str], stderr: int | IO[str], cwd: str | Path = "/"
+) -> subprocess.Popen[str]:
+    """Start a command of a server's, out of reach of Ctrl-C in our terminal."""
+    return subprocess.Popen(
+        command,
+        env=ENVIRONMENT,
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether it still runs; one that ended, and that we started, is taken leave of."""
+    with suppress(ChildProcessError):
+        os.waitpid(process.pid, os.WNOHANG)  # if we started it, nobody else takes its exit status
+    try:
+        # A killed process is a zombie before its last thread has let go of ports and files.
+        zombie = process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1
+        return bool(process.is_running() and not zombie)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def is_free(port: int) -> bool:
+    """Whether nothing listens on a port of 127.0.0.1."""
+    with socket.socket() as attempt, suppress(OSError):
+        attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        attempt.bind(("127.0.0.1", port))
+        return True
+    return False
+
+
+def listener(port: int) -> str:
+    """What listens on a port, as far as the system says."""
+    with suppress(psutil.Error):  # the system names other users' programs to root only
+        for found in psutil.net_connections("tcp"):
+            if found.status == "LISTEN" and found.laddr.port == port and found.pid:
+                return f"{psutil.Process(found.pid).name()} (process {found.pid})"
+    return "another program"
