@@ -12,13 +12,17 @@ CHART := charts/instance-provisioner
 RENDERED := $(if $(CLUSTER),,--exclude '**kubernetes**')
 OPTIONS := $(if $(CLUSTER),--cluster) $(if $(REFRESH),--refresh $(RENDERED))
 
-.PHONY: help up preview down clean cluster cluster-down migrate psql test check bench tools lock generate
+.PHONY: help up demo preview down clean cluster cluster-down migrate psql test check bench tools lock generate
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 up: .venv/.installed $(if $(CLUSTER),$(KUBERNETES)) ## Bring the dev platform up; REFRESH=1 repairs what was changed by hand, CLUSTER=1 deploys to the cluster
 	@$(PYTHON) -m dev up $(OPTIONS)
+	$(if $(CLUSTER),@$(PYTHON) -m dev provisioner)
+
+demo: .venv/.installed ## Play a customer's life on the platform of make up CLUSTER=1
+	@$(PYTHON) -m dev demo
 
 preview: .venv/.installed $(if $(CLUSTER),$(KUBERNETES)) ## Show what `make up` would change; REFRESH=1 shows drift
 	@$(PYTHON) -m dev preview --diff $(OPTIONS)

@@ -32,14 +32,14 @@ class Demo:
 
     Attributes:
         admin: the administrator's URL.
-        urls: the service roles' URLs.
+        stripe_handler: the URL of the role of that name.
         api: the provisioner's URL.
         token: the provisioner's API token.
         cluster: an administrator's way into the cluster.
     """
 
     admin: str
-    urls: Mapping[str, str]
+    stripe_handler: str
     api: str
     token: str
     cluster: Access
@@ -258,7 +258,7 @@ class Demo:
             "created": STARTED + number,
             "data": {"object": content},
         }
-        with psycopg.connect(self.urls["stripe_handler"], autocommit=True) as connection:
+        with psycopg.connect(self.stripe_handler, autocommit=True) as connection:
             [outcome] = connection.execute(
                 "select public.handle_stripe_event(%s)", [Jsonb(event)]
             ).fetchone() or [None]

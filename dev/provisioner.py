@@ -5,6 +5,7 @@ more. It outlives the process that starts it, and is stopped by whoever comes ne
 """
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -19,11 +20,11 @@ import psutil  # type: ignore[import-untyped]
 import yaml
 
 from components import ROOT
-from components.instance_provisioner import INSTANCES_NAMESPACE, NAME, NAMESPACE
 from dev import DevError
 from embedded.cluster import Access
+from embedded.process import PORTS, is_free
 
-PORT = 8080
+HELM = ROOT / ".tools" / "bin" / "helm"
 TIMEOUT = 60.0
 TOKEN_HOURS = 24
 
@@ -42,15 +43,21 @@ def start(directory: Path, cluster: Access, settings: Mapping[str, str]) -> str:
     Raises:
         DevError: it does not become ready.
     """
+    # Here, because it takes half a second to import.
+    from components.instance_provisioner import INSTANCES_NAMESPACE, NAME, NAMESPACE
+
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     stop(directory)
-    _write_kubeconfig(directory, cluster)
+    create_token = ["create", "token", NAME, "-n", NAMESPACE, f"--duration={TOKEN_HOURS}h"]
+    _write_kubeconfig(directory, cluster, cluster.kubectl(*create_token))
+    port = next(port for port in random.sample(PORTS, len(PORTS)) if is_free(port))
+    (directory / "port").write_text(str(port))
     environment = dict(settings) | {
         "INSTANCES_NAMESPACE": INSTANCES_NAMESPACE,
-        "HELM": str(ROOT / ".tools" / "bin" / "helm"),
+        "HELM": str(HELM),
         "HOME": str(directory),
         "HOST": "127.0.0.1",
-        "PORT": str(PORT),
+        "PORT": str(port),
         "KUBECONFIG": str(directory / "kubeconfig"),
         "PATH": os.environ.get("PATH", os.defpath),
     }
@@ -66,7 +73,7 @@ def start(directory: Path, cluster: Access, settings: Mapping[str, str]) -> str:
             start_new_session=True,
         )
     (directory / "pid").write_text(str(process.pid))
-    url = f"http://127.0.0.1:{PORT}"
+    url = url_of(directory)
     deadline = time.monotonic() + TIMEOUT
     while not _ready(url):
         if process.poll() is not None or time.monotonic() > deadline:
@@ -74,6 +81,18 @@ def start(directory: Path, cluster: Access, settings: Mapping[str, str]) -> str:
             raise DevError(f"the provisioner is not ready. The last lines of {log}:\n  {said}")
         time.sleep(0.1)
     return url
+
+
+def url_of(directory: Path) -> str:
+    """The URL of its API.
+
+    Raises:
+        DevError: it was never started.
+    """
+    try:
+        return f"http://127.0.0.1:{int((directory / 'port').read_text())}"
+    except (OSError, ValueError):
+        raise DevError("the provisioner was not started: make up CLUSTER=1") from None
 
 
 def stop(directory: Path) -> bool:
@@ -92,8 +111,7 @@ def stop(directory: Path) -> bool:
     return running
 
 
-def _write_kubeconfig(directory: Path, cluster: Access) -> None:
-    token = cluster.kubectl("create", "token", NAME, "-n", NAMESPACE, f"--duration={TOKEN_HOURS}h")
+def _write_kubeconfig(directory: Path, cluster: Access, token: str) -> None:
     config = yaml.safe_load(cluster.kubeconfig.read_text())
     for user in config["users"]:
         user["user"] = {"tokenFile": str(directory / "token")}
