@@ -180,11 +180,11 @@ class World:
     @contextmanager
     def no_room(self) -> Iterator[None]:
         """No pod finds a node: Helm waits."""
-        self.cluster.kubectl("cordon", "--selector=")
+        self.cluster.kubectl("cordon", "-lkubernetes.io/hostname")
         try:
             yield
         finally:
-            self.cluster.kubectl("uncordon", "--selector=")
+            self.cluster.kubectl("uncordon", "-lkubernetes.io/hostname")
 
     @contextmanager
     def locked(self, statement: str, *values: object) -> Iterator[None]:
