@@ -201,6 +201,12 @@ class World:
         yield service
         assert service.stop() == 0
 
+    def kill_all(self) -> None:
+        """Whoever still runs."""
+        for service in self.services:
+            if service.process.poll() is None:
+                service.kill()
+
     # ---- the database
 
     def subscribe(self, tier: str = "starter") -> tuple[UUID, UUID]:
@@ -327,9 +333,7 @@ def a_world(platform: Platform, cluster: Access, helm: Path, directory: Path) ->
         try:
             yield world
         finally:
-            for service in world.services:
-                if service.process.poll() is None:
-                    service.kill()
+            world.kill_all()
             for each in (namespace, f"{namespace}-service"):
                 cluster.kubectl("delete", "namespace", each, "--wait=false", "--ignore-not-found")
 

@@ -46,7 +46,7 @@ def provisioned(world: World, http: httpx2.Client) -> dict[str, Any]:
     return dict(answer.json())
 
 
-@pytest.mark.parametrize("header", [None, "Bearer ", "Bearer wrong", f"Basic {TOKEN}", TOKEN])
+@pytest.mark.parametrize("header", [None, "Bearer", "Bearer wrong", f"Basic {TOKEN}", TOKEN])
 @pytest.mark.parametrize(("method", "path", "body"), ROUTES)
 def test_without_the_token_nothing_is_told(
     service: Service, method: str, path: str, body: object, header: str | None

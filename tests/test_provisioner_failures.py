@@ -4,7 +4,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID
 
@@ -16,6 +15,13 @@ from proxy import Proxy
 
 NOT_THERE = {"images": {"backend": "mindroom/backend:not-there"}}
 ALL = "deployments,statefulsets,services,ingresses,configmaps,secrets,networkpolicies,pvc"
+
+
+@pytest.fixture(autouse=True)
+def _nobody_works_on(world: World) -> Iterator[None]:
+    """For the next test: whoever still runs after a failure would take its work."""
+    yield
+    world.kill_all()
 
 
 def helms(world: World) -> list[psutil.Process]:
@@ -63,7 +69,7 @@ def killed_during_helm(world: World, service: Service) -> UUID:
 
 def killed_after_helm(world: World, service: Service) -> UUID:
     instance = world.provision()
-    with world.locked("select from public.instances where id = %s for update", instance):
+    with world.locked("select from public.instances where id = %s for no key update", instance):
         eventually(lambda: service.events("done", instance_id=str(instance)))
         service.kill()
     assert world.releases()[world.row(instance)["app_name"]] == ["deployed"]
@@ -128,14 +134,6 @@ def test_who_is_taken_over_writes_nothing(world: World) -> None:
 
 
 # ---- who or what is away
-
-
-@contextmanager
-def cluster_away(world: World, proxy: Proxy) -> Iterator[None]:
-    assert world
-    proxy.cut()
-    yield
-    proxy.mend()
 
 
 @pytest.fixture
