@@ -3,6 +3,7 @@
 Nothing here decides anything; every statement is of the role instance_provisioner.
 """
 
+import hashlib
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -33,7 +34,7 @@ CHECKSUM = """(
            'UTF8')), 'hex')
     from private.instance_secrets where instance_id = instance.id
 )"""
-"""Of an instance's secrets: their change reaches its pods."""
+"""What `checksum` gives, in SQL."""
 
 CLAIM = """
 with next as (
@@ -53,6 +54,19 @@ update private.provisioning as work
  where work.instance_id = next.instance_id
 returning work.instance_id, work.lease, work.revision, work.attempts as attempt,
           extract(epoch from now() - work.due_at)::float as waited
+"""
+
+SECRETS = """
+with added as (
+  insert into private.instance_secrets (instance_id, name, value)
+  select %(instance_id)s, wanted.name, wanted.value
+    from unnest(%(names)s::text[], %(values)s::text[]) as wanted (name, value)
+  on conflict do nothing
+  returning name, value
+)
+select name, value from added
+union all
+select name, value from private.instance_secrets where instance_id = %(instance_id)s
 """
 
 # A statement of its own, after the claim: the claim sees the newest revision, but of other tables
@@ -226,6 +240,12 @@ class LeaseLostError(Exception):
     """Somebody else has taken the instance over, or its row is gone: nothing was written."""
 
 
+def checksum(secrets: Mapping[str, str]) -> str:
+    """A digest of an instance's secrets: their change reaches its pods."""
+    lines = [f"{name}={value}" for name, value in sorted(secrets.items())]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
 class Database:
     """The service's connections."""
 
@@ -325,13 +345,15 @@ class Database:
         """
         values = asdict(claim) | asdict(outcome)
         async with self.transaction() as connection:
-            await connection.execute(LOCK, values)
-            if (await connection.execute(FINISH, values)).rowcount == 0:
+            async with connection.pipeline():
+                await connection.execute(LOCK, values)
+                held = await connection.execute(FINISH, values)
+                if outcome.urls is not None:
+                    await connection.execute(URLS, values | dict(outcome.urls))
+                await connection.execute(ANSWER, values)
+                await connection.execute(NOTIFY, values)
+            if held.rowcount == 0:
                 raise LeaseLostError
-            if outcome.urls is not None:
-                await connection.execute(URLS, values | dict(outcome.urls))
-            await connection.execute(ANSWER, values)
-            await connection.execute(NOTIFY, values)
 
     async def release(self, claim: Claim, again_in: float) -> None:
         """Let go of the instance as if the attempt had never been made."""
@@ -340,30 +362,18 @@ class Database:
             await connection.execute(RELEASE, values)
             await connection.execute(NOTIFY, values)
 
-    async def secrets(
-        self, instance_id: uuid.UUID, wanted: Mapping[str, str]
-    ) -> tuple[dict[str, str], str]:
-        """All secrets of an instance and their checksum; wanted ones that it lacks are added."""
-        async with self.transaction() as connection:
-            for name, value in wanted.items():
-                await connection.execute(
-                    "insert into private.instance_secrets (instance_id, name, value)"
-                    " values (%s, %s, %s) on conflict do nothing",
-                    [instance_id, name, value],
-                )
-            secrets = await connection.execute(
-                "select name, value from private.instance_secrets where instance_id = %s",
-                [instance_id],
+    async def secrets(self, instance_id: uuid.UUID, wanted: Mapping[str, str]) -> dict[str, str]:
+        """All secrets of an instance, after those of the wanted that it lacks were added."""
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute(
+                SECRETS,
+                {
+                    "instance_id": instance_id,
+                    "names": list(wanted),
+                    "values": list(wanted.values()),
+                },
             )
-            content = dict(await secrets.fetchall())
-            checksum = await connection.execute(
-                f"select {CHECKSUM} from public.instances as instance where id = %s".encode(),
-                [instance_id],
-            )
-            row = await checksum.fetchone()
-        if row is None:
-            raise LeaseLostError
-        return content, row[0]
+            return dict(await cursor.fetchall())
 
     async def states(self) -> Sequence[State]:
         """Every instance that is not deprovisioned."""

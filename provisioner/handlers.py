@@ -1,5 +1,6 @@
 """What is done for an instance: it is made to be there, or to be gone."""
 
+import asyncio
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from typing import Any
 
 from provisioner import helm
 from provisioner.cluster import Cluster, fingerprint
-from provisioner.database import Database, Instance, Outcome
+from provisioner.database import Database, Instance, Outcome, checksum
 from provisioner.settings import Settings
 
 SECRETS = ("MINDROOM_API_TOKEN", "MATRIX_REGISTRATION_SHARED_SECRET")
@@ -26,12 +27,14 @@ class Parts:
 async def present(parts: Parts, instance: Instance) -> Outcome:
     """Make the release be there as the row wants it; a stopped one without pods."""
     wanted = {name: secrets.token_urlsafe(32) for name in SECRETS}
-    content, checksum = await parts.database.secrets(instance.id, wanted)
-    secret_name = await parts.cluster.write_secret(
-        instance.app_name, str(instance.id), str(instance.account_id), content
+    content = await parts.database.secrets(instance.id, wanted)
+    secret_name, _ = await asyncio.gather(
+        parts.cluster.write_secret(
+            instance.app_name, str(instance.id), str(instance.account_id), content
+        ),
+        parts.cluster.forget_unfinished(instance.app_name),
     )
-    await parts.cluster.forget_unfinished(instance.app_name)
-    chart_values = values(parts.settings, instance, secret_name, checksum)
+    chart_values = values(parts.settings, instance, secret_name, checksum(content))
     await helm.upgrade(
         parts.settings,
         instance.app_name,
@@ -45,7 +48,7 @@ async def present(parts: Parts, instance: Instance) -> Outcome:
         before=instance.status,
         after="running" if instance.status == "provisioning" else instance.status,
         urls={"frontend": base, "api": f"{base}/api", "matrix": base if matrix else None},
-        applied=applied(checksum, fingerprint(objects[str(instance.id)])),
+        applied=applied(checksum(content), fingerprint(objects[str(instance.id)])),
     )
 
 
@@ -64,7 +67,7 @@ async def undo(parts: Parts, instance: Instance) -> None:
 
 
 def values(
-    settings: Settings, instance: Instance, secret_name: str, checksum: str
+    settings: Settings, instance: Instance, secret_name: str, secret_checksum: str
 ) -> Mapping[str, Any]:
     """The chart's values: those of every instance, then the row's own, then what is not theirs."""
     return _merge(
@@ -81,14 +84,14 @@ def values(
             },
             "config": instance.config,
             "secretName": secret_name,
-            "secretChecksum": checksum,
+            "secretChecksum": secret_checksum,
         },
     )
 
 
-def applied(checksum: str, objects: str) -> str:
+def applied(secret_checksum: str, objects: str) -> str:
     """What is compared later: an instance's secrets, and its objects as the cluster has them."""
-    return f"{checksum} {objects}"
+    return f"{secret_checksum} {objects}"
 
 
 def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

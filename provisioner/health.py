@@ -178,7 +178,9 @@ class HealthWatch:
         return assess(self._of(str(instance_id)).values())
 
     def problem_since(self, instance_id: uuid.UUID, moment: float) -> str | None:
-        """What was last wrong with an instance, since a moment of time.monotonic()."""
+        """What is wrong with an instance, or was last since a moment of time.monotonic()."""
+        if problems := self.health(instance_id).details.get("problems"):
+            return "; ".join(problems)
         at, text = self._problems.get(str(instance_id), (0.0, ""))
         return text if at >= moment else None
 

@@ -26,7 +26,7 @@ class Reach:
 
     def lost(self, task: str, error: BaseException | str) -> None:
         """A task could not reach it."""
-        text = str(error) or type(error).__name__
+        text = str(error).partition("\n")[0] or type(error).__name__
         if self.problems.get(task) != text:
             log.warning("unreachable", what=self.name, task=task, error=text)
         self.problems[task] = text
