@@ -6,7 +6,6 @@ PYTHON := .venv/bin/python
 TOOLS := .tools/bin/helm .tools/bin/actionlint
 # Not built where another cluster is given, or all of its programs.
 KUBERNETES := $(if $(CLUSTER_KUBECONFIG)$(wildcard $(KUBEBUILDER_ASSETS)/kwok),,.tools/bin/kubernetes)
-CHART := charts/instance-provisioner
 
 # Refreshing would ask a cluster for manifests that were only rendered to files: leave those out.
 RENDERED := $(if $(CLUSTER),,--exclude '**kubernetes**')
@@ -55,7 +54,8 @@ check: .venv/.installed $(TOOLS) ## Lint, type-check, and see that generated fil
 	.venv/bin/squawk --config .squawk.toml sql/{platform,migrations,repeatable}/*.sql
 	.venv/bin/yamllint --strict .
 	.tools/bin/actionlint
-	.tools/bin/helm lint --strict --quiet $(CHART) --values $(CHART)/ci/minimal-values.yaml
+	for chart in charts/*; do \
+	  .tools/bin/helm lint --strict --quiet $$chart --values $$chart/ci/minimal-values.yaml; done
 	$(PYTHON) -m migrate plan --offline
 	$(PYTHON) -m migrate bundle | diff -u sql/all-migrations.sql - || { echo "run make generate"; exit 1; }
 	$(PYTHON) -m dev.authorization | diff -u docs/authorization.md - || { echo "run make generate"; exit 1; }

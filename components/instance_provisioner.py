@@ -78,6 +78,8 @@ class InstanceProvisioner(pulumi.ComponentResource):
             {
                 "context": args.context or None,
                 "renderYamlToDirectory": args.render_directory or None,
+                # What somebody changed by hand is taken back, not argued about.
+                "enablePatchForce": True,
             },
             pulumi.ResourceOptions(parent=self, version=VERSION),
         )

@@ -167,6 +167,7 @@ def clean(_options: list[str]) -> int:
 def cluster(_options: list[str]) -> int:
     """Start the embedded cluster, unless CLUSTER_KUBECONFIG names another."""
     access = _cluster()
+    access.kubectl("get", "--raw=/readyz")
     print(f"the cluster is reached by KUBECONFIG={access.kubeconfig}, context {access.context}")
     return 0
 
@@ -222,11 +223,13 @@ def _cluster() -> Access:
 
 def _deploy_to_cluster(config: dict[str, Any], options: list[str]) -> list[str]:
     """Where `--cluster` is given, change the config so; returns the other options."""
-    if "--cluster" not in options:
-        return options
-    access = _cluster()
-    os.environ["KUBECONFIG"] = str(access.kubeconfig)
-    config |= {"kubernetesContext": access.context, "renderDirectory": ""}
+    if "--cluster" in options:
+        access = _cluster()
+        os.environ["KUBECONFIG"] = str(access.kubeconfig)
+        config |= {"kubernetesContext": access.context, "renderDirectory": ""}
+    elif _own_cluster().kubeconfig.exists():
+        # Pulumi takes away what it deployed there before.
+        os.environ["KUBECONFIG"] = str(_own_cluster().kubeconfig)
     return [option for option in options if option != "--cluster"]
 
 

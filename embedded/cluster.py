@@ -15,10 +15,8 @@ import random
 import secrets
 import shutil
 import signal
-import ssl
 import subprocess
 import time
-import urllib.request
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -105,15 +103,20 @@ class ClusterError(Exception):
 
 
 def program(name: str) -> str:
-    """A program of Kubernetes: of KUBEBUILDER_ASSETS if it is there, else our own, else on PATH.
+    """A program of Kubernetes: of KUBEBUILDER_ASSETS if it is there, else our own.
+
+    For a cluster that is given, where nothing is built, any kubectl will do.
 
     Raises:
         ClusterError: there is none.
     """
-    for folder in (os.environ.get("KUBEBUILDER_ASSETS"), str(BUILT), None):
+    folders = [os.environ.get("KUBEBUILDER_ASSETS", ""), str(BUILT)]
+    if name == "kubectl":
+        folders.append(os.environ.get("PATH", ""))
+    for folder in folders:
         if found := shutil.which(name, path=folder):
             return os.path.abspath(found)
-    raise ClusterError(f"{name} is neither in {BUILT} nor on PATH. Build it: make cluster")
+    raise ClusterError(f"{BUILT / name} is missing. Build it: make cluster")
 
 
 class Access:
@@ -137,7 +140,8 @@ class Access:
             return str(yaml.safe_load(self.kubeconfig.read_text())["current-context"])
         except (OSError, yaml.YAMLError, TypeError, KeyError):
             raise ClusterError(
-                f"{self.kubeconfig} is no kubeconfig with a current context."
+                f"{self.kubeconfig} is no kubeconfig with a current context. Set one: "
+                "kubectl config use-context NAME"
             ) from None
 
     def kubectl(self, *arguments: str, stdin: str = "") -> str:
@@ -308,6 +312,9 @@ class Cluster(Access):
 
     def _get(self, path: str) -> bytes | None:
         """What the API server answers; None where it doesn't, or with an error."""
+        import ssl  # here, because `make up` without a cluster would wait for it
+        import urllib.request
+
         server, token = self._way_in()
         try:
             trusted = ssl.create_default_context(cafile=self.directory / "pki" / "apiserver.crt")

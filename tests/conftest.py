@@ -18,7 +18,7 @@ from platforms import Platform, run, stack_config
 from provisioning import World, a_world
 from psycopg import sql
 
-from components.instance_provisioner import INSTANCES_NAMESPACE, NAMESPACE
+from components.instance_provisioner import INSTANCES_NAMESPACE, NAMESPACE, RESTRICTED
 from dev.in_process import HELM
 from embedded.cluster import Access, Cluster
 from embedded.postgres import Server, embedded_bin
@@ -149,6 +149,14 @@ def namespace(cluster: Access) -> Iterator[str]:
     cluster.kubectl("create", "namespace", name)
     yield name
     cluster.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+def restricted(cluster: Access, namespace: str) -> str:
+    """That namespace, under the restricted Pod Security Standard."""
+    labels = (f"{key}={value}" for key, value in RESTRICTED.items())
+    cluster.kubectl("label", "namespace", namespace, *labels)
+    return namespace
 
 
 @pytest.fixture

@@ -1,17 +1,21 @@
-"""What the tests of both charts share: Helm, schemas, and the restricted Pod Security Standard."""
+"""What the tests of both charts share: Helm, values, schemas."""
 
+import json
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import kubernetes_validate  # type: ignore[import-untyped]
+import pytest
 
 from components import ROOT
+from dev.in_process import HELM
+from embedded.cluster import Access, ClusterError
 
 Object: TypeAlias = Any  # a manifest or a part of one, as YAML gives it
 Values: TypeAlias = dict[str, Any]
-Render: TypeAlias = Callable[[Values], list[Object]]
 
 CHARTS = ROOT / "charts"
 MAJOR, LATEST_MINOR = (int(part) for part in kubernetes_validate.latest_version().split(".")[:2])
@@ -24,9 +28,44 @@ def run(helm: Path, *arguments: str | Path, stdin: str = "") -> subprocess.Compl
     )
 
 
-def only(objects: list[Object], kind: str) -> Object:
-    (found,) = (item for item in objects if item["kind"] == kind)
-    return found
+@dataclass(frozen=True)
+class Helm:
+    """Helm and kubectl in one namespace of a cluster."""
+
+    cluster: Access
+    namespace: str
+
+    def __call__(self, *arguments: str | Path, stdin: str = "") -> None:
+        where = (f"--kubeconfig={self.cluster.kubeconfig}", f"--namespace={self.namespace}")
+        result = run(HELM, *arguments, *where, stdin=stdin)
+        assert result.returncode == 0, result.stderr
+
+    def upgrade(self, release: str, chart: Path, values: Values, *options: str) -> None:
+        command = ("upgrade", "--install", release, chart, "--wait", "--values", "-")
+        self(*command, *(options or ("--timeout", "60s")), stdin=json.dumps(values))
+
+    def kubectl(self, *arguments: str, stdin: str = "") -> str:
+        return self.cluster.kubectl("--namespace", self.namespace, *arguments, stdin=stdin)
+
+    def get(self, kinds: str) -> list[Object]:
+        found: list[Object] = json.loads(self.kubectl("get", kinds, "-o", "json"))["items"]
+        return found
+
+    def takes_only_restricted(self, templates: list[Object]) -> None:
+        """Each pod template is accepted, and refused with a privilege."""
+        assert templates
+        for template in templates:
+            pod = {"apiVersion": "v1", "kind": "Pod"} | template
+            pod["metadata"]["name"] = "one"
+            create = ("create", "--dry-run=server", "-f-")
+            self.kubectl(*create, stdin=json.dumps(pod))
+            pod["spec"]["containers"][0]["securityContext"]["allowPrivilegeEscalation"] = True
+            with pytest.raises(ClusterError, match='violates PodSecurity "restricted'):
+                self.kubectl(*create, stdin=json.dumps(pod))
+
+
+def pod_templates(objects: list[Object]) -> list[Object]:
+    return [item["spec"]["template"] for item in objects if "template" in item.get("spec", {})]
 
 
 def put(target: Any, path: str, value: object) -> None:
@@ -57,47 +96,3 @@ def object_schemas(schema: object) -> Iterator[Object]:
             yield schema
         for value in schema.values():
             yield from object_schemas(value)
-
-
-POD_FIELDS = {"runAsNonRoot", "runAsUser", "runAsGroup", "fsGroup", "seccompProfile"}
-CONTAINER_FIELDS = {"allowPrivilegeEscalation", "readOnlyRootFilesystem", "capabilities"}
-VOLUME_TYPES = {"configMap", "downwardAPI", "emptyDir", "persistentVolumeClaim", "projected"}
-
-
-def restricted_violations(pod: Object) -> Iterator[str]:
-    """Where a pod spec breaks the restricted Pod Security Standard.
-
-    Shorter and a little stricter than the standard: a security context may hold only the fields
-    that are known here (so no sysctls, SELinux, AppArmor or Windows options), and volumes of
-    type secret, csi and ephemeral are not expected either.
-    """
-    yield from (field for field in ("hostNetwork", "hostPID", "hostIPC") if pod.get(field))
-    for volume in pod.get("volumes", []):
-        yield from (f"volume {kind}" for kind in volume.keys() - {"name"} - VOLUME_TYPES)
-    above = pod.get("securityContext", {})
-    yield from (f"pod: {field}" for field in above.keys() - POD_FIELDS)
-    for kind in ("initContainers", "containers", "ephemeralContainers"):
-        for item in pod.get(kind, []):
-            yield from (f"{item['name']}: {what}" for what in _container_violations(item, above))
-
-
-def _container_violations(item: Object, above: Object) -> Iterator[str]:
-    own = item.get("securityContext", {})
-    context = above | own
-    yield from own.keys() - POD_FIELDS - CONTAINER_FIELDS
-    if context.get("runAsNonRoot") is not True:
-        yield "runAsNonRoot"
-    if context.get("runAsUser") == 0:
-        yield "runAsUser"
-    if context.get("seccompProfile", {}).get("type") not in {"RuntimeDefault", "Localhost"}:
-        yield "seccompProfile"
-    if own.get("allowPrivilegeEscalation") is not False:
-        yield "allowPrivilegeEscalation"
-    if own.get("capabilities") != {"drop": ["ALL"]}:
-        yield "capabilities"
-    if any("hostPort" in port for port in item.get("ports", [])):
-        yield "hostPort"
-    handlers = [item.get(f"{name}Probe", {}) for name in ("startup", "liveness", "readiness")]
-    handlers += item.get("lifecycle", {}).values()
-    if any("host" in handler.get("httpGet", {}) for handler in handlers):
-        yield "host of a handler"

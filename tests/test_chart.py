@@ -8,7 +8,9 @@ import copy
 import json
 import re
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
@@ -16,16 +18,20 @@ import yaml
 from manifests import (
     CHARTS,
     KUBERNETES,
+    Helm,
     Object,
-    Render,
     Values,
     leaves,
     object_schemas,
-    only,
+    pod_templates,
     put,
-    restricted_violations,
     run,
 )
+
+from components.instance_provisioner import RESTRICTED
+from embedded.cluster import Access, ClusterError
+
+Render: TypeAlias = Callable[[Values], list[Object]]
 
 CHART = CHARTS / "instance-provisioner"
 MINIMAL = CHART / "ci" / "minimal-values.yaml"
@@ -65,6 +71,11 @@ def template(
     return run(helm, "template", RELEASE, CHART, *target, stdin=json.dumps(values))
 
 
+def only(objects: list[Object], kind: str) -> Object:
+    (found,) = (item for item in objects if item["kind"] == kind)
+    return found
+
+
 def pod_template(objects: list[Object]) -> Object:
     return only(objects, "Deployment")["spec"]["template"]
 
@@ -83,6 +94,50 @@ def everything(values: Values) -> Values:
         "networkPolicy": {"allowFrom": [peer]},
         "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
     }
+
+
+POD_FIELDS = {"runAsNonRoot", "runAsUser", "runAsGroup", "fsGroup", "seccompProfile"}
+CONTAINER_FIELDS = {"allowPrivilegeEscalation", "readOnlyRootFilesystem", "capabilities"}
+VOLUME_TYPES = {"configMap", "downwardAPI", "emptyDir", "persistentVolumeClaim", "projected"}
+
+
+def restricted_violations(pod: Object) -> Iterator[str]:
+    """Where a pod spec breaks the restricted Pod Security Standard.
+
+    Shorter and a little stricter than the standard: a security context may hold only the fields
+    that are known here (so no sysctls, SELinux, AppArmor or Windows options), and volumes of
+    type secret, csi and ephemeral are not expected either.
+    """
+    yield from (field for field in ("hostNetwork", "hostPID", "hostIPC") if pod.get(field))
+    for volume in pod.get("volumes", []):
+        yield from (f"volume {kind}" for kind in volume.keys() - {"name"} - VOLUME_TYPES)
+    above = pod.get("securityContext", {})
+    yield from (f"pod: {field}" for field in above.keys() - POD_FIELDS)
+    for kind in ("initContainers", "containers", "ephemeralContainers"):
+        for item in pod.get(kind, []):
+            yield from (f"{item['name']}: {what}" for what in _container_violations(item, above))
+
+
+def _container_violations(item: Object, above: Object) -> Iterator[str]:
+    own = item.get("securityContext", {})
+    context = above | own
+    yield from own.keys() - POD_FIELDS - CONTAINER_FIELDS
+    if context.get("runAsNonRoot") is not True:
+        yield "runAsNonRoot"
+    if context.get("runAsUser") == 0:
+        yield "runAsUser"
+    if context.get("seccompProfile", {}).get("type") not in {"RuntimeDefault", "Localhost"}:
+        yield "seccompProfile"
+    if own.get("allowPrivilegeEscalation") is not False:
+        yield "allowPrivilegeEscalation"
+    if own.get("capabilities") != {"drop": ["ALL"]}:
+        yield "capabilities"
+    if any("hostPort" in port for port in item.get("ports", [])):
+        yield "hostPort"
+    handlers = [item.get(f"{name}Probe", {}) for name in ("startup", "liveness", "readiness")]
+    handlers += item.get("lifecycle", {}).values()
+    if any("host" in handler.get("httpGet", {}) for handler in handlers):
+        yield "host of a handler"
 
 
 class TestRenderedManifests:
@@ -436,6 +491,72 @@ class TestValues:
         readme = (CHART / "README.md").read_text()
         for path in sorted({*leaves(defaults), *leaves(values), "image.digest"}):
             assert f"`{path}`" in readme
+
+
+class TestOnACluster:
+    """Both namespaces under the restricted Pod Security Standard, as the Pulumi program makes them.
+
+    The instances' namespace is the fixture's; the release is in one beside it.
+    """
+
+    @pytest.fixture
+    def release(self, cluster: Access, restricted: str) -> Iterator[Helm]:
+        own = Helm(cluster, f"{restricted}-own")
+        cluster.kubectl("create", "namespace", own.namespace)
+        labels = (f"{key}={value}" for key, value in RESTRICTED.items())
+        cluster.kubectl("label", "namespace", own.namespace, *labels)
+        yield own
+        cluster.kubectl("delete", "namespace", own.namespace, "--wait=false")
+
+    @pytest.fixture
+    def service(self, release: Helm, restricted: str, values: Values, tmp_path: Path) -> Helm:
+        """Helm and kubectl where the instances live, with the rights of the installed service."""
+        values |= {"instancesNamespace": restricted}
+        release.upgrade(RELEASE, CHART, values)
+        config = yaml.safe_load(release.cluster.kubeconfig.read_text())
+        config["users"][0]["user"] = {"token": release.kubectl("create", "token", RELEASE)}
+        (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
+        return Helm(Access(tmp_path / "kubeconfig"), restricted)
+
+    def test_release_comes_up(self, release: Helm, restricted: str, values: Values) -> None:
+        release.upgrade(RELEASE, CHART, values | {"instancesNamespace": restricted})
+        (deployment,) = release.get("deployments")
+        assert deployment["status"]["readyReplicas"] == 2
+        release("test", RELEASE)
+        assert release.get("jobs") == []  # removed as it succeeded
+
+    def test_every_pod_is_restricted(self, release: Helm, render: Render, values: Values) -> None:
+        release.kubectl("create", "serviceaccount", RELEASE)
+        release.takes_only_restricted(pod_templates(render(everything(values))))
+
+    def test_service_account_manages_instances(self, service: Helm) -> None:
+        chart = CHARTS / "instance"
+        instance = yaml.safe_load((chart / "ci" / "minimal-values.yaml").read_text())
+        service.kubectl("create", "secret", "generic", instance["secretName"])
+        service.upgrade("ada", chart, instance)
+        service.upgrade("ada", chart, instance | {"paused": True})
+        for kind in ("pods", "events", "replicasets", "persistentvolumeclaims"):
+            service.get(kind)
+        service("uninstall", "ada", "--wait")
+        service.kubectl("delete", "pvc", "--all")
+        service.kubectl("delete", "secret", instance["secretName"])
+        assert service.get("secrets,deployments,services,ingresses,pvc") == []
+
+    def test_service_account_may_do_nothing_else(self, service: Helm, release: Helm) -> None:
+        for words in (
+            f"get secrets --namespace {release.namespace}",
+            "get secrets --namespace kube-system",
+            "get namespaces",
+            "get nodes",
+            "create token default",
+            "create serviceaccount another",
+            "create role more --verb=get --resource=pods",
+            "create job job --image=a:1",
+            "run pod --image=a:1",
+            "delete pod one",
+        ):
+            with pytest.raises(ClusterError, match="is forbidden"):
+                service.kubectl(*words.split())
 
 
 def refusal(helm: Path, values: Values) -> str:

@@ -454,7 +454,8 @@ class TestProviders:
             assert "sslrootcert" not in url
 
     def test_cluster_is_the_named_context_or_a_directory(self, declared: Run, target: str) -> None:
-        inputs = declared.of(K8S_PROVIDER)["cluster"].inputs
+        inputs = dict(declared.of(K8S_PROVIDER)["cluster"].inputs)
+        assert inputs.pop("enablePatchForce") is True
         assert inputs == (
             {"context": "production"}
             if target == "context"

@@ -64,6 +64,12 @@ class Clone:
         assert code != 0, text
         return text
 
+    def find_pulumi(self) -> None:
+        """Go on with Pulumi after a start without it."""
+        self.environment["PATH"] = os.environ["PATH"]
+        for name in NO_NETWORK:
+            del self.environment[name]
+
     def migration(self, text: str, name: str = "added") -> Path:
         folder = self.directory / "sql" / "migrations"
         path = folder / f"{len(list(folder.glob('*.sql'))) + 1:04d}_{name}.sql"
@@ -288,28 +294,29 @@ def deploys_to_a_cluster(fresh: Clone, nothing_changed: str) -> None:
     words = fresh.secrets()
     for text in fresh.printed:
         assert not [word for word in words if word in text]
-    fresh.run("clean")
-    assert fresh.cluster.stop() is False
 
 
 def test_up_on_a_cluster(fresh: Clone) -> None:
     deploys_to_a_cluster(fresh, "nothing changed")
+    fresh.run("clean")
+    assert fresh.cluster.stop() is False
 
 
 @pytest.mark.engine
 @pytest.mark.skipif(not shutil.which("pulumi"), reason="needs the Pulumi CLI on PATH")
 def test_up_on_a_cluster_with_pulumi(fresh: Clone) -> None:
-    fresh.environment["PATH"] = os.environ["PATH"]
+    fresh.find_pulumi()
     deploys_to_a_cluster(fresh, " unchanged\n\nDuration")
+    fresh.run("up")
+    assert "mindroom" not in fresh.cluster.kubectl("get", "namespaces")
+    assert (fresh.directory / ".state" / "manifests").exists()
 
 
 @pytest.mark.engine
 @pytest.mark.skipif(not shutil.which("pulumi"), reason="needs the Pulumi CLI on PATH")
 def test_pulumi_after_a_run_without_it_says_what_to_do(fresh: Clone) -> None:
     fresh.run("up")
-    fresh.environment["PATH"] = os.environ["PATH"]
-    for name in NO_NETWORK:
-        del fresh.environment[name]
+    fresh.find_pulumi()
     assert "made in-process, without Pulumi" in fresh.fails()
     fresh.run("clean")
     assert "created" in fresh.run("up")

@@ -1,5 +1,6 @@
 """The cluster on loopback: what starting and stopping promise, and what its pods come to."""
 
+import json
 import os
 import shutil
 import socket
@@ -122,9 +123,21 @@ def test_a_program_that_does_not_start_says_why(
 
 def test_missing_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BUILT", tmp_path / "nothing")
-    monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(ClusterError, match=r"is neither in .*nothing nor on PATH.*make cluster"):
+    with pytest.raises(ClusterError, match=r"nothing/\S+ is missing. Build it: make cluster"):
         Cluster(tmp_path / "new").start()
+
+
+def test_any_kubectl_will_do_but_no_other_etcd(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("etcd", "kubectl"):
+        shutil.copy(sys.executable, tmp_path / name)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert module.program("kubectl") == str(module.BUILT / "kubectl")
+    monkeypatch.setattr(module, "BUILT", tmp_path / "nothing")
+    assert module.program("kubectl") == str(tmp_path / "kubectl")
+    with pytest.raises(ClusterError, match="etcd is missing"):
+        module.program("etcd")
 
 
 def test_programs_of_kubebuilder_assets_come_first(
@@ -168,6 +181,28 @@ class TestPods:
         cluster.kubectl("run", "a", *options, "-n", namespace)
         reason = ("get", "pod", "a", "-n", namespace, "-ojsonpath={.status.conditions[0].reason}")
         wait_for(lambda: cluster.kubectl(*reason), "Unschedulable")
+
+    def test_a_claim_gets_a_volume_that_goes_with_it(self, cluster: Access, namespace: str) -> None:
+        claim = {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": {"name": "claim"},
+            "spec": {
+                "accessModes": ["ReadWriteOnce"],
+                "resources": {"requests": {"storage": "1Gi"}},
+            },
+        }
+        where = ("-n", namespace)
+        capacity = ("get", "pvc", "claim", *where, "-ojsonpath={.status.phase} {..storage}")
+        cluster.kubectl("create", "-f-", *where, stdin=json.dumps(claim))
+        wait_for(lambda: cluster.kubectl(*capacity), "Bound 1Gi 1Gi")
+        more = '{"spec": {"resources": {"requests": {"storage": "2Gi"}}}}'
+        cluster.kubectl("patch", "pvc", "claim", *where, f"--patch={more}")
+        wait_for(lambda: cluster.kubectl(*capacity), "Bound 2Gi 2Gi")
+        volume = cluster.kubectl("get", "pvc", "claim", *where, "-ojsonpath={.spec.volumeName}")
+        cluster.kubectl("delete", "pvc", "claim", *where)
+        found = ("get", "pv", volume, "--ignore-not-found", "-oname")
+        wait_for(lambda: cluster.kubectl(*found), "")
 
     def test_a_service_account_may_do_what_its_role_says(
         self, cluster: Access, namespace: str, tmp_path: Path

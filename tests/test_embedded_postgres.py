@@ -26,6 +26,7 @@ import pytest
 
 from embedded import postgres
 from embedded.postgres import PostgresError, Server, embedded_bin
+from embedded.process import PORTS, is_free
 
 REPOSITORY = Path(__file__).parent.parent
 THROWAWAY = {"fsync": "off", "full_page_writes": "off"}
@@ -229,18 +230,17 @@ class TestFirstStart:
     ) -> None:
         with socket.create_server(("127.0.0.1", 0)) as other:
             taken = other.getsockname()[1]
-            free = next(port for port in postgres.PORTS if postgres.is_free(port))
+            free = next(port for port in PORTS if is_free(port))
             monkeypatch.setattr(postgres, "PORTS", range(taken, taken + 1))
             assert "is free on 127.0.0.1" in failure(copy.start)
             seen: list[int] = []
-            really = postgres.is_free
 
-            def is_free(port: int) -> bool:
+            def once_free(port: int) -> bool:
                 """Answer as it was before somebody took it, the first time."""
                 seen.append(port)
-                return seen.count(port) == 1 or really(port)
+                return seen.count(port) == 1 or is_free(port)
 
-            monkeypatch.setattr(postgres, "is_free", is_free)
+            monkeypatch.setattr(postgres, "is_free", once_free)
             monkeypatch.setattr("random.sample", lambda *_: [taken, free])
             assert copy.start() is True
             assert (seen, copy.port) == ([taken, taken, free], free)

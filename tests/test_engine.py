@@ -396,6 +396,12 @@ def test_deployed_to_a_cluster(deploy_to: Access, postgres_bin: Path, tmp_path: 
         project.up()
         used = ("get", "pods", "-n", "mindroom", "-o", "jsonpath={..containers[*].image}")
         assert ":next" in deploy_to.kubectl(*used)
+        deploy_to.kubectl(
+            "scale", "deployment/instance-provisioner", "-n", "mindroom", "--replicas=1"
+        )
+        assert changes(project.preview(refresh=True)).get("update") == 1
+        project.up(refresh=True)
+        assert deploy_to.kubectl(*ready) == "2"
         project.stack.destroy(color="never")
         assert "mindroom" not in deploy_to.kubectl("get", "namespaces")
     finally:

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import kubernetes_validate  # type: ignore[import-untyped]
@@ -19,17 +18,18 @@ from hypothesis import strategies as st
 from manifests import (
     CHARTS,
     KUBERNETES,
+    Helm,
     Object,
     Values,
     leaves,
     object_schemas,
+    pod_templates,
     put,
     run,
 )
 
-from components.instance_provisioner import RESTRICTED
 from dev.in_process import HELM
-from embedded.cluster import Access, ClusterError
+from embedded.cluster import Access
 
 CHART = CHARTS / "instance"
 MINIMAL: Values = yaml.safe_load((CHART / "ci" / "minimal-values.yaml").read_text())
@@ -75,10 +75,6 @@ def workloads(objects: list[Object]) -> dict[str, Object]:
         for item in objects
         if item["kind"] in ("Deployment", "StatefulSet")
     }
-
-
-def pod_templates(objects: list[Object]) -> list[Object]:
-    return [item["spec"]["template"] for item in objects if "template" in item.get("spec", {})]
 
 
 def mebibytes(quantity: str) -> int:
@@ -352,30 +348,14 @@ class TestHook:
 
 
 @dataclass(frozen=True)
-class Helm:
-    """Helm in one namespace of a cluster, and what it brings about there."""
-
-    cluster: Access
-    namespace: str
-
-    def __call__(self, *arguments: str | Path, stdin: str = "") -> None:
-        where = (f"--kubeconfig={self.cluster.kubeconfig}", f"--namespace={self.namespace}")
-        result = run(HELM, *arguments, *where, stdin=stdin)
-        assert result.returncode == 0, result.stderr
+class Instance(Helm):
+    """The release in one namespace of a cluster, and what it brings about there."""
 
     def install(self, values: Values, *options: str) -> None:
         create = ("create", "secret", "generic", values["secretName"], "--dry-run=client", "-oyaml")
         key = "--from-literal=MATRIX_REGISTRATION_SHARED_SECRET=x"
         self.kubectl("apply", "-f-", stdin=self.kubectl(*create, key))
-        command = ("upgrade", "--install", RELEASE, CHART, "--wait", "--values", "-")
-        self(*command, *(options or ("--timeout", "60s")), stdin=json.dumps(values))
-
-    def kubectl(self, *arguments: str, stdin: str = "") -> str:
-        return self.cluster.kubectl("--namespace", self.namespace, *arguments, stdin=stdin)
-
-    def get(self, kinds: str) -> list[Object]:
-        found: list[Object] = json.loads(self.kubectl("get", kinds, "-o", "json"))["items"]
-        return found
+        self.upgrade(RELEASE, CHART, values, *options)
 
     def ready(self) -> dict[str, int]:
         """Ready pods, by component."""
@@ -401,69 +381,60 @@ class TestOnACluster:
     """A release in a namespace under the restricted Pod Security Standard."""
 
     @pytest.fixture
-    def helm(self, cluster: Access, namespace: str) -> Helm:
-        labels = (f"{key}={value}" for key, value in RESTRICTED.items())
-        cluster.kubectl("label", "namespace", namespace, *labels)
-        return Helm(cluster, namespace)
+    def release(self, cluster: Access, restricted: str) -> Instance:
+        return Instance(cluster, restricted)
 
-    def test_release_comes_up(self, helm: Helm) -> None:
-        helm.install(EVERYTHING)
-        assert helm.ready() == {"backend": 1, "frontend": 1, "matrix": 1}
-        assert helm.volumes() == {"ada-backend": "768Mi", "ada-matrix": "256Mi"}
-        helm("test", RELEASE)
-        helm.install(EVERYTHING)
-        assert "Complete" not in helm.kubectl("get", "jobs")  # removed as it succeeded
+    def test_release_comes_up(self, release: Instance) -> None:
+        release.install(EVERYTHING)
+        assert release.ready() == {"backend": 1, "frontend": 1, "matrix": 1}
+        assert release.volumes() == {"ada-backend": "768Mi", "ada-matrix": "256Mi"}
+        release("test", RELEASE)
+        release.install(EVERYTHING)
+        assert "Complete" not in release.kubectl("get", "jobs")  # removed as it succeeded
 
-    def test_every_pod_is_restricted(self, helm: Helm) -> None:
-        for number, pod in enumerate(pod_templates(render(EVERYTHING))):
-            pod |= {"apiVersion": "v1", "kind": "Pod"}
-            pod["metadata"]["name"] = f"pod-{number}"
-            create = ("create", "--dry-run=server", "-f-")
-            helm.kubectl(*create, stdin=json.dumps(pod))
-            pod["spec"]["containers"][0]["securityContext"]["allowPrivilegeEscalation"] = True
-            with pytest.raises(ClusterError, match='violates PodSecurity "restricted'):
-                helm.kubectl(*create, stdin=json.dumps(pod))
+    def test_every_pod_is_restricted(self, release: Instance) -> None:
+        release.takes_only_restricted(pod_templates(render(EVERYTHING)))
 
-    def test_larger_tier_and_back(self, helm: Helm) -> None:
-        helm.install(MINIMAL)
+    def test_larger_tier_and_back(self, release: Instance) -> None:
+        release.install(MINIMAL)
         large = {"cpu": 4, "memoryMb": 8192, "storageGb": 200}
-        helm.install(MINIMAL | {"resources": large})
-        assert helm.volumes() == {"ada-backend": "200Gi"}
-        assert helm.limits("backend") == {"cpu": "3200m", "memory": "6553Mi"}
-        helm.install(MINIMAL)
-        assert helm.volumes() == {"ada-backend": "200Gi"}
-        assert helm.limits("backend") == {"cpu": "400m", "memory": "819Mi"}
+        release.install(MINIMAL | {"resources": large})
+        assert release.volumes() == {"ada-backend": "200Gi"}
+        assert release.limits("backend") == {"cpu": "3200m", "memory": "6553Mi"}
+        release.install(MINIMAL)
+        assert release.volumes() == {"ada-backend": "200Gi"}
+        assert release.limits("backend") == {"cpu": "400m", "memory": "819Mi"}
 
-    def test_pause_keeps_the_volumes(self, helm: Helm) -> None:
-        helm.install(EVERYTHING)
-        before = helm.volumes()
-        helm.install(EVERYTHING | {"paused": True})
-        assert helm.ready() == {"backend": 0, "frontend": 0, "matrix": 0}
-        assert helm.volumes() == before
-        helm.install(EVERYTHING)
-        assert helm.ready() == {"backend": 1, "frontend": 1, "matrix": 1}
+    def test_pause_keeps_the_volumes(self, release: Instance) -> None:
+        release.install(EVERYTHING)
+        before = release.volumes()
+        release.install(EVERYTHING | {"paused": True})
+        assert release.ready() == {"backend": 0, "frontend": 0, "matrix": 0}
+        assert release.volumes() == before
+        release.install(EVERYTHING)
+        assert release.ready() == {"backend": 1, "frontend": 1, "matrix": 1}
 
-    def test_volumes_outlive_the_release_and_are_found_again(self, helm: Helm) -> None:
-        helm.install(MINIMAL)
+    def test_volumes_outlive_the_release_and_are_found_again(self, release: Instance) -> None:
+        release.install(MINIMAL)
         uid = ("get", "pvc", "ada-backend", "-o", "jsonpath={.metadata.uid}")
-        before = helm.kubectl(*uid)
-        helm("uninstall", RELEASE, "--wait")
-        assert helm.volumes() == {"ada-backend": "1Gi"}
-        helm.install(MINIMAL)
-        assert helm.kubectl(*uid) == before
-        helm("uninstall", RELEASE, "--wait")
+        before = release.kubectl(*uid)
+        release("uninstall", RELEASE, "--wait")
+        assert release.volumes() == {"ada-backend": "1Gi"}
+        release.install(MINIMAL)
+        assert release.kubectl(*uid) == before
+        release("uninstall", RELEASE, "--wait")
         label = f"mindroom.chat/instance={MINIMAL['instanceId']}"
-        helm.kubectl("delete", "pvc", "-l", label)
-        assert helm.volumes() == {}
+        release.kubectl("delete", "pvc", "-l", label)
+        assert release.volumes() == {}
 
     @pytest.mark.parametrize(
         ("tag", "reason"), [("not-there", "ImagePullBackOff"), ("crashes", "CrashLoopBackOff")]
     )
-    def test_image_that_does_not_run(self, helm: Helm, tag: str, reason: str) -> None:
+    def test_image_that_does_not_run(self, release: Instance, tag: str, reason: str) -> None:
         values = MINIMAL | {"images": {"backend": f"mindroom/backend:{tag}"}}
         with pytest.raises(AssertionError, match="context deadline exceeded"):
-            helm.install(values, "--timeout", "3s")
+            release.install(values, "--timeout", "3s")
         waiting = "jsonpath={.items[*].status.containerStatuses[*].state.waiting.reason}"
-        assert helm.kubectl("get", "pods", "-o", waiting) == reason
-        helm.install(MINIMAL)
-        assert helm.ready() == {"backend": 1, "frontend": 1}
+        assert release.kubectl("get", "pods", "-o", waiting) == reason
+        release.install(MINIMAL)
+        assert release.ready() == {"backend": 1, "frontend": 1}

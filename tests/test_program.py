@@ -155,8 +155,7 @@ def test_manifests_are_valid_and_private(platform: Platform) -> None:
 def test_deployed_to_a_cluster(deploy_to: Access, database: str, tmp_path: Path) -> None:
     to = {"kubernetesContext": deploy_to.context, "renderDirectory": ""}
     config = stack_config(database, tmp_path, **to)
-    own = ["mindroom", "mindroom-instances", "instance-provisioner", "instance-provisioner"]
-    assert run(config).changed[-4:] == own
+    assert {"mindroom", "mindroom-instances", "instance-provisioner"} <= set(run(config).changed)
     deployment = ("deployment/instance-provisioner", "-n", "mindroom")
     ready = ("get", *deployment, "-o", "jsonpath={.status.readyReplicas}")
     assert deploy_to.kubectl(*ready) == "2"
@@ -175,7 +174,7 @@ def test_a_cluster_that_is_not_there(
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nothing"))
     config = stack_config(database, tmp_path, kubernetesContext="production", renderDirectory="")
-    with pytest.raises(InProcessError, match=r"mindroom: kubectl get .*nothing") as caught:
+    with pytest.raises(InProcessError, match=r"mindroom.*: kubectl get .*nothing") as caught:
         run(config)
     assert TOKEN not in str(caught.value)
 

@@ -1,5 +1,5 @@
-// All of a Kubernetes control plane in one binary, which is what the name that it is called by says.
-// Apart, the programs are three times as large and take as much longer to build.
+// A Kubernetes control plane in one binary: the name that it is called by says which program it is.
+// Apart, the six would be three times as large.
 package main
 
 import (
