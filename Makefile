@@ -60,8 +60,9 @@ check: .venv/.installed $(TOOLS) ## Lint, type-check, and see that generated fil
 	$(PYTHON) -m migrate bundle | diff -u sql/all-migrations.sql - || { echo "run make generate"; exit 1; }
 	$(PYTHON) -m dev.authorization | diff -u docs/authorization.md - || { echo "run make generate"; exit 1; }
 
-bench: .venv/.installed ## Measure, each against a baseline in the same run
+bench: .venv/.installed $(TOOLS) $(KUBERNETES) ## Measure, each against a baseline in the same run
 	$(PYTHON) -m bench.make_up
+	$(PYTHON) -m bench.provisioner
 
 generate: .venv/.installed ## Write the generated files again
 	mkdir -p .state

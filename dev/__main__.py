@@ -129,7 +129,9 @@ def provisioner(_options: list[str]) -> int:
 
 def demo(_options: list[str]) -> int:
     """Play a customer's life on the platform of `up --cluster` and `provisioner`."""
-    from components.session import Connection  # here, because it takes half a second to import
+    # Here, because it takes half a second to import.
+    from components.instance_provisioner import INSTANCES_NAMESPACE
+    from components.session import Connection
     from dev.demo import Demo
     from dev.provisioner import url_of
 
@@ -141,6 +143,7 @@ def demo(_options: list[str]) -> int:
         url_of(PROVISIONER),
         config["provisionerApiToken"],
         _cluster(),
+        INSTANCES_NAMESPACE,
     ).play()
     return 0
 

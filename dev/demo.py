@@ -18,7 +18,6 @@ from uuid import UUID
 import psycopg
 from psycopg.types.json import Jsonb
 
-from components.instance_provisioner import INSTANCES_NAMESPACE
 from dev import DevError
 from embedded.cluster import Access
 
@@ -36,6 +35,7 @@ class Demo:
         api: the provisioner's URL.
         token: the provisioner's API token.
         cluster: an administrator's way into the cluster.
+        namespace: of the instances.
     """
 
     admin: str
@@ -43,6 +43,7 @@ class Demo:
     api: str
     token: str
     cluster: Access
+    namespace: str
     step: int = 0
 
     def play(self) -> None:
@@ -309,7 +310,7 @@ class Demo:
 
     def kubectl(self, *arguments: str) -> str:
         """What kubectl says of the instances' namespace."""
-        return self.cluster.kubectl(*arguments, "-n", INSTANCES_NAMESPACE)
+        return self.cluster.kubectl(*arguments, "-n", self.namespace)
 
     def pods(self, instance: str) -> dict[str, str]:
         """Component -> phase."""

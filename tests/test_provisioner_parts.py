@@ -1,6 +1,8 @@
 """The provisioner's parts that need no server: health, delays, values, what is logged."""
 
+import importlib.metadata
 import json
+import re
 import subprocess
 import sys
 from typing import Any
@@ -223,3 +225,30 @@ def test_it_is_imported_without_the_pulumi_program() -> None:
     ).stdout
     for other in ("pulumi", "components", "migrate", "embedded", "dev"):
         assert f"'{other}'" not in loaded
+
+
+def test_its_image_has_all_that_it_imports_and_nothing_that_is_missing() -> None:
+    """By the lock of the image, and the files that the Containerfile copies."""
+    lock = (ROOT / "provisioner" / "requirements.txt").read_text()
+    locked = set(re.findall(r"^([a-z0-9._-]+)==", lock, re.MULTILINE))
+    code = "import sys, provisioner.__main__; print(*{m.partition('.')[0] for m in sys.modules})"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    installed = importlib.metadata.packages_distributions()
+    brought = {
+        module: {name.lower().replace("_", "-") for name in installed[module]}
+        for module in loaded
+        if module in installed
+    }
+    assert {module for module, names in brought.items() if not names & locked} <= {
+        "_distutils_hack"
+    }
+    assert "lightkube" in brought
+
+    containerfile = (ROOT / "Containerfile").read_text()
+    copied = re.findall(r"^COPY (?!--from)(.*) \S+$", containerfile, re.MULTILINE)
+    assert all((ROOT / name).exists() for line in copied for name in line.split())
+    assert re.findall(r"^USER (\d+):", containerfile, re.MULTILINE) == ["10001"]
+    for image in re.findall(r"^ARG \w+=(\S+)", containerfile, re.MULTILINE):
+        assert re.search(r":\d+\.\d+\.\d+-", image), f"{image} is not pinned"
