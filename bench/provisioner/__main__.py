@@ -28,6 +28,7 @@ from uuid import UUID
 
 import psutil  # type: ignore[import-untyped]
 import psycopg
+import yaml
 
 from components import ROOT
 from dev.in_process import HELM
@@ -274,9 +275,7 @@ def rendered(world: World) -> str:
         text=True,
         check=True,
     ).stdout
-    listing = json.loads(
-        world.cluster.kubectl("create", "--dry-run=client", "-ojson", "-f-", stdin=text)
-    )
+    objects = [each for each in yaml.safe_load_all(text) if each]
     label = {"mindroom.chat/instance": PLACE_ID}
     record = {"owner": "helm", "name": PLACE, "status": "deployed"}
     for name, labels, size in (
@@ -285,10 +284,8 @@ def rendered(world: World) -> str:
     ):
         metadata = {"name": name, "labels": labels}
         content = {"stringData": {"content": "x" * size}}
-        listing["items"].append(
-            {"apiVersion": "v1", "kind": "Secret", "metadata": metadata} | content
-        )
-    return json.dumps(listing["items"])
+        objects.append({"apiVersion": "v1", "kind": "Secret", "metadata": metadata} | content)
+    return json.dumps(objects)
 
 
 MEASURES = {measure.__name__: measure for measure in (start, fifty, idle)}
