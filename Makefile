@@ -51,7 +51,7 @@ check: .venv/.installed $(TOOLS) ## Lint, type-check, and see that generated fil
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy .
-	.venv/bin/squawk --config .squawk.toml sql/{platform,migrations,repeatable}/*.sql
+	.venv/bin/squawk --config .squawk.toml sql/{platform,migrations,repeatable,jobs}/*.sql
 	.venv/bin/yamllint --strict .
 	.tools/bin/actionlint
 	for chart in charts/*; do \
@@ -59,6 +59,8 @@ check: .venv/.installed $(TOOLS) ## Lint, type-check, and see that generated fil
 	$(PYTHON) -m migrate plan --offline
 	$(PYTHON) -m migrate bundle | diff -u sql/all-migrations.sql - || { echo "run make generate"; exit 1; }
 	$(PYTHON) -m dev.authorization | diff -u docs/authorization.md - || { echo "run make generate"; exit 1; }
+	$(PYTHON) -m dev.reference | diff -u docs/reference.md - || { echo "run make generate"; exit 1; }
+	$(PYTHON) -m dev.services | diff -u docs/services.md - || { echo "run make generate"; exit 1; }
 
 bench: .venv/.installed $(TOOLS) $(KUBERNETES) ## Measure, each against a baseline in the same run
 	$(PYTHON) -m bench.make_up
@@ -68,6 +70,8 @@ generate: .venv/.installed ## Write the generated files again
 	mkdir -p .state
 	$(PYTHON) -m migrate bundle > .state/generated && cp .state/generated sql/all-migrations.sql
 	$(PYTHON) -m dev.authorization > .state/generated && cp .state/generated docs/authorization.md
+	$(PYTHON) -m dev.reference > .state/generated && cp .state/generated docs/reference.md
+	$(PYTHON) -m dev.services > .state/generated && cp .state/generated docs/services.md
 
 tools: $(TOOLS) ## Build helm and actionlint from their Go modules
 

@@ -9,6 +9,7 @@ import pulumi
 
 from components import config as stack_config
 from components.access import Grants, GrantsArgs, Roles, RolesArgs
+from components.automation import Automation, AutomationArgs
 from components.database import Database, DatabaseArgs
 from components.instance_provisioner import InstanceProvisioner, InstanceProvisionerArgs
 from components.matrix import API_ROLES
@@ -49,6 +50,9 @@ def main() -> None:
         GrantsArgs(database.provider, database.name),
         pulumi.ResourceOptions(depends_on=[schema, roles]),
     )
+    automation = Automation(
+        "automation", AutomationArgs(config.automation), pulumi.ResourceOptions(depends_on=schema)
+    )
     provisioner = InstanceProvisioner(
         "instance-provisioner",
         InstanceProvisionerArgs(
@@ -60,6 +64,7 @@ def main() -> None:
             database_port=config.database_port,
             database_ca=config.database_ca,
             api_token=pulumi.Output.secret(config.provisioner_api_token.get_secret_value()),
+            jobs=automation.kubernetes,
             protect=config.protect,
             after=[schema, grants],
         ),
@@ -83,7 +88,7 @@ def main() -> None:
     pulumi.export("service_database_urls", urls)
     pulumi.export("api_roles", list(API_ROLES))
     pulumi.export("instance_provisioner", provisioner.description)
-    pulumi.export("automation", {"scheduler": "none", "jobs": {}})
+    pulumi.export("automation", automation.description)
 
 
 main()

@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 
 from components import PROJECT, ROOT
+from components.automation import Scheduler
 from components.matrix import SERVICES
 from components.session import Connection
 
@@ -59,6 +60,7 @@ class Config(BaseModel):
     provisioner_image: str = Field(examples=["registry.example/instance-provisioner:1.0.0"])
     provisioner_api_token: SecretStr
     base_domain: str = Field(examples=["mindroom.example"])
+    automation: Scheduler = Field(examples=["kubernetes"])
     protect: bool = Field(examples=[True])
 
     @property

@@ -14,6 +14,7 @@ import pulumi
 import yaml
 
 from components import ROOT
+from components.automation import Jobs
 
 CHART = ROOT / "charts" / "instance-provisioner"
 NAME = "instance-provisioner"
@@ -40,6 +41,7 @@ class InstanceProvisionerArgs:
         database_port: the port in that URL, for the network policy.
         database_ca: the CA that signed the server's certificate (PEM); empty without TLS.
         api_token: what callers of its API present, a secret.
+        jobs: those of the database that the cluster is to run.
         protect: refuse to destroy the namespace of the customers' instances, with their data.
         after: what has to be there before its pods start.
     """
@@ -52,6 +54,7 @@ class InstanceProvisionerArgs:
     database_port: int
     database_ca: str
     api_token: pulumi.Output[str]
+    jobs: Jobs
     protect: bool
     after: Sequence[pulumi.Resource]
 
@@ -123,6 +126,7 @@ class InstanceProvisioner(pulumi.ComponentResource):
             "instancesNamespace": INSTANCES_NAMESPACE,
             "config": {"baseDomain": args.base_domain},
             "networkPolicy": {"databasePort": args.database_port},
+            "automation": {"jobs": args.jobs},
         }
         pulumi.ComponentResource(
             "kubernetes:helm.sh/v4:Chart",

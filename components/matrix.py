@@ -189,7 +189,11 @@ SERVICES: Mapping[str, Service] = {
             "provision_instance",
             "deprovision_instance",
             "update_instance_health",
+            # What its chart's CronJobs run.
+            "reset_daily_usage",
             "calculate_storage_usage",
+            "cleanup_expired_data",
+            "auto_pause_inactive_instances",
         ),
         tables={
             "public.subscriptions": READ,

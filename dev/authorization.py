@@ -1,6 +1,7 @@
 """docs/authorization.md from the authorization matrix: `python -m dev.authorization`."""
 
 from components.matrix import API_ROLES, FUNCTIONS, MATRIX, SERVICES, TABLES, Privileges
+from dev.markdown import grid
 
 COMMANDS = ("SELECT", "INSERT", "UPDATE", "DELETE")
 
@@ -24,11 +25,11 @@ def main() -> None:
     print(INTRO)
     print("## Overview\n")
     print("S = SELECT, I = INSERT, U = UPDATE, D = DELETE; * = some columns only, listed below.\n")
-    print(_table(["table", *MATRIX], [[f"`{table}`", *_letters(table)] for table in TABLES]))
+    print(grid(["table", *MATRIX], [[f"`{table}`", *_letters(table)] for table in TABLES]))
     print(_memberships())
     print("## Functions\n")
     print("X = EXECUTE. Users learn of their own account only; PUBLIC may execute none.\n")
-    print(_table(["function", *MATRIX], [[f"`{each}`", *_executes(each)] for each in FUNCTIONS]))
+    print(grid(["function", *MATRIX], [[f"`{each}`", *_executes(each)] for each in FUNCTIONS]))
     for table in TABLES:
         rows = [
             [f"`{role}`", access.rows, *(_columns(access.tables[table], each) for each in COMMANDS)]
@@ -36,12 +37,7 @@ def main() -> None:
             if table in access.tables
         ]
         print(f"## {table}\n")
-        print(_table(["role", "rows", *COMMANDS], rows) if rows else "Nobody.\n")
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        print(grid(["role", "rows", *COMMANDS], rows) if rows else "Nobody.\n")
 
 
 def _letters(table: str) -> list[str]:

@@ -123,7 +123,7 @@ class Server:
         Raises:
             PostgresError: It cannot be started; nothing half-done is left.
         """
-        with self._locked(claim=True):
+        with self._locked(claim=True) as lock:
             running = self._postmaster(forget_others=True)
             if running and self._comes_up(running):
                 return False
@@ -133,7 +133,7 @@ class Server:
             if self.data.exists():
                 self._check_data(major)
             else:
-                self._initdb(run_as, major)
+                self._initdb(run_as, major, lock)
             file = self.directory / "port"
             if file.exists():
                 if self._launch(run_as, self.port):
@@ -178,7 +178,7 @@ class Server:
     # --- the directory -----------------------------------------------------------------------
 
     @contextmanager
-    def _locked(self, *, claim: bool = False) -> Iterator[None]:
+    def _locked(self, *, claim: bool = False) -> Iterator[IO[str]]:
         """Let one process at a time work on this server; make the system's errors readable."""
         try:
             if self.directory.is_dir() and "lock" not in (os.listdir(self.directory) or ["lock"]):
@@ -189,7 +189,7 @@ class Server:
                 self._claim()
             with self._open("lock", os.O_RDWR) as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                yield
+                yield lock
         except OSError as error:
             what = f"{error.filename or self.directory}: {error.strerror or error}."
             raise PostgresError(f"{what} {HINTS.get(error.errno or 0, '')}".rstrip()) from error
@@ -301,7 +301,7 @@ class Server:
                 f"or remove {self.data} to begin with an empty database."
             )
 
-    def _initdb(self, run_as: list[str], major: int) -> None:
+    def _initdb(self, run_as: list[str], major: int, lock: IO[str]) -> None:
         """Create the cluster beside its place; it gets there complete, or not at all."""
         self._write("password", secrets.token_urlsafe(32))
         new = Path(tempfile.mkdtemp(prefix="initdb-", dir=self.directory))
@@ -316,8 +316,8 @@ class Server:
             command += ["--pwfile", str(self.directory / "password"), "--auth=scram-sha-256"]
             command += ["--encoding=UTF8", *locale]
             command += ["--no-sync"] if self.settings.get("fsync") == "off" else []
-            # Should we be killed, the broken pipes end it too.
-            process = spawn(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            # Should we be killed, the broken pipes end it too, and until then it holds our lock.
+            process = spawn(command, subprocess.PIPE, subprocess.PIPE, keep=[lock.fileno()])
             _, errors = process.communicate()
             if process.returncode:
                 raise PostgresError(

@@ -4,6 +4,7 @@ import errno
 import os
 import socket
 import subprocess
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -24,9 +25,13 @@ HINTS = {
 
 
 def spawn(
-    command: list[str], stdout: int | IO[str], stderr: int | IO[str], cwd: str | Path = "/"
+    command: list[str],
+    stdout: int | IO[str],
+    stderr: int | IO[str],
+    cwd: str | Path = "/",
+    keep: Sequence[int] = (),
 ) -> subprocess.Popen[str]:
-    """Start a command of a server's, out of reach of Ctrl-C in our terminal."""
+    """Start a command of a server's, out of reach of Ctrl-C; the descriptors to keep stay open."""
     return subprocess.Popen(
         command,
         env=ENVIRONMENT,
@@ -36,6 +41,7 @@ def spawn(
         stderr=stderr,
         text=True,
         start_new_session=True,
+        pass_fds=keep,
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -80,6 +81,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(ERROR, "error: " + re.sub(r"://\S*", "://...", message) + "\n")
 
 
+@cache
 def _parser() -> argparse.ArgumentParser:
     everywhere = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
     common = everywhere.add_argument_group("common options")
@@ -341,7 +343,10 @@ def _verify(options: argparse.Namespace) -> Result:
 def _bundle(options: argparse.Namespace) -> Result:
     from migrate.bundle import bundle
 
-    for part in bundle(files.read_tree(options.directory)):
+    parts = bundle(files.read_tree(options.directory))
+    if options.json:
+        return Result(document={"script": "".join(parts)})
+    for part in parts:
         sys.stdout.buffer.write(part.encode())
     sys.stdout.flush()
     return Result()

@@ -3,7 +3,9 @@
 import hashlib
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -20,6 +22,7 @@ from migrate.connection import (
     is_broken,
     roll_back,
     send,
+    watched,
 )
 from migrate.errors import MigrateError
 from migrate.failure import describe
@@ -74,7 +77,7 @@ def batches(pending: Sequence[File], *, together: bool) -> list[Sequence[File]]:
 def apply(
     connection: Connection,
     batch: Sequence[File],
-    committed: Sequence[str],
+    committed: Sequence[File],
     retrying: Callable[[str, float], None],
 ) -> None:
     """Apply files together: all of them, or none.  A file without a transaction comes alone.
@@ -82,7 +85,7 @@ def apply(
     Args:
         connection: which holds the lock of the run.
         batch: checked files.
-        committed: names of the files that the run has applied before, for the message.
+        committed: what the run has applied before, for the message.
         retrying: is told why, and in how many seconds, it is tried again after a lock timeout.
 
     Raises:
@@ -90,15 +93,20 @@ def apply(
     """
     transactional = outline(batch[0]).transactional
     for attempt in range(RETRIES + 1):
+        last = attempt == RETRIES or not transactional
+        watching: AbstractContextManager[list[str]] = (
+            watched(connection) if last else nullcontext([])
+        )
         try:
-            if transactional:
-                _in_one_transaction(connection, batch)
-            else:
-                _one_by_one(connection, batch[0])
+            with watching as in_the_way:
+                if transactional:
+                    _in_one_transaction(connection, batch)
+                else:
+                    _one_by_one(connection, batch[0])
             return
         except ApplyError as failed:
             timeout = isinstance(failed.error, psycopg.errors.LockNotAvailable)
-            if transactional and timeout and attempt < RETRIES:
+            if timeout and not last:
                 retrying(str(failed.error).strip(), 2.0**attempt)
                 time.sleep(2**attempt)
                 continue
@@ -109,13 +117,14 @@ def apply(
                     stands = f"unless it broke at the very commit, {stands}"
                 remedy = "run again; the ledger knows what was committed"
             elif timeout:
-                remedy = f"see who holds the lock{_blockers(connection)} and run again"
+                who = f" ({'; '.join(in_the_way)})" if in_the_way else ""
+                remedy = f"see who holds the lock{who} and run again"
             if not transactional:
                 stands = _standing(connection, failed)
             raise MigrateError(
                 f"{describe(failed.files, failed.statement, failed.offset, failed.error)}\n"
                 f"  {stands}\n"
-                f"  committed in this run: {', '.join(committed) or 'nothing'}\n"
+                f"  committed in this run: {', '.join(f.name for f in committed) or 'nothing'}\n"
                 f"  what to do: {remedy}"
             ) from failed.error
 
@@ -132,17 +141,6 @@ def _standing(connection: Connection, failed: ApplyError) -> str:
     return text
 
 
-def _blockers(connection: Connection) -> str:
-    """Sessions that hold locks in this database, in parentheses; nothing when there are none."""
-    rows = connection.execute(
-        """select distinct format('pid %s, %s', pid, state) from pg_stat_activity
-           join pg_locks l using (pid) where datname = current_database() and locktype = 'relation'
-             and granted and pid <> pg_backend_pid() and state is not null"""
-    )
-    found = "; ".join(text for (text,) in rows)
-    return f" ({found})" if found else ""
-
-
 def _in_one_transaction(connection: Connection, batch: Sequence[File]) -> None:
     """Apply files; one that is a single piece is one message, its begin and commit included."""
     try:
@@ -150,7 +148,8 @@ def _in_one_transaction(connection: Connection, batch: Sequence[File]) -> None:
             started = time.monotonic()
             opening = f"{CLEAN}begin;" if file is batch[0] else ""
             total = len(outline(file).pieces)
-            for number, piece in enumerate(pieces(file), 1):
+            of_file = pieces(file) if total == 1 else _ahead(pieces(file))
+            for number, piece in enumerate(of_file, 1):
                 committing, closing = [file], ""
                 if number == total:
                     before = f"{(time.monotonic() - started) * 1000:.0f}"
@@ -161,6 +160,15 @@ def _in_one_transaction(connection: Connection, batch: Sequence[File]) -> None:
                 opening = ""
     finally:
         roll_back(connection)
+
+
+def _ahead(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """The same pieces, each read while the server works on the one before it."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, pieces, None)
+        while piece := coming.result():
+            coming = pool.submit(next, pieces, None)
+            yield piece
 
 
 def _run_piece(
@@ -224,7 +232,7 @@ def _one_by_one(connection: Connection, file: File) -> None:
         elif _SETTING.match(statement.text):  # holds for the rest of the file
             send(connection, statement.text)
         before = digest
-    if invalid := _invalid_indexes(connection):
+    if invalid := invalid_indexes(connection):
         raise MigrateError(f"{file.path}: is not done{invalid}")
     with connection.transaction():
         connection.execute(SESSION.encode())
@@ -288,7 +296,7 @@ def half_done_problem(file: File, begun: ledger.Progress) -> str | None:
     if digest.hexdigest() == begun.sha256 and not outline(file).transactional:
         return None
     return (
-        f"{file.path}: was edited in its first {begun.done} statements, which are done, by a run "
+        f"{file.path}: was edited in statements that are done (the first {begun.done}), by a run "
         "that was cut off or failed: restore them, and make the change behind them"
     )
 
@@ -306,7 +314,8 @@ def _index(connection: Connection, node: Any) -> bool | None:
     return None if row is None else bool(row[0])
 
 
-def _invalid_indexes(connection: Connection) -> str:
+def invalid_indexes(connection: Connection) -> str:
+    """The invalid indexes of the database with what to do, a line each; empty without one."""
     rows = connection.execute(
         """select indexrelid::regclass::text from pg_index join pg_class on oid = indexrelid
            where not indisvalid and relkind = 'i' order by 1"""

@@ -18,13 +18,15 @@ with us as (select nspowner as role from pg_namespace where nspname = '{SCHEMA}'
 role (oid, name) as (
   select oid, case when oid = us.role then 'us' else rolname end from pg_roles, us
 ),
+extension as (select classid, objid from pg_depend where deptype = 'e'),
 ours as (
   select n.*, role.name as owner
   from pg_namespace n join role on role.oid = n.nspowner, us
   where (n.nspowner = us.role or n.nspname = 'public')
     and n.nspname not in ('{SCHEMA}', 'information_schema') and n.nspname not like 'pg\\_%'
+    and not exists (select from extension e where e.classid = 'pg_namespace'::regclass
+                    and e.objid = n.oid)
 ),
-extension as (select classid, objid from pg_depend where deptype = 'e'),
 relation as (
   select c.*, o.nspname, role.name as owner, format('%I.%I', o.nspname, c.relname) as full_name
   from pg_class c join ours o on o.oid = c.relnamespace join role on role.oid = c.relowner

@@ -1,9 +1,10 @@
 """Connecting, and the one lock under which a database is changed."""
 
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -39,6 +40,9 @@ set statement_timeout = '15min';
 The files are UTF-8, whatever PGCLIENTENCODING says.  The server sees within seconds that a run was
 killed, and lets its lock go.  No statement queues behind a lock for long and blocks all others; a
 file that needs longer says `set local statement_timeout = ...`."""
+
+LOOK = 1.0
+"""Seconds between two looks at who stands in the way of a file."""
 
 CLEAN = "deallocate all;discard temp;close all;"
 """Takes away what the file before left in the session; no sooner, for its commit may need it."""
@@ -200,11 +204,55 @@ def lock(connection: Connection, wait: float, waiting: Callable[[str], None]) ->
             waiting(_holder(connection))
             told = True
         time.sleep(0.2)
+    held = True
     try:
         yield
     finally:
         if not connection.closed:
-            connection.execute("select pg_advisory_unlock(%s)", [LOCK_KEY])
+            unlock = connection.execute("select pg_advisory_unlock(%s)", [LOCK_KEY])
+            held = unlock.fetchone() == (True,)
+    if not held:
+        raise MigrateError(
+            "one of the files let the lock of this run go, as pg_advisory_unlock_all() does: "
+            "another run may have worked at the same time\n"
+            "  what to do: run `verify`; leave that call out of the next files"
+        )
+
+
+@contextmanager
+def watched(connection: Connection) -> Iterator[list[str]]:
+    """Look, from a session of its own, who stands in the way of a connection: the last who did."""
+    seen: list[str] = []
+    done = threading.Event()
+    info = connection.info
+    pid = info.backend_pid
+
+    def look() -> None:
+        if done.wait(LOOK):
+            return
+        with (
+            suppress(psycopg.Error),
+            psycopg.connect(
+                info.dsn, password=info.password, connect_timeout=2, autocommit=True
+            ) as other,
+        ):
+            while not done.wait(LOOK):
+                found = other.execute(
+                    """select concat_ws(', ', 'pid ' || pid, nullif(application_name, ''),
+                                        'user ' || usename, state,
+                                        nullif(backend_type, 'client backend'))
+                       from pg_stat_activity where pid = any(pg_blocking_pids(%s))""",
+                    [pid],
+                )
+                seen[:] = [text for (text,) in found] or seen
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        done.set()
+        thread.join()
 
 
 def _holder(connection: Connection) -> str:

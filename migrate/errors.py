@@ -8,6 +8,11 @@ if TYPE_CHECKING:
     from migrate.catalog import Difference
 
 
+def _committed(names: Sequence[str] | None) -> list[str]:
+    """What a run has applied before it stopped; None where there was no run."""
+    return [] if names is None else [f"  committed in this run: {', '.join(names) or 'nothing'}"]
+
+
 class MigrateError(Exception):
     """One message that says what is wrong, where, and what to do.  Never holds a password."""
 
@@ -15,9 +20,9 @@ class MigrateError(Exception):
 class FilesError(MigrateError):
     """Every problem that was found in the migration files, one line each."""
 
-    def __init__(self, problems: Sequence[str]) -> None:
+    def __init__(self, problems: Sequence[str], committed: Sequence[str] | None = None) -> None:
         self.problems = list(problems)
-        super().__init__("\n".join(self.problems))
+        super().__init__("\n".join([*self.problems, *_committed(committed)]))
 
 
 class UnreachableError(MigrateError):
@@ -29,10 +34,8 @@ class LostError(MigrateError):
 
     def __init__(self, reason: str, committed: Sequence[str] | None = None) -> None:
         self.reason = reason
-        lines = [f"the connection broke: {reason}", "  what to do: run again"]
-        if committed is not None:
-            lines.insert(1, f"  committed in this run: {', '.join(committed) or 'nothing'}")
-        super().__init__("\n".join(lines))
+        what, remedy = f"the connection broke: {reason}", "  what to do: run again"
+        super().__init__("\n".join([what, *_committed(committed), remedy]))
 
 
 class NoRehearsalError(MigrateError):

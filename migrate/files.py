@@ -71,46 +71,63 @@ class File(NamedTuple):
         decoder = codecs.getincrementaldecoder("utf-8")()
         digest = hashlib.sha256()
         line = 1
-        for block in chain(_blocks(self.path), [b""]):
-            digest.update(block)
-            try:
-                text = decoder.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                line += error.object.count(b"\n", 0, error.start)
-                wrong = f"not UTF-8 (byte {error.object[error.start]:#04x}): save the file as UTF-8"
-                raise FilesError([f"{self.path}:{line}: {wrong}"]) from None
-            if "\0" in text:  # where every parser in C would take the file to end
-                line += text.count("\n", 0, text.index("\0"))
-                wrong = "holds a zero byte, so it is no text: save the file as UTF-8"
-                raise FilesError([f"{self.path}:{line}: {wrong}"])
-            line += text.count("\n")
-            yield text
+        try:
+            for block in chain(_blocks(f"{self.folder}/{self.name}"), [b""]):
+                digest.update(block)
+                try:
+                    text = decoder.decode(block, final=not block)
+                except UnicodeDecodeError as error:
+                    line += error.object.count(b"\n", 0, error.start)
+                    byte = error.object[error.start]
+                    wrong = f"not UTF-8 (byte {byte:#04x}): save the file as UTF-8"
+                    raise FilesError([f"{self.path}:{line}: {wrong}"]) from None
+                if "\0" in text:  # where every parser in C would take the file to end
+                    line += text.count("\n", 0, text.index("\0"))
+                    wrong = "holds a zero byte, so it is no text: save the file as UTF-8"
+                    raise FilesError([f"{self.path}:{line}: {wrong}"])
+                line += text.count("\n")
+                yield text
+        except OSError as error:
+            raise FilesError([_unreadable(self.path, error)]) from None
         if digest.hexdigest() != self.sha256:
             raise FilesError([f"{self.path}: has changed since this run began: run again"])
 
 
-def _blocks(path: str | Path, dir_fd: int | None = None) -> Iterator[bytes]:
-    """A file's bytes, without a byte order mark and with LF line ends.
-
-    Raises:
-        FilesError: it cannot be read.
-    """
+def _blocks(path: str, within: int | None = None) -> Iterator[bytes]:
+    """A file's bytes, without a byte order mark and with LF line ends."""
+    descriptor = os.open(path, os.O_RDONLY, dir_fd=within)
     try:
-        descriptor = os.open(path, os.O_RDONLY, dir_fd=dir_fd)
-        try:
-            mark, size = _BYTE_ORDER_MARK, _FIRST_BLOCK
-            while block := os.read(descriptor, size):
-                whole = len(block) < size
-                while block.endswith(b"\r") and (following := os.read(descriptor, 1)):
-                    block += following
-                yield block.removeprefix(mark).replace(b"\r\n", b"\n")
-                if whole:
-                    break
-                mark, size = b"", BLOCK
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise FilesError([f"{path}: cannot be read: {error.strerror}"]) from None
+        mark, size = _BYTE_ORDER_MARK, _FIRST_BLOCK
+        while block := os.read(descriptor, size):
+            whole = len(block) < size
+            while block.endswith(b"\r") and (following := os.read(descriptor, 1)):
+                block += following
+            yield block.removeprefix(mark).replace(b"\r\n", b"\n")
+            if whole:
+                break
+            mark, size = b"", BLOCK
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(name: str, within: int) -> str:
+    """The digest of a file; that of a small one, as most are, without any detour."""
+    descriptor = os.open(name, os.O_RDONLY, dir_fd=within)
+    try:
+        block = os.read(descriptor, _FIRST_BLOCK)
+    finally:
+        os.close(descriptor)
+    if len(block) < _FIRST_BLOCK:
+        text = block.removeprefix(_BYTE_ORDER_MARK).replace(b"\r\n", b"\n")
+        return hashlib.sha256(text).hexdigest()
+    digest = hashlib.sha256()
+    for block in _blocks(name, within):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _unreadable(path: Path, error: OSError) -> str:
+    return f"{path}: cannot be read: {error.strerror}"
 
 
 def read(folder: Path) -> list[File]:
@@ -126,17 +143,14 @@ def read(folder: Path) -> list[File]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise FilesError([f"{folder}: cannot be read: {error.strerror}"]) from None
+        raise FilesError([_unreadable(folder, error)]) from None
     try:
         for name in sorted(os.listdir(within)):
             if name.endswith(".sql"):
                 try:
-                    digest = hashlib.sha256()
-                    for block in _blocks(name, within):
-                        digest.update(block)
-                    found.append(File(folder, name, digest.hexdigest()))
-                except FilesError as error:
-                    problems += [f"{folder}/{text}" for text in error.problems]
+                    found.append(File(folder, name, _sha256(name, within)))
+                except OSError as error:
+                    problems.append(_unreadable(folder / name, error))
     finally:
         os.close(within)
     refuse(problems)
@@ -215,8 +229,13 @@ def history_problems(
         present: name -> sha256 of what is there now.
     """
     problems = []
+    new = {digest: name for name, digest in present.items() if name not in recorded}
     for name, digest in sorted(recorded.items()):
-        if name not in present:
+        if name not in present and digest in new:
+            problems.append(
+                f"{folder}/{name}: was applied and is now named {new[digest]}: rename it back"
+            )
+        elif name not in present:
             problems.append(
                 f"{folder}/{name}: was applied (sha256 {digest[:16]}) and is gone: restore "
                 "it, or update this checkout if it is older than the database"

@@ -123,24 +123,19 @@ def record(file: File, content: str | None = None, milliseconds: str = "0") -> s
 
     Args:
         file: what is applied.
-        content: its text, if it is a repeatable file.
+        content: its text, if it is a repeatable file, which may have a row already.
         milliseconds: an SQL expression for how long it took.
     """
     values = (file.folder.name, file.name, file.sha256, content, VERSION)
-    return (
-        sql.SQL(
-            f"""\
-insert into {SCHEMA}.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values ({milliseconds}, {{}})
+    again = """
 on conflict (folder, name) do update
 set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
     applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+    engine_version = excluded.engine_version"""
+    return f"""\
+insert into {SCHEMA}.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values ({milliseconds}, {", ".join(map(sql.quote, values))}){again if content else ""};
 """
-        )
-        .format(sql.SQL(", ").join(values))
-        .as_string()
-    )
 
 
 def complete_contents(connection: Connection, folder: str, files: Sequence[File]) -> None:

@@ -1,6 +1,6 @@
 """The proof of a database: no drift, and every promise holds."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg.pq import ExecStatus
@@ -11,7 +11,9 @@ from migrate.connection import SESSION, Connection, lock, readable, send
 from migrate.errors import Broken, DriftError, MigrateError, PromiseError, UnsettledError
 from migrate.files import VERIFY, File, Tree, refuse
 from migrate.run import LOCK_WAIT
-from migrate.statements import Statement
+
+if TYPE_CHECKING:  # the parser takes long to import, and drift alone parses nothing
+    from migrate.statements import Statement
 
 ROWS_SHOWN = 20
 
@@ -57,7 +59,7 @@ def verify(connection: Connection, tree: Tree) -> int:
         PromiseError: promises are broken.
         MigrateError: a promise cannot be checked.
     """
-    from migrate import scripts  # here, because drift alone parses nothing
+    from migrate import scripts
 
     refuse(scripts.problems(tree[VERIFY]))
     if differences := drift(connection):
@@ -78,7 +80,7 @@ def verify(connection: Connection, tree: Tree) -> int:
     return checked
 
 
-def _ask(connection: Connection, file: File, statement: Statement) -> list[dict[str, Any]]:
+def _ask(connection: Connection, file: File, statement: "Statement") -> list[dict[str, Any]]:
     from migrate.failure import describe
 
     try:

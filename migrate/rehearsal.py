@@ -81,7 +81,7 @@ def rehearse(tree: Tree, applied: State = EMPTY) -> Rehearsal:
         NoRehearsalError: the throwaway server does not come up, or cannot be brought to the
             present state.
     """
-    with tempfile.TemporaryDirectory(prefix="rehearsal-") as name, _throwaway(Path(name)) as url:
+    with tempfile.TemporaryDirectory(prefix="rehearsal-") as name, throwaway(Path(name)) as url:
         before = _write(Path(name) / "before", tree, applied)
         with connect(url) as connection:
             try:
@@ -105,7 +105,7 @@ def rehearse(tree: Tree, applied: State = EMPTY) -> Rehearsal:
 
 
 @contextmanager
-def _throwaway(directory: Path) -> Iterator[str]:
+def throwaway(directory: Path) -> Iterator[str]:
     """A new server for as long as it is needed; its superuser's URL."""
     try:
         server = Server(directory / "server", embedded_bin(), settings=_SETTINGS)

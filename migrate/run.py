@@ -10,7 +10,7 @@ import psycopg
 
 from migrate import catalog, files, ledger
 from migrate.connection import SESSION, Connection, StatementError, lock, readable, send
-from migrate.errors import LostError, MigrateError
+from migrate.errors import FilesError, LostError, MigrateError
 from migrate.files import PLATFORM, REPEATABLE, VERSIONED, File, Tree
 
 LOCK_WAIT = 60.0
@@ -38,10 +38,11 @@ class Folder:
     @property
     def problems(self) -> list[str]:
         """Why nothing may be applied: edited, removed or misplaced versioned files."""
-        if not self.versioned:
+        present = files.digests(self.files)
+        if not self.versioned or present == self.recorded:
             return []
         return files.number_problems(self.files) + files.history_problems(
-            self.name, self.recorded, files.digests(self.files)
+            self.name, self.recorded, present
         )
 
     @cached_property
@@ -179,19 +180,25 @@ def plan(
 
 def _half_done_problems(connection: Connection, found: Plan) -> list[str]:
     """What is wrong with versioned files of which a run has carried out a part."""
-    from migrate.apply import half_done_problem
+    from migrate.apply import half_done_problem, invalid_indexes
+    from migrate.scripts import outline
 
     problems = []
     pending = {(file.folder.name, file.name): file for file in found.pending}
     for key, begun in ledger.progress(connection).items():
-        if begun.done and key[0] == VERSIONED in (folder.name for folder in found.folders):
-            if key not in pending:
+        if key[0] == VERSIONED in (folder.name for folder in found.folders):
+            file = pending.get(key)
+            if begun.done and file is None:
                 problems.append(
-                    f"{'/'.join(key)}: is gone, but its first {begun.done} statements are done, "
-                    "by a run that was cut off or failed: restore it"
+                    f"{'/'.join(key)}: is gone, but statements of it are done (the first "
+                    f"{begun.done}), by a run that was cut off or failed: restore it"
                 )
-            elif problem := half_done_problem(pending[key], begun):
+            elif begun.done and file and (problem := half_done_problem(file, begun)):
                 problems.append(problem)
+            elif (file is None or outline(file).transactional) and (
+                invalid := invalid_indexes(connection)
+            ):
+                problems.append(f"{'/'.join(key)}: had begun, and is another now{invalid}")
     return problems
 
 
@@ -227,6 +234,8 @@ def up(
         _run(connection, tree, names, applied, report, wait)
     except LostError as error:
         raise LostError(error.reason, [file.name for file in applied]) from error
+    except FilesError as error:
+        raise FilesError(error.problems, [file.name for file in applied]) from error
     return applied
 
 
@@ -275,7 +284,7 @@ def _apply(connection: Connection, found: Plan, applied: list[File], report: Rep
 
             report(Step("applying", label, number=len(applied) + 1, total=total))
             started = time.monotonic()
-            apply(connection, batch, [file.name for file in applied], retrying)
+            apply(connection, batch, applied, retrying)
             seconds = (time.monotonic() - started) / len(batch)
             for file in batch:
                 applied.append(file)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pglast import ast, parser
-from pglast.enums import ReindexObjectType, TransactionStmtKind
+from pglast.enums import DiscardMode, ReindexObjectType, TransactionStmtKind
 
 _CONTROL = {
     TransactionStmtKind.TRANS_STMT_BEGIN: "BEGIN",
@@ -23,13 +23,15 @@ _CONTROL = {
 
 _SUSPECT = re.compile(
     r"(begin|start|commit|end|abort|rollback|savepoint|release|prepare|copy|reindex|vacuum|cluster"
+    r"|discard|set\s+local"
     r"|(create|drop|alter)\s+(database|tablespace|system))\b"
     r"|(create|drop|alter)\b.*\bconcurrently\b",
     re.IGNORECASE | re.DOTALL,
 )
 """What `problem` has to look at; most statements of a large file it need not."""
 
-_BEYOND_ASCII = re.compile(r"[^\x00-\x7f]")
+_BETWEEN = re.compile(r"(?:[\s;]+|--[^\n\r]*)*")
+_COMMENT_BORDER = re.compile(r"/\*|\*/")
 
 COPY_BY_CLIENT = "COPY with STDIN or STDOUT, which only psql can feed: use INSERT"
 
@@ -147,10 +149,7 @@ def split(piece: Piece) -> list[Statement]:
     """
     text = piece.text
     try:
-        try:  # pglast is slow at offsets beyond ASCII, where every letter is an identifier's
-            parts = parser.split(_BEYOND_ASCII.sub("_", text), only_slices=True)
-        except parser.ParseError:
-            parts = parser.split(text, only_slices=True)  # for its own words
+        parts = parser.split(text)  # not its slices, which take longer than the parser itself
     except parser.ParseError as error:
         message, offset = error.args
         if offset is None:  # pglast has no place for what is missing at the end
@@ -159,10 +158,26 @@ def split(piece: Piece) -> list[Statement]:
     found = []
     end = 0
     for number, part in enumerate(parts, piece.first):
-        comment = text[end : part.start].lstrip(";")
-        found.append(Statement(piece, number, part.start, part.stop, comment))
-        end = part.stop
+        start = _next_begin(text, end)
+        comment = text[end:start].lstrip(";")
+        end = start + len(part)
+        found.append(Statement(piece, number, start, end, comment))
     return found
+
+
+def _next_begin(text: str, end: int) -> int:
+    """Where the statement begins that follows one that ends at `end`."""
+    while gap := _BETWEEN.match(text, end):
+        end = gap.end()
+        if not text.startswith("/*", end):
+            break
+        depth = 0
+        for border in _COMMENT_BORDER.finditer(text, end):  # they nest
+            depth += 1 if border[0] == "/*" else -1
+            if not depth:
+                end = border.end()
+                break
+    return end
 
 
 def is_closed(piece: Piece, found: list[Statement]) -> bool:
@@ -183,6 +198,13 @@ def problem(statement: Statement, transactional: bool) -> str | None:
         )
     if isinstance(node, ast.CopyStmt) and not node.filename:
         return COPY_BY_CLIENT
+    if isinstance(node, ast.DiscardStmt) and node.target == DiscardMode.DISCARD_ALL:
+        return "DISCARD ALL lets the lock of the run go: name what is to go, as DISCARD TEMP does"
+    if isinstance(node, ast.VariableSetStmt) and node.is_local and not transactional:
+        return (
+            "SET LOCAL in a file without a transaction, where it holds for itself alone: write "
+            "SET, which holds to the end of the file"
+        )
     if transactional and (by_itself := alone(node)):
         return (
             f"{by_itself} cannot run inside a transaction: put it into a file of its own that "

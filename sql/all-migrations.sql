@@ -89,11 +89,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0001_foundation.sql', '3cc1f251fae6865cba3871d8693f294a7254148951212a1757caa06516f6b39d', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0001_foundation.sql', '3cc1f251fae6865cba3871d8693f294a7254148951212a1757caa06516f6b39d', NULL, '1.0.0');
 
 -- migrations/0002_tiers.sql
 
@@ -137,6 +133,7 @@ comment on table private.tiers is
 comment on column private.tiers.max_messages_per_day is 'Messages per instance and UTC day; -1 = unlimited, as in every max_ column.';
 comment on column private.tiers.max_agents is 'Agents in the config of one instance.';
 comment on column private.tiers.max_storage_gb is 'Storage of all instances of a subscription together.';
+comment on column private.tiers.max_platforms is 'For the services to hold an instance to, as max_team_members: the database counts neither.';
 comment on column private.tiers.features is 'Feature flags (true/false): what check_user_permission answers.';
 comment on column private.tiers.cpu_limit is 'CPU cores of one instance.';
 comment on column private.tiers.storage_limit_gb is 'Volume size of one instance: a real size, never unlimited.';
@@ -181,11 +178,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0002_tiers.sql', '1ace3d00dad8c25a0f1f34b88fc9f8f93ffe8ab5a40f374390eb9e389658a3c9', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0002_tiers.sql', '48c3fcc8ceadf15d813e0d48d9d8196b354c086152800c4821606a52d9344cd2', NULL, '1.0.0');
 
 -- migrations/0003_accounts.sql
 
@@ -239,11 +232,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0003_accounts.sql', '8dd7de970b5b95b358a0746dc3d39ad59e120091b0c5c36ad59ace0a5c7c4d7f', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0003_accounts.sql', '8dd7de970b5b95b358a0746dc3d39ad59e120091b0c5c36ad59ace0a5c7c4d7f', NULL, '1.0.0');
 
 -- migrations/0004_subscriptions.sql
 
@@ -312,6 +301,8 @@ comment on table public.subscriptions is
   'The plan of an account, with its limits and features. Modified only by Stripe''s webhooks.';
 comment on column public.subscriptions.max_messages_per_day is
   'From the tier unless stated by the writer; -1 = unlimited, as in every max_ column. On a change of tier a limit that is left as it was, or set to null, follows the new tier.';
+comment on column public.subscriptions.max_storage_gb is 'Of all instances together.';
+comment on column public.subscriptions.max_agents is 'In the config of one instance.';
 comment on column public.subscriptions.features is 'Feature flags; from the tier unless stated by the writer.';
 comment on column public.subscriptions.storage_used_gb is 'Over all instances; kept by calculate_storage_usage().';
 comment on column public.subscriptions.cancelled_at is
@@ -327,11 +318,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0004_subscriptions.sql', '777bd1ded46a8b4090ff558388c585b64d486daa28160d44687eb4d2d765e7bf', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0004_subscriptions.sql', '32ed5e5ac8cd4f23ed473321c0a55aa0bff9ea2de3130472fb0703a20eddc21f', NULL, '1.0.0');
 
 -- migrations/0005_instances.sql
 
@@ -415,6 +402,10 @@ comment on column public.instances.config is
 comment on column public.instances.status is
   'Changes only along private.instance_status_transitions.';
 comment on column public.instances.cpu_limit is 'CPU cores. From the tier unless stated, as the other two limits; a change of tier sets all three again.';
+comment on column public.instances.health_status is 'Kept by update_instance_health(), with the next two.';
+comment on column public.instances.error_message is 'What failed last, in words for people.';
+comment on column public.instances.cpu_used is 'CPU cores in use when the instance-provisioner measured last, as in the next two.';
+comment on column public.instances.storage_used_gb is 'What calculate_storage_usage() adds up.';
 comment on column public.instances.last_active_at is 'Last use by the customer, to a few minutes; health checks do not count.';
 comment on column public.instances.provisioned_at is 'When it ran for the first time.';
 comment on column public.instances.started_at is 'When it began to run last: for the first time, or after a stop.';
@@ -471,6 +462,7 @@ alter table private.instance_secrets enable row level security;
 
 comment on table private.instance_secrets is
   'Tokens and environment values of instances. Only the instance-provisioner reads and writes them.';
+comment on column private.instance_secrets.name is 'The key in the instance''s Kubernetes Secret, or the environment variable.';
 
 
 reset session authorization;
@@ -480,11 +472,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0005_instances.sql', 'e6a4e1ba1af2cba75b49ddaaf0f7e8bfcb5295852ad90d7c91750e665e63835b', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0005_instances.sql', 'cd047334b63729f0191f0d91c52f4ac6acaf7ae700a9ffb1ef9a79a57b744ec4', NULL, '1.0.0');
 
 -- migrations/0006_usage_metrics.sql
 
@@ -535,6 +523,7 @@ create index usage_metrics_limit_exceeded_idx
 alter table public.usage_metrics enable row level security;
 
 comment on table public.usage_metrics is 'One row per instance and UTC day.';
+comment on column public.usage_metrics.error_count is 'For service_role to write, as the next two: track_usage() counts messages.';
 comment on column public.usage_metrics.response_time_ms is
   'The sum over response_count responses: divide for the average.';
 comment on column public.usage_metrics.storage_used_gb is 'The highest value of the day.';
@@ -552,11 +541,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0006_usage_metrics.sql', 'a72d5beadd682b7ad97f0b3d3cee2167939ffd43cdffb122786037205e01792f', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0006_usage_metrics.sql', 'c2d90b8ac123c8e72fa04d53db4ba3234d09ebcf5903cf16fe8ef5daef1a4a02', NULL, '1.0.0');
 
 -- migrations/0007_audit_logs.sql
 
@@ -596,6 +581,8 @@ comment on column public.audit_logs.account_id is
 comment on column public.audit_logs.actor_role is 'The database role that acted.';
 comment on column public.audit_logs.actor_user_id is 'The auth user on whose behalf it acted, if any.';
 comment on column public.audit_logs.action is 'subject.verb, for example subscription.updated.';
+comment on column public.audit_logs.category is 'What the database itself writes is of account, billing, instance, security or usage.';
+comment on column public.audit_logs.resource_id is 'Of what was acted on. No foreign key: survives it.';
 comment on column public.audit_logs.details is
   'For a change: changed (column names), old and new (values of the columns that hold nothing personal or secret).';
 comment on column public.audit_logs.ip_address is 'As the API gateway''s headers state it.';
@@ -608,11 +595,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0007_audit_logs.sql', 'cc55b06be432403ae24a07e26b77f07f363a7b08c5647f2a910c4c77de4ced71', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0007_audit_logs.sql', '177d393957dbd99ea2ea8e8336ec1ead5675b6824faaec87d15e562062ad270f', NULL, '1.0.0');
 
 -- migrations/0008_support_tickets.sql
 
@@ -652,6 +635,7 @@ create index support_tickets_instance_id_account_id_idx on public.support_ticket
 alter table public.support_tickets enable row level security;
 
 comment on table public.support_tickets is 'Support tickets of customers.';
+comment on column public.support_tickets.instance_id is 'One of the account''s own, if any; null once that is deleted.';
 comment on column public.support_tickets.priority is
   'high and urgent need priority_support in the features of the account''s live subscription.';
 comment on column public.support_tickets.assignee is 'Who of the staff works on it.';
@@ -666,11 +650,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0008_support_tickets.sql', 'd4cdbfafbab6e2f72ac9d6872d9e66c19d7ec1aa6def6c7b616fcd4e855fde59', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0008_support_tickets.sql', '561b2e5e2f90c9f56b84f7dfd8e8bc22a6e70833caabee029e8a3cb8f3909b06', NULL, '1.0.0');
 
 -- migrations/0009_instance_backups.sql
 
@@ -713,6 +693,7 @@ create index instance_backups_expires_at_idx on public.instance_backups (expires
 alter table public.instance_backups enable row level security;
 
 comment on table public.instance_backups is 'Backups of instances, automatic or asked for.';
+comment on column public.instance_backups.backup_type is 'A user asks for manual ones only.';
 comment on column public.instance_backups.location is 'Where the backup lies; set by the service.';
 comment on column public.instance_backups.retention_days is 'From the tier''s backup_retention_days unless stated.';
 comment on column public.instance_backups.expires_at is 'created_at plus retention_days; cannot be written.';
@@ -725,11 +706,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0009_instance_backups.sql', '289530e97ea2042c6c049db1aaaa82b9d69f330a026c81781b6b00000dacdc3f', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0009_instance_backups.sql', '64b32dc43c3135183168d2a22f3ed9d43a3ffabffd8a6c168ad58f9eeca9d51b', NULL, '1.0.0');
 
 -- migrations/0010_api_keys.sql
 
@@ -764,10 +741,12 @@ alter table public.api_keys enable row level security;
 
 comment on table public.api_keys is
   'API keys of customers: the 8-character prefix to recognise one by; the hash is in private.api_key_hashes.';
+comment on column public.api_keys.key_prefix is 'The first 8 characters of the key.';
 comment on column public.api_keys.key_hash is
   'Write-only: the SHA-256 of the key as 64 hexadecimal digits, given when the key is created and moved away by a trigger. Always null when read.';
 comment on column public.api_keys.permissions is
   'What the key may do. Users may grant all but admin, if the plan has api_access.';
+comment on column public.api_keys.expires_at is 'Null = never.';
 comment on column public.api_keys.is_active is 'False once revoked; a user cannot undo that.';
 
 create table private.api_key_hashes (
@@ -791,11 +770,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0010_api_keys.sql', 'b3cbf4a1f367cef95b781421a82a6884c3d1ec4f896976559196e57cbb1950f0', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0010_api_keys.sql', '466b694c1b418098d67fc5a72937c08cbf2e66dd5b3166478799d65d82a67869', NULL, '1.0.0');
 
 -- migrations/0011_retention.sql
 
@@ -829,11 +804,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0011_retention.sql', 'c0a36fcdc174164ed87976659d83224efa67aaf2af83f12911791d419a9941b7', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0011_retention.sql', 'c0a36fcdc174164ed87976659d83224efa67aaf2af83f12911791d419a9941b7', NULL, '1.0.0');
 
 -- migrations/0012_stripe.sql
 
@@ -860,7 +831,6 @@ comment on column private.stripe_events.created_at is 'By Stripe''s clock.';
 
 create table private.stripe_objects (
   kind text not null,
-  -- An invoice goes by the subscription that it bills: only the last one counts.
   id text collate "C" not null,
   customer_id text not null,
   account_id uuid references public.accounts (id) on delete cascade,
@@ -896,7 +866,12 @@ alter table private.stripe_objects enable row level security;
 
 comment on table private.stripe_objects is
   'The newest word of Stripe on each customer and subscription, and on the last invoice of each subscription.';
+comment on column private.stripe_objects.id is 'Stripe''s; an invoice goes by the subscription that it bills, so that only the last one counts.';
 comment on column private.stripe_objects.account_id is 'Null until the customer is linked to an account.';
+comment on column private.stripe_objects.final is 'The object is deleted, or the subscription over.';
+comment on column private.stripe_objects.object_created is 'When Stripe made the object.';
+comment on column private.stripe_objects.said_at is 'When Stripe made the event.';
+comment on column private.stripe_objects.step is 'How far the object is in its life: of two words of one second the further counts.';
 comment on column private.stripe_objects.status is
   'Of a subscription, in the platform''s spelling; of an invoice, paid or failed.';
 comment on column private.stripe_objects.begun is
@@ -910,11 +885,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0012_stripe.sql', 'a2d1bf342758ae22e9167cd7b021cbc6872bef0e9318f27dd6798c014ceaebc7', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0012_stripe.sql', '55e1f0f8b8b68e61c80907b1bd43cca3e635d531930ee4d81921100d0fee6084', NULL, '1.0.0');
 
 -- migrations/0013_provisioning.sql
 
@@ -973,11 +944,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0013_provisioning.sql', 'cde3e8a73a8a0f75fed451cda5d3eba8b9ccfe8509de5c7dcf0f4c402cd9cb7a', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'migrations', '0013_provisioning.sql', 'cde3e8a73a8a0f75fed451cda5d3eba8b9ccfe8509de5c7dcf0f4c402cd9cb7a', NULL, '1.0.0');
 
 -- repeatable/10_shared.sql
 
@@ -997,8 +964,7 @@ begin
 end
 $$;
 
--- True for a request made by a user through the API. Reads the role that was set, since current_user
--- is the owner inside SECURITY DEFINER functions.
+-- Reads the role that was set, since current_user is the owner inside SECURITY DEFINER functions.
 create or replace function private.acting_as_user() returns boolean
 language sql stable set search_path = ''
 as $$
@@ -1006,8 +972,7 @@ as $$
          in ('anon', 'authenticated')
 $$;
 
--- The one door to the audit log for functions and triggers of the database. The role that acts is the
--- default of its column; the user, address and program come from the request, if there is one.
+-- The role that acts is the default of its column.
 create or replace function private.log_audit(
   account_id uuid,
   action text,
@@ -1043,10 +1008,6 @@ begin
 end
 $$;
 
--- Audits a change of a row, and only a change: an update that leaves all but bookkeeping as it was
--- writes nothing. Arguments of the trigger: what the row is called, the category, the columns whose
--- values may be told (those of all others stay out: they may be personal or secret), and the columns
--- that are bookkeeping. A function may say why in the setting mindroom.audit_reason.
 create or replace function private.audit_change() returns trigger
 language plpgsql security definer set search_path = ''
 as $$
@@ -1107,6 +1068,15 @@ begin
 end
 $$;
 
+comment on function private.set_updated_at() is
+  'updated_at is now, whatever the writer says.';
+comment on function private.acting_as_user() is
+  'Is this a request that a user made through the API?';
+comment on function private.log_audit(uuid, text, text, text, uuid, jsonb, boolean) is
+  'The one door to the audit log for functions and triggers. The user, address and program come from the request, if there is one.';
+comment on function private.audit_change() is
+  'Audits a change of a row, and only a change: an update that leaves all but bookkeeping as it was writes nothing. Arguments: what the row is called, the category, the columns whose values may be told (those of all others stay out: they may be personal or secret), the columns that are bookkeeping. A function may say why in the setting mindroom.audit_reason.';
+
 revoke all on function
   private.set_updated_at(),
   private.acting_as_user(),
@@ -1122,11 +1092,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '10_shared.sql', 'f39e2b38c0ea5c694df21d34fa359f8b552a0e20eabe64c731b2e6172e461a07', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '10_shared.sql', 'f1cb848022f10288b04f6cd0b190866b8b4790a7ddc00ecc90e83f4da139ec7a', NULL, '1.0.0');
 
 -- repeatable/20_accounts.sql
 
@@ -1157,6 +1123,9 @@ begin
   return null;
 end
 $$;
+
+comment on function private.sync_account() is
+  'A new user gets an account, whose email follows the user''s.';
 
 revoke all on function private.sync_account() from public, anon, authenticated, service_role;
 
@@ -1218,18 +1187,12 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '20_accounts.sql', 'a0a064563769a5e8c50907806a40dad4dfd78f214fcfd3299faf0df388b08f22', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '20_accounts.sql', '7bd007ca689c9465eac3a2c3deff3a903c24df54f60da55236ed1f7116cb2681', NULL, '1.0.0');
 
 -- repeatable/21_subscriptions.sql
 
 -- subscriptions: read by their owner, written by stripe-handler only.
 
--- Limits and features come from the tier, on insert and on a change of tier, unless the writer states
--- them. Stated means: not null and, on a change of tier, not what it was before.
 create or replace function private.apply_tier() returns trigger
 language plpgsql security definer set search_path = ''
 as $$
@@ -1305,6 +1268,15 @@ begin
   return old;
 end
 $$;
+
+comment on function private.apply_tier() is
+  'Limits and features come from the tier, on insert and on a change of tier, unless the writer states them. Stated means: not null and, on a change of tier, not what it was before.';
+comment on function private.note_cancellation() is
+  'cancelled_at is when it was cancelled, and null again when it is revived.';
+comment on function private.resize_instances() is
+  'A new tier sets the resource limits of the instances, except those that are being removed.';
+comment on function private.keep_billed_subscription() is
+  'Refuses to delete a subscription that Stripe still bills.';
 
 revoke all on function
   private.apply_tier(),
@@ -1382,18 +1354,13 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '21_subscriptions.sql', '57d3314685b7237cfcc1d436b3b0e2302ed50e093906b0e0b71b55796e9c1fd2', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '21_subscriptions.sql', '714801e2f9f26a3f709944603b146de58fa1c25268fd6fec93ebddee30ec6886', NULL, '1.0.0');
 
 -- repeatable/22_instances.sql
 
 -- instances: read by their owner, who may change config and only it; all else is the
 -- instance-provisioner's.
 
--- An agent is an entry of config.agents, whether that is an object by name or a list.
 create or replace function private.count_agents(config jsonb) returns integer
 language sql immutable set search_path = ''
 as $$
@@ -1404,8 +1371,6 @@ as $$
   end
 $$;
 
--- Resource limits come from the tier of the subscription, on insert and when the instance moves to
--- another subscription, unless the writer states them (subscriptions follow the same rule).
 create or replace function private.apply_tier_resources() returns trigger
 language plpgsql security definer set search_path = ''
 as $$
@@ -1522,6 +1487,17 @@ begin
 end
 $$;
 
+comment on function private.count_agents(jsonb) is
+  'How many entries agents has in an instance''s config, whether an object by name or a list.';
+comment on function private.apply_tier_resources() is
+  'Resource limits come from the tier of the subscription, on insert and when the instance moves to another subscription, unless the writer states them (subscriptions follow the same rule).';
+comment on function private.check_status_transition() is
+  'The status goes only along private.instance_status_transitions, and its timestamps with it.';
+comment on function private.check_instance_config() is
+  'config and app_config are objects; config has at most 1 MiB, and no more agents than the plan allows.';
+comment on function private.keep_deployed_instance() is
+  'Refuses to delete an instance that is not deprovisioned.';
+
 revoke all on function
   private.count_agents(jsonb),
   private.apply_tier_resources(),
@@ -1621,11 +1597,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '22_instances.sql', 'eb3dddc4aa202de90026cdb936b515128c415d06951b0582af7d0d4ccf1df637', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '22_instances.sql', '6a7035d023aa35fe44ca57cac38c7782baa59cbb532b80602a7a48668350e8c3', NULL, '1.0.0');
 
 -- repeatable/23_usage_metrics.sql
 
@@ -1646,6 +1618,9 @@ begin
   return null;
 end
 $$;
+
+comment on function private.check_usage_day() is
+  'Refuses usage of a UTC day that has not begun.';
 
 revoke all on function private.check_usage_day() from public, anon, authenticated, service_role;
 
@@ -1682,11 +1657,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '23_usage_metrics.sql', '256ce4176c7e5a21892fd4e56385f34613bef33d8a1431b4fd967056ec6616ff', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '23_usage_metrics.sql', 'f5704616acb68dec498720cd0d9a21696f5c87ee654d7b823f64d61a632854b8', NULL, '1.0.0');
 
 -- repeatable/24_audit_logs.sql
 
@@ -1729,11 +1700,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '24_audit_logs.sql', '818cb29f3f8aa72e68114fc2b0c3c41c446112fc9ff094fda9718e89c3d48366', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '24_audit_logs.sql', '818cb29f3f8aa72e68114fc2b0c3c41c446112fc9ff094fda9718e89c3d48366', NULL, '1.0.0');
 
 -- repeatable/25_support_tickets.sql
 
@@ -1765,6 +1732,11 @@ begin
   return new;
 end
 $$;
+
+comment on function private.check_ticket_priority() is
+  'high and urgent need a plan with priority_support.';
+comment on function private.note_resolution() is
+  'resolved_at is when the ticket was resolved or closed, and null while it is open.';
 
 revoke all on function
   private.check_ticket_priority(),
@@ -1842,11 +1814,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '25_support_tickets.sql', '4935a20e99cc287d78ca83104c66cbe2a4a1b7d9901848c2ced38a39ef9f096c', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '25_support_tickets.sql', '3ef61b7ee99878570d5103134ea432758c93e8003f2124557a46e7aa01d638ca', NULL, '1.0.0');
 
 -- repeatable/26_instance_backups.sql
 
@@ -1871,6 +1839,9 @@ begin
   return new;
 end
 $$;
+
+comment on function private.apply_backup_retention() is
+  'retention_days comes from the tier unless stated.';
 
 revoke all on function private.apply_backup_retention() from public, anon, authenticated, service_role;
 
@@ -1929,11 +1900,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '26_instance_backups.sql', '674ca10887613e6a1ed701167f7f79538393903eb0155a008aaadab3c29a93dd', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '26_instance_backups.sql', '02be554108579d7f2bfda7ce28c509997f62969604c9b450bb3a22e7ff37ce36', NULL, '1.0.0');
 
 -- repeatable/27_api_keys.sql
 
@@ -1964,7 +1931,6 @@ begin
 end
 $$;
 
--- Bounds what a user may grant; services and service_role may grant any known permission.
 create or replace function private.check_api_key_permissions() returns trigger
 language plpgsql security definer set search_path = ''
 as $$
@@ -1997,6 +1963,13 @@ begin
   return new;
 end
 $$;
+
+comment on function private.store_api_key_hash() is
+  'Moves the hash of a new key to private.api_key_hashes.';
+comment on function private.check_api_key_permissions() is
+  'Bounds what a user may grant: never admin, and nothing without api_access in the plan. Services and service_role may grant any known permission.';
+comment on function private.keep_api_key_revoked() is
+  'No user makes a revoked key valid again.';
 
 revoke all on function
   private.store_api_key_hash(),
@@ -2072,11 +2045,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '27_api_keys.sql', '124d9bfc04a1742ddbb688df56246922570b5b0e9fd6289033da26e5230aad45', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '27_api_keys.sql', '7d51b9a8a19c9fa1e75c0892264ef74106aee128539b70e36f2ed1f0397a8c75', NULL, '1.0.0');
 
 -- repeatable/30_private.sql
 
@@ -2149,11 +2118,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '30_private.sql', '0f55a4b59591d510f0e34e7bee578ae334ba498cd198b538eacc93268aa5bb38', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '30_private.sql', '0f55a4b59591d510f0e34e7bee578ae334ba498cd198b538eacc93268aa5bb38', NULL, '1.0.0');
 
 -- repeatable/40_realtime.sql
 
@@ -2185,11 +2150,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '40_realtime.sql', 'a4aaf3ab26e875e37ca3215e5bff5c107926aeff7a314d195c305d7209f749f9', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '40_realtime.sql', 'a4aaf3ab26e875e37ca3215e5bff5c107926aeff7a314d195c305d7209f749f9', NULL, '1.0.0');
 
 -- repeatable/50_user_functions.sql
 
@@ -2310,11 +2271,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '50_user_functions.sql', '71282cf43d7f02648e770ed1fdbfb0d224ac2dd374427678bfd411c5f58ad51c', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '50_user_functions.sql', '71282cf43d7f02648e770ed1fdbfb0d224ac2dd374427678bfd411c5f58ad51c', NULL, '1.0.0');
 
 -- repeatable/51_usage_functions.sql
 
@@ -2394,7 +2351,6 @@ begin
 end
 $$;
 
--- Makes the row of the day, or says what is wrong with the call.
 create or replace function private.begin_usage_day(
   instance_id uuid, agent text, tool text, platform text, message_type text
 ) returns void
@@ -2625,6 +2581,12 @@ comment on function public.get_billing_metrics(uuid, date, date) is
   'Usage of an account between two UTC days, both inclusive. Peak storage: of the day with the most, over all instances.';
 comment on function public.reset_daily_usage() is
   'Closes past days: clears their limit flags; how many. Meant for 00:00 UTC, harmless at any time.';
+comment on function private.begin_usage_day(uuid, text, text, text, text) is
+  'Makes the row of the day for track_usage, or says what is wrong with the call.';
+comment on function private.note_activity(uuid) is
+  'Sets last_active_at of an instance, unless somebody holds its row.';
+comment on function private.note_limit_exceeded(uuid) is
+  'Flags the day of an instance, and says so in the audit log once.';
 
 revoke all on function
   public.track_usage(uuid, text, text, text, text),
@@ -2652,20 +2614,15 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '51_usage_functions.sql', '8c5c39d7b1b0492d205835c1e33d575effd5ae6df82eedc1fefc7348ece35fcc', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '51_usage_functions.sql', 'd8f5acd1a6dc467d48d77402826efe15a803a9735c7e13e9e2a0645d31693872', NULL, '1.0.0');
 
 -- repeatable/52_instance_functions.sql
 
 -- The life of an instance. The row is the desired state: these functions write it, a notification wakes
 -- the instance-provisioner, and that makes it true.
 
--- Whoever wrote (a user's config, a new tier's resources, a pause) asks the instance-provisioner for
--- work, and wakes it on commit: the channel is "instances", the payload the id. That it runs is the
--- provisioner's own answer; a status at which it keeps its hands off takes the work back.
+-- Whoever wrote: a user's config, a new tier's resources, a pause. That it runs is the provisioner's
+-- own answer; a status at which it keeps its hands off takes the work back.
 create or replace function private.notify_instance() returns trigger
 language plpgsql security definer set search_path = ''
 as $$
@@ -2687,6 +2644,9 @@ begin
 end
 $$;
 
+comment on function private.notify_instance() is
+  'Asks the instance-provisioner for work, and wakes it on commit: the channel is instances, the payload the id.';
+
 revoke all on function private.notify_instance() from public, anon, authenticated, service_role;
 
 create or replace trigger instances_notify_insert
@@ -2704,7 +2664,6 @@ create or replace trigger instances_notify_update
   )
   execute function private.notify_instance();
 
--- Sets a status and tells the audit log why. True if the status was another one.
 create or replace function private.set_instance_status(instance_id uuid, status text, reason text)
 returns boolean
 language plpgsql set search_path = ''
@@ -2890,6 +2849,8 @@ comment on function public.update_instance_health(uuid, text, jsonb) is
   'Records the health of an instance; audited when it becomes critical or ceases to be.';
 comment on function public.calculate_storage_usage(uuid) is
   'GB now used by an instance. Updates the day''s peak, and the subscription''s total over all its instances that are not deprovisioned.';
+comment on function private.set_instance_status(uuid, text, text) is
+  'Sets a status and tells the audit log why; true if it was another one.';
 
 revoke all on function
   private.set_instance_status(uuid, text, text),
@@ -2913,11 +2874,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '52_instance_functions.sql', 'fef3947a41a1f632809b26195c2e76e3b93c5bbfe1ff917f985807911a657f25', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '52_instance_functions.sql', '9b9a241cef4bc51293bb38ddbcff9f337c764ea156aa3c82ac628be649360fda', NULL, '1.0.0');
 
 -- repeatable/53_automation_functions.sql
 
@@ -3043,19 +3000,14 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '53_automation_functions.sql', '21902d7992a00ddd5fe3b01f1f073ebbf88b1149729e72ab5099a4d8f018d427', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '53_automation_functions.sql', '21902d7992a00ddd5fe3b01f1f073ebbf88b1149729e72ab5099a4d8f018d427', NULL, '1.0.0');
 
 -- repeatable/54_stripe_functions.sql
 
 -- Stripe's door: the one way in which subscriptions change. docs/decisions/0006-stripe.md says what
 -- follows from which word, and why.
 
--- An event as the word that it says of an object; null for types that mean nothing here. Stripe's
--- spellings and its two API shapes (periods and invoices moved in 2025-03-31) end here.
+-- Stripe's spellings and its two API shapes (periods and invoices moved in 2025-03-31) end here.
 create or replace function private.read_stripe_event(event jsonb) returns private.stripe_objects
 language plpgsql stable set search_path = ''
 as $$
@@ -3150,8 +3102,7 @@ begin
 end
 $$;
 
--- Makes an account's rows what the words on it say; the caller has locked it. A function of the words
--- alone: called after any sequence of them, and any number of times, it ends in the same rows.
+-- The caller has locked the account.
 create or replace function private.apply_stripe_objects(account uuid) returns void
 language plpgsql set search_path = ''
 as $$
@@ -3373,6 +3324,10 @@ $$;
 
 comment on function public.handle_stripe_event(jsonb) is
   'Takes an event as Stripe sent it, at any time, in any order and any number of times. Says what became of it: applied, stale, unlinked, ignored, or duplicate.';
+comment on function private.read_stripe_event(jsonb) is
+  'An event as the word that it says of an object; null for a type that means nothing here.';
+comment on function private.apply_stripe_objects(uuid) is
+  'Makes an account''s rows what the words on it say. A function of the words alone: called after any sequence of them, and any number of times, it ends in the same rows.';
 
 -- stripe_handler alone may call it: Pulumi grants it. Not even service_role: that key lies in more
 -- places than Stripe's secret.
@@ -3390,10 +3345,6 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '54_stripe_functions.sql', 'efd3ccd40e86e9081a1795411835ab5458d4990694c7482dd80f2e9471e4b119', NULL, '1.0.0')
-on conflict (folder, name) do update
-set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
-    applied_by = default, duration_ms = excluded.duration_ms,
-    engine_version = excluded.engine_version;
+values (0, 'repeatable', '54_stripe_functions.sql', 'c0a915d125b601a38b9f9f763c234cc82f1e86b0a10fd280f89affe97944d7c4', NULL, '1.0.0');
 
 commit;

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from customers import ANN, BOB, Db, add_instance
 from hypothesis import settings
+from migrating import query
 from platforms import Platform, run, stack_config
 from provisioning import World, a_world
 from psycopg import sql
@@ -48,6 +49,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         wanted = metafunc.config.getoption("--postgres").split(",")
         if unknown := sorted(set(wanted) - set(MAJORS)):
             raise pytest.UsageError(f"--postgres takes {' and '.join(MAJORS)}, not {unknown}")
+        if only := metafunc.definition.get_closest_marker("postgres"):
+            wanted = [major for major in wanted if major in only.args]
         ids = [f"pg{major}" for major in wanted]
         metafunc.parametrize("postgres_bin", wanted, ids=ids, indirect=True, scope="session")
 
@@ -91,6 +94,25 @@ def database(server: Server) -> Iterator[str]:
     yield server.url(name)
     with psycopg.connect(server.url(), autocommit=True) as connection:
         connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def other_database(server: Server) -> Iterator[str]:
+    """A second empty database on the same server."""
+    name = f"other_{secrets.token_hex(6)}"
+    query(server.url(), f"create database {name}")
+    yield server.url(name)
+    query(server.url(), f"drop database {name} with (force)")
+
+
+@pytest.fixture
+def role(server: Server, database: str) -> Iterator[str]:
+    """The URL of the database for a login role without any privilege."""
+    name = f"role_{secrets.token_hex(6)}"
+    query(server.url(), f"create role {name} login password '{name}secret'")
+    yield database.replace(f"postgres:{server.password}", f"{name}:{name}secret")
+    query(database, f"drop owned by {name}")
+    query(database, f"drop role {name}")
 
 
 @pytest.fixture(scope="session")

@@ -65,7 +65,10 @@ class Helm:
 
 
 def pod_templates(objects: list[Object]) -> list[Object]:
-    return [item["spec"]["template"] for item in objects if "template" in item.get("spec", {})]
+    """Of workloads and Jobs, and of what makes Jobs."""
+    specs = [item.get("spec", {}) for item in objects]
+    specs += [spec["jobTemplate"]["spec"] for spec in specs if "jobTemplate" in spec]
+    return [spec["template"] for spec in specs if "template" in spec]
 
 
 def put(target: Any, path: str, value: object) -> None:
@@ -83,7 +86,7 @@ def leaves(values: Values, above: str = "") -> Iterator[str]:
         if (
             isinstance(value, dict)
             and value
-            and path not in {"resources.requests", "resources.limits"}
+            and not path.endswith(("resources.requests", "resources.limits"))
         ):
             yield from leaves(value, f"{path}.")
         else:

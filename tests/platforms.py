@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 import yaml
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
@@ -157,6 +159,33 @@ def supabase(postgres_bin: Path, directory: Path, *, grants_all: bool) -> Iterat
     try:
         server.start()
         yield emulate_supabase(server, grants_all=grants_all)
+    finally:
+        server.destroy()
+
+
+CRON_BIN = Path("/usr/lib/postgresql/15/bin")
+"""Of the PostgreSQL for which Debian has pg_cron."""
+
+
+@contextmanager
+def cron_server(directory: Path, home: str, superuser: str = "postgres") -> Iterator[Server]:
+    """A server whose pg_cron has its jobs in a database, and runs them without a password."""
+    control = Path("/usr/share/postgresql/15/extension/pg_cron.control")
+    if not control.exists():
+        needed = "pg_cron is missing: install Debian's postgresql-15-cron"
+        if os.environ.get("CI") == "true":
+            pytest.fail(needed)
+        pytest.skip(needed)
+    settings = {
+        "fsync": "off",
+        "shared_preload_libraries": "pg_cron",
+        "cron.database_name": home,
+        "cron.use_background_workers": "on",
+    }
+    server = Server(directory / "server", CRON_BIN, superuser=superuser, settings=settings)
+    try:
+        server.start()
+        yield server
     finally:
         server.destroy()
 

@@ -48,6 +48,7 @@ AUTH_HELPERS = {"auth.email", "auth.jwt", "auth.role", "auth.uid"}
 NOBODY = {
     "absent": None,
     "empty": "",
+    "null": "null",
     "without-sub": "{}",
     "sub-null": '{"sub": null}',
     "sub-empty": '{"sub": ""}',

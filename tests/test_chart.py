@@ -46,6 +46,12 @@ PEERS, AT_PEER = "networkPolicy.allowFrom", "at '/networkPolicy/allowFrom/0"
 LABELS: Values = {"matchLabels": {"a": "b"}}
 NONE: Values = {"matchLabels": {}}
 
+JOBS: Values = {
+    "sweep": {"schedule": "*/5 0-6,22 * * 1-5", "sql": "do $$ begin commit; end $$;\n"},
+    "count_all_the_things": {"schedule": "0 0 * * *", "sql": "-- All.\nselect 1;\n\nselect 2;"},
+}
+AT_JOB = "at '/automation/jobs/sweep"
+
 
 @pytest.fixture
 def values() -> Values:
@@ -71,13 +77,20 @@ def template(
     return run(helm, "template", RELEASE, CHART, *target, stdin=json.dumps(values))
 
 
-def only(objects: list[Object], kind: str) -> Object:
-    (found,) = (item for item in objects if item["kind"] == kind)
+def only(objects: list[Object], kind: str, name: str = RELEASE) -> Object:
+    (found,) = (
+        item for item in objects if item["kind"] == kind and item["metadata"]["name"] == name
+    )
     return found
 
 
 def pod_template(objects: list[Object]) -> Object:
     return only(objects, "Deployment")["spec"]["template"]
+
+
+def cron_jobs(objects: list[Object]) -> dict[str, Object]:
+    """The specifications of the CronJobs, by name."""
+    return {item["metadata"]["name"]: item["spec"] for item in objects if item["kind"] == "CronJob"}
 
 
 def container(objects: list[Object]) -> Object:
@@ -93,6 +106,7 @@ def everything(values: Values) -> Values:
         "secretChecksum": "0a" * 32,
         "networkPolicy": {"allowFrom": [peer]},
         "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+        "automation": {"jobs": JOBS},
     }
 
 
@@ -154,7 +168,7 @@ class TestRenderedManifests:
     ) -> None:
         objects = render(everything(values) if complete else values)
         builtin = [item for item in objects if item["kind"] != "ServiceMonitor"]
-        assert len(builtin) == 9
+        assert len(builtin) == (9 + 2 + len(JOBS) if complete else 9)
         for item in builtin:
             assert kubernetes_validate.validate(item, minor, strict=True) == minor
 
@@ -171,11 +185,11 @@ class TestRenderedManifests:
         }
         own = ["ConfigMap", "Deployment", "NetworkPolicy", "PodDisruptionBudget"]
         own += ["Service", "ServiceAccount", "ServiceMonitor"]
-        assert found == {
-            *((kind, PROJECT, RELEASE) for kind in own),
-            *((kind, values["instancesNamespace"], RELEASE) for kind in ("Role", "RoleBinding")),
-            ("Job", PROJECT, f"{RELEASE}-test"),
-        }
+        jobs = {"CronJob": ["sweep", "count-all-the-things"], "Job": ["test"]}
+        jobs |= {kind: ["jobs"] for kind in ("ConfigMap", "NetworkPolicy")}
+        assert found == {(kind, PROJECT, RELEASE) for kind in own} | {
+            (kind, values["instancesNamespace"], RELEASE) for kind in ("Role", "RoleBinding")
+        } | {(kind, PROJECT, f"{RELEASE}-{name}") for kind, names in jobs.items() for name in names}
 
     def test_standard_labels(self, render: Render, values: Values) -> None:
         for item in render(everything(values)):
@@ -203,7 +217,7 @@ class TestRenderedManifests:
         spread = deployment["template"]["spec"]["topologySpreadConstraints"]
         selectors += [constraint["labelSelector"]["matchLabels"] for constraint in spread]
         labels = deployment["template"]["metadata"]["labels"]
-        test = only(objects, "Job")["spec"]["template"]["metadata"]["labels"]
+        test = only(objects, "Job", f"{RELEASE}-test")["spec"]["template"]["metadata"]["labels"]
         for selector in selectors:
             assert selector
             assert selector.items() <= labels.items()
@@ -346,6 +360,105 @@ class TestSecurity:
         assert ingress["from"] == [{"podSelector": {}}, *changed["networkPolicy"]["allowFrom"]]
 
 
+class TestJobs:
+    """The database's jobs, as CronJobs."""
+
+    @pytest.fixture
+    def objects(self, render: Render, values: Values) -> list[Object]:
+        return render(values | {"automation": {"jobs": JOBS}})
+
+    def test_none_without_jobs(self, render: Render, values: Values) -> None:
+        assert cron_jobs(render(values)) == {}
+
+    def test_job_runs_in_utc_once_at_a_time_and_late_if_need_be(
+        self, objects: list[Object]
+    ) -> None:
+        found = cron_jobs(objects)
+        assert {name: spec["schedule"] for name, spec in found.items()} == {
+            f"{RELEASE}-sweep": "*/5 0-6,22 * * 1-5",
+            f"{RELEASE}-count-all-the-things": "0 0 * * *",
+        }
+        for spec in found.values():
+            assert spec["timeZone"] == "Etc/UTC"
+            assert spec["concurrencyPolicy"] == "Forbid"
+            # Below 100 missed runs of the most frequent job, or the controller gives it up.
+            assert spec["startingDeadlineSeconds"] == 24 * 60 * 60
+            assert spec["successfulJobsHistoryLimit"] + spec["failedJobsHistoryLimit"] == 4
+            job = spec["jobTemplate"]["spec"]
+            assert (job["backoffLimit"], job["activeDeadlineSeconds"]) == (3, 3600)
+            assert job["template"]["spec"]["restartPolicy"] == "Never"
+
+    def test_pods_are_restricted(self, objects: list[Object]) -> None:
+        for spec in cron_jobs(objects).values():
+            pod = spec["jobTemplate"]["spec"]["template"]["spec"]
+            assert list(restricted_violations(pod)) == []
+            assert pod["automountServiceAccountToken"] is False
+            (only_container,) = pod["containers"]
+            assert only_container["securityContext"]["readOnlyRootFilesystem"] is True
+            for kind in ("requests", "limits"):
+                assert only_container["resources"][kind].keys() == {"cpu", "memory"}
+
+    def test_secret_comes_by_reference_and_no_more_of_it_than_needed(
+        self, objects: list[Object], values: Values
+    ) -> None:
+        reference = {"name": values["existingSecret"], "key": "DATABASE_URL"}
+        for spec in cron_jobs(objects).values():
+            (only_container,) = spec["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+            assert only_container["env"] == [
+                {"name": "DATABASE_URL", "valueFrom": {"secretKeyRef": reference}}
+            ]
+
+    def test_certificate_is_where_the_services_is(self, render: Render, values: Values) -> None:
+        objects = render(values | {"automation": {"jobs": JOBS}, "databaseCa": True})
+
+        def of_certificate(pod: Object) -> list[Object]:
+            (only_container,) = pod["containers"]
+            items = [*only_container["env"], *only_container["volumeMounts"], *pod["volumes"]]
+            return [item for item in items if item["name"] in ("PGSSLROOTCERT", "database-ca")]
+
+        expected = of_certificate(pod_template(objects)["spec"])
+        assert len(expected) == 3
+        for spec in cron_jobs(objects).values():
+            assert of_certificate(spec["jobTemplate"]["spec"]["template"]["spec"]) == expected
+
+    def test_command_runs_the_sql_as_it_was_given(self, objects: list[Object]) -> None:
+        texts = only(objects, "ConfigMap", f"{RELEASE}-jobs")["data"]
+        assert texts == {f"{name}.sql": f"{job['sql'].strip()}\n" for name, job in JOBS.items()}
+        for name, spec in cron_jobs(objects).items():
+            pod = spec["jobTemplate"]["spec"]["template"]["spec"]
+            (only_container,), (volume,) = pod["containers"], pod["volumes"]
+            job = name.removeprefix(f"{RELEASE}-").replace("-", "_")
+            assert only_container["command"] == [
+                "python",
+                "-m",
+                "provisioner.job",
+                f"/etc/jobs/{job}.sql",
+            ]
+            (mount,) = only_container["volumeMounts"]
+            assert mount == {"name": volume["name"], "mountPath": "/etc/jobs", "readOnly": True}
+            assert volume["configMap"] == {"name": f"{RELEASE}-jobs"}
+
+    def test_pods_are_none_of_the_services_and_reach_the_database_only(
+        self, render: Render, values: Values
+    ) -> None:
+        changed = {"automation": {"jobs": JOBS}, "networkPolicy": {"databasePort": 6000}}
+        objects = render(values | changed)
+        policy = only(objects, "NetworkPolicy", f"{RELEASE}-jobs")["spec"]
+        assert policy["policyTypes"] == ["Ingress", "Egress"]
+        assert "ingress" not in policy
+        (egress,) = policy["egress"]
+        assert [port["port"] for port in egress["ports"]] == [53, 53, 6000]
+        for spec in cron_jobs(objects).values():
+            labels = spec["jobTemplate"]["spec"]["template"]["metadata"]["labels"]
+            assert policy["podSelector"]["matchLabels"].items() <= labels.items()
+            for selector in (
+                only(objects, "Service")["spec"]["selector"],
+                only(objects, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
+                only(objects, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
+            ):
+                assert not selector.items() <= labels.items()
+
+
 class TestValues:
     """What a value does, and which values are refused."""
 
@@ -449,6 +562,17 @@ class TestValues:
             ),
             (PEERS, [{"ipBlock": {}}], f"{AT_PEER}': additional properties 'ipBlock'"),
             ("serviceMonitor.enabled", "yes", "at '/serviceMonitor/enabled': got string"),
+            ("automation.jobs.Sweep", JOBS["sweep"], "invalid propertyName 'Sweep'"),
+            ("automation.jobs.sweep", {"schedule": "0 0 * * *"}, f"{AT_JOB}': missing property"),
+            ("automation.jobs.sweep", JOBS["sweep"] | {"schedule": "@daily"}, f"{AT_JOB}/schedule"),
+            (
+                "automation.jobs.sweep",
+                JOBS["sweep"] | {"schedule": "0 0 * *"},
+                f"{AT_JOB}/schedule",
+            ),
+            ("automation.jobs.sweep", JOBS["sweep"] | {"sql": " \n"}, f"{AT_JOB}/sql"),
+            ("automation.jobs.sweep", JOBS["sweep"] | {"image": "x"}, f"{AT_JOB}': additional"),
+            ("automation.resources.limits.cpu", 1, "at '/automation/resources/limits/cpu': got"),
             ("serviceMonitor.labels", {"a": 1}, "at '/serviceMonitor/labels/a': got number"),
         ],
     )
@@ -519,11 +643,14 @@ class TestOnACluster:
         return Helm(Access(tmp_path / "kubeconfig"), restricted)
 
     def test_release_comes_up(self, release: Helm, restricted: str, values: Values) -> None:
-        release.upgrade(RELEASE, CHART, values | {"instancesNamespace": restricted})
+        values |= {"instancesNamespace": restricted, "automation": {"jobs": JOBS}}
+        release.upgrade(RELEASE, CHART, values)
         (deployment,) = release.get("deployments")
         assert deployment["status"]["readyReplicas"] == 2
         release("test", RELEASE)
         assert release.get("jobs") == []  # removed as it succeeded
+        release.kubectl("create", "job", "now", f"--from=cronjob/{RELEASE}-sweep")
+        release.kubectl("wait", "--for=condition=complete", "job/now", "--timeout=30s")
 
     def test_every_pod_is_restricted(self, release: Helm, render: Render, values: Values) -> None:
         release.kubectl("create", "serviceaccount", RELEASE)

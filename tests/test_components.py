@@ -29,6 +29,7 @@ from pulumi.runtime.settings import get_root_resource
 
 from components import PROJECT, ROOT, access
 from components import config as stack_config
+from components.automation import SCHEDULES
 from components.matrix import ALL, GROUP, SERVICES, Service
 
 Properties = dict[str, Any]
@@ -52,6 +53,7 @@ CONFIG: Mapping[str, Any] = {
     "provisionerImage": "registry.example/instance-provisioner:1.0.0",
     "provisionerApiToken": TOKEN,
     "baseDomain": "mindroom.example",
+    "automation": "kubernetes",
     "protect": False,
 }
 SUPABASE: Mapping[str, Any] = {
@@ -69,6 +71,7 @@ DATABASE = "mindroom:database:Database"
 SCHEMA = "mindroom:schema:Schema"
 ROLES = "mindroom:access:Roles"
 GRANTS = "mindroom:access:Grants"
+AUTOMATION = "mindroom:automation:Automation"
 PROVISIONER = "mindroom:instance_provisioner:InstanceProvisioner"
 PG_PROVIDER = "pulumi:providers:postgresql"
 PG_DATABASE = "postgresql:index/database:Database"
@@ -78,6 +81,7 @@ MIGRATIONS = "pulumi-python:dynamic/schema:MigrationSet"
 REPEATABLE = "pulumi-python:dynamic/schema:RepeatableSet"
 VERIFICATION = "pulumi-python:dynamic/schema:Verification"
 SETTINGS = "pulumi-python:dynamic/access:RoleSettings"
+PG_CRON = "pulumi-python:dynamic/automation:PgCron"
 K8S_PROVIDER = "pulumi:providers:kubernetes"
 K8S_NAMESPACE = "kubernetes:core/v1:Namespace"
 K8S_SECRET = "kubernetes:core/v1:Secret"
@@ -299,6 +303,7 @@ def test_everything_is_declared_under_its_component_and_nothing_else(
         ROLES: named(PG_ROLE, SERVICES)
         | named(SETTINGS, [f"{role}-settings" for role in SERVICES]),
         GRANTS: named(PG_GRANT, grants),
+        AUTOMATION: named(PG_CRON, ["pg-cron"]),
         PROVISIONER: named(K8S_PROVIDER, ["cluster"])
         | named(K8S_NAMESPACE, ["mindroom", "mindroom-instances"])
         | named(K8S_SECRET, ["instance-provisioner"])
@@ -353,6 +358,7 @@ class TestOrder:
             ((PG_GRANT, ""), (VERIFICATION, "verification")),
             ((PG_GRANT, ""), (PG_ROLE, "")),
             ((PG_GRANT, ""), (SETTINGS, "")),
+            ((PG_CRON, "pg-cron"), (VERIFICATION, "verification")),
             ((CHART, ""), (VERIFICATION, "verification")),
             ((CHART, ""), (PG_GRANT, "")),
             ((K8S_SECRET, ""), (K8S_NAMESPACE, "mindroom")),
@@ -574,7 +580,8 @@ class TestDynamicProviders:
             (MIGRATIONS, "components.schema.FilesProvider"),
             (REPEATABLE, "components.schema.FilesProvider"),
             (VERIFICATION, "components.schema.VerificationProvider"),
-            (SETTINGS, "components.access.RoleSettingsProvider"),
+            (SETTINGS, "components.role_settings.RoleSettingsProvider"),
+            (PG_CRON, "components.automation.PgCronProvider"),
         }
 
     def test_inputs_say_nothing_of_the_connection(self) -> None:
@@ -584,7 +591,7 @@ class TestDynamicProviders:
             "databaseUser": "other",
             "databasePassword": "rotated",
         }
-        types = (MIGRATIONS, REPEATABLE, VERIFICATION, SETTINGS)
+        types = (MIGRATIONS, REPEATABLE, VERIFICATION, SETTINGS, PG_CRON)
 
         def inputs(run: Run) -> dict[Key, Properties]:
             return {k: each.inputs for k, each in run.resources.items() if k.type in types}
@@ -723,7 +730,7 @@ class TestOutputs:
                 "service_account": "instance-provisioner",
                 "chart_version": outputs["instance_provisioner"]["chart_version"],
             },
-            "automation": {"scheduler": "none", "jobs": {}},
+            "automation": {"scheduler": "kubernetes", "jobs": SCHEDULES},
         }
 
     def test_urls_alone_are_secret(self, declared: Run) -> None:
@@ -733,6 +740,33 @@ class TestOutputs:
         applied = dict(plain.outputs)
         del applied["schema_fingerprint"]
         assert run({}, preview=True).outputs == applied
+
+
+class TestAutomation:
+    """The jobs, by the scheduler of the stack and by no other."""
+
+    @pytest.mark.parametrize("platform", [{}, SUPABASE], ids=["postgres", "supabase"])
+    @pytest.mark.parametrize("scheduler", ["pg_cron", "kubernetes", "none"])
+    def test_one_scheduler_has_every_job(self, scheduler: str, platform: Properties) -> None:
+        declared = run({**platform, "automation": scheduler})
+        jobs = {
+            name: {
+                "schedule": schedule,
+                "sql": (ROOT / "sql" / "jobs" / f"{name}.sql").read_text(),
+            }
+            for name, schedule in SCHEDULES.items()
+        }
+        of_pg_cron = declared.of(PG_CRON)["pg-cron"].inputs["jobs"]
+        values = declared.of(CHART)["instance-provisioner"].inputs["values"]
+        assert of_pg_cron == (jobs if scheduler == "pg_cron" else {})
+        assert values["automation"] == {"jobs": jobs if scheduler == "kubernetes" else {}}
+        assert declared.outputs["automation"] == {
+            "scheduler": scheduler,
+            "jobs": {} if scheduler == "none" else SCHEDULES,
+        }
+
+    def test_every_file_of_a_job_has_a_schedule(self) -> None:
+        assert sql_files("jobs") == sorted(f"{name}.sql" for name in SCHEDULES)
 
 
 class TestProvisioner:
@@ -756,6 +790,7 @@ class TestProvisioner:
         found = run({"provisionerImage": image, "databasePort": 5433})
         inputs = found.of(CHART)["instance-provisioner"].inputs
         values = inputs.pop("values")
+        assert values.pop("automation")["jobs"].keys() == SCHEDULES.keys()
         assert inputs == {"chart": "charts/instance-provisioner", "namespace": "mindroom"}
         assert (ROOT / inputs["chart"] / "Chart.yaml").is_file()
         assert re.fullmatch("[0-9a-f]{64}", values.pop("secretChecksum"))

@@ -45,6 +45,7 @@ VALID = {
     "provisionerImage": f"registry.example/instance-provisioner{DIGEST}",
     "provisionerApiToken": "the token of the API",
     "baseDomain": "mindroom.example",
+    "automation": "pg_cron",
     "protect": "true",
 }
 SECRETS = ["databasePassword", "servicePasswords", "provisionerApiToken"]
@@ -151,6 +152,7 @@ def test_missing_key_is_told(key: str, value: str | None) -> None:
         ("databasePort", "0", "should be greater than 0, not '0'"),
         ("databasePort", "65536", "should be less than 65536, not '65536'"),
         ("databaseSslmode", "full", "or 'verify-full', not 'full'"),
+        ("automation", "cron", "must be 'pg_cron', 'kubernetes' or 'none', not 'cron'"),
         ("protect", "perhaps", "should be a valid boolean, unable to interpret input, not 'perhap"),
         ("provisionerImage", "registry.example/provisioner", "is not repository:tag or repository"),
         ("provisionerImage", "registry.example:5000/provisioner", "is not repository:tag or rep"),
@@ -311,6 +313,7 @@ def test_all_problems_are_told_at_once() -> None:
         "renderDirectory": "manifests",
         "provisionerImage": "provisioner",
         "provisionerApiToken": "exposed",
+        "automation": "cron",
         "protect": "perhaps",
         "databseHost": "db.example",
     }
@@ -330,6 +333,7 @@ def test_all_problems_are_told_at_once() -> None:
             "provisionerApiToken",  # exposed
             "provisionerApiToken",  # too short
             "baseDomain",
+            "automation",
             "protect",
             "databseHost",
         ]
@@ -469,12 +473,14 @@ class TestProjectFiles:
         assert config.connection.host == "127.0.0.1"
         assert config.connection.port == 20000
         assert config.connection.password == "word"
+        assert config.automation == "kubernetes"
         assert config.protect is False
 
     def test_prod_stack_with_its_secrets_is_valid(self) -> None:
         values = self.values("prod")
         config = parse(values | {key: VALID[key] for key in SECRETS}, [], "prod")
         assert config.platform == "supabase"
+        assert config.automation == "pg_cron"
         assert config.protect is True
 
     @pytest.mark.parametrize("stack", ["dev", "prod"])

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from components import ROOT
+from components.automation import SCHEDULES
 from provisioner.settings import Settings
 
 SOURCES = [
     path
-    for folder in ("components", "dev", "embedded", "migrate")
+    for folder in ("components", "dev", "embedded", "migrate", "provisioner")
     for path in sorted((ROOT / folder).rglob("*.py"))
 ] + [ROOT / "tests" / "conftest.py"]
 
@@ -49,9 +50,15 @@ def test_outputs_document_is_the_contract() -> None:
     assert documented == exported
 
 
+def test_automation_document_has_every_job_with_its_schedule() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", text("docs/automation.md"), re.MULTILINE)
+    assert rows == list(SCHEDULES.items())
+
+
 @pytest.mark.parametrize("path", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))])
 def test_links_lead_somewhere(path: Path) -> None:
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
+    prose = re.sub("`[^`\n]+`", "", path.read_text())
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", prose):
         assert (path.parent / target).exists(), target
 
 

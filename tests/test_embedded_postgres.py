@@ -355,9 +355,27 @@ class TestCrash:
         starting.kill()
         starting.communicate()
         assert new.start() is True
-        wait_for(lambda: not initdbs(new), "the orphaned initdb ends")
-        assert new.start() is False
+        assert not initdbs(new)
         assert not list(new.directory.glob("initdb-*"))
+
+    def test_an_orphaned_initdb_that_goes_on_is_waited_for(
+        self, new: Server, tmp_path: Path
+    ) -> None:
+        bin_ = tmp_path / "stubborn bin"
+        bin_.mkdir()
+        (bin_ / "postgres").symlink_to(new.bin / "postgres")
+        (bin_ / "initdb").write_text(
+            '#!/bin/sh\nfor turn in 1 2 3 4 5 6 7 8 9; do\n  mkdir -p "$2/base"; sleep 0.1\n'
+            f'done\nrmdir "$2/base"\nexec "{new.bin}/initdb" "$@"\n'
+        )
+        (bin_ / "initdb").chmod(0o755)
+        server = replace(new, bin=bin_)
+        starting = start_elsewhere(server)
+        wait_for(lambda: list(server.directory.glob("initdb-*/base")), "initdb begins")
+        starting.kill()
+        starting.communicate()
+        assert server.start() is True
+        assert not list(server.directory.glob("initdb-*"))
 
     def test_ctrl_c_while_it_comes_up_stops_it(self, slow: Server) -> None:
         starting = start_elsewhere(slow)

@@ -20,6 +20,7 @@ from platforms import (
     SECRETS,
     TOKEN,
     copy_project,
+    cron_server,
     emulate_supabase,
     run,
     sql_files,
@@ -28,6 +29,7 @@ from platforms import (
 from pulumi import automation
 
 from components import PROJECT, ROOT
+from components.automation import SCHEDULES
 from embedded.cluster import Access
 from embedded.postgres import Server
 from migrate import catalog, files
@@ -406,6 +408,41 @@ def test_deployed_to_a_cluster(deploy_to: Access, postgres_bin: Path, tmp_path: 
         assert "mindroom" not in deploy_to.kubectl("get", "namespaces")
     finally:
         server.destroy()
+
+
+def test_jobs_of_pg_cron_follow_the_stack(tmp_path: Path) -> None:
+    directory, key = tmp_path / "project", f"{PROJECT}:automation"
+    directory.mkdir()
+    with cron_server(tmp_path, "postgres") as server:
+
+        def scheduled() -> list[str]:
+            with psycopg.connect(server.url()) as connection:
+                rows = connection.execute("select jobname from cron.job order by jobname")
+                return [row[0].rpartition(".")[2] for row in rows]
+
+        url = server.url("mindroom")
+        config = stack_config(url, directory / "manifests", automation="pg_cron")
+        project = make_project(directory, config, url)
+        outputs = project.up().outputs
+        assert outputs["automation"].value == {"scheduler": "pg_cron", "jobs": SCHEDULES}
+        assert scheduled() == sorted(SCHEDULES)
+        assert set(changes(project.up())) == {"same"}
+
+        execute(server.url(), "select cron.unschedule(jobid) from cron.job where jobid % 2 = 0")
+        (jobs,) = (each["urn"] for each in project.resources() if each["urn"].endswith("::pg-cron"))
+        shown = project.shown(refresh=True, target=[jobs])
+        assert [name for name in SCHEDULES if f"+ {name}" in shown] == [
+            name for name in SCHEDULES if name not in scheduled()
+        ]
+        project.up(refresh=True, target=[jobs])
+        assert scheduled() == sorted(SCHEDULES)
+
+        for scheduler, expected in (("none", []), ("pg_cron", sorted(SCHEDULES))):
+            project.stack.set_config(key, automation.ConfigValue(scheduler))
+            project.up()
+            assert scheduled() == expected
+        project.stack.destroy(color="never")
+        assert scheduled() == []
 
 
 def test_prod_stack_file_needs_only_its_secrets_and_certificate(tmp_path: Path) -> None:

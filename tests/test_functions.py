@@ -17,7 +17,7 @@ import pytest
 from customers import ANN, BOB, NEWCOMER, ZONES, Customer, Db, add_instance, agents, catalogue
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from platforms import Platform, server_major
+from platforms import Platform
 from psycopg.errors import (
     CheckViolation,
     InsufficientPrivilege,
@@ -883,28 +883,3 @@ def test_another_customers_rows_are_out_of_reach(db: Db) -> None:
 def test_who_has_no_account_yet_asks_and_is_told_nothing(db: Db) -> None:
     with db.acting("authenticated", NEWCOMER):
         assert db.one("select has_active_subscription(%s)", NEWCOMER.account) is False
-
-
-# ---- the code itself
-
-
-def test_plpgsql_check_finds_nothing(db: Db) -> None:
-    if server_major(db.connection) != 15:
-        return  # it is Debian's package, which is for 15; the code is the same
-    db.run("create extension plpgsql_check")
-    found = db.run(
-        """select p.oid::regprocedure::text, c.*
-             from pg_proc p
-             join pg_language l on l.oid = p.prolang and l.lanname = 'plpgsql'
-             left join lateral (
-               select tgrelid from pg_trigger where tgfoid = p.oid and not tgisinternal
-               order by tgrelid::regclass::text
-             ) t on true
-            cross join lateral plpgsql_check_function(
-              p.oid, coalesce(t.tgrelid, 0),
-              oldtable => null, newtable => null, performance_warnings => true,
-              extra_warnings => true, security_warnings => true
-            ) c
-            where p.pronamespace in ('public'::regnamespace, 'private'::regnamespace)"""
-    )
-    assert found == []

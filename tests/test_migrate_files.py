@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+from pglast import parser
 
 from migrate import files, scripts
 from migrate.bundle import bundle
@@ -686,6 +687,13 @@ def test_a_removed_file_is_refused_with_its_digest() -> None:
     ]
 
 
+def test_a_renamed_file_is_refused_with_its_new_name() -> None:
+    present = {"0001_a.sql": "1a" * 32, "0002_other.sql": "2b" * 32}
+    assert files.history_problems("migrations", RECORDED, present) == [
+        "migrations/0002_b.sql: was applied and is now named 0002_other.sql: rename it back"
+    ]
+
+
 def test_a_new_file_before_an_applied_one_is_refused() -> None:
     recorded = {"0001_a.sql": "1a" * 32, "0003_c.sql": "3c" * 32}
     present = recorded | {"0002_b.sql": "2b" * 32}
@@ -748,6 +756,23 @@ def test_a_file_splits_into_the_statements_it_was_made_of(parts: list[tuple[str,
     found = split(Piece(text))
     assert [statement.text for statement in found] == [piece for piece, _ in parts]
     assert all(text[s.start : s.stop] == s.text for s in found)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(
+            [*PIECES, *BETWEEN, "select 1 as a\xa0;", "\f\v", "/**/", "--/*\n", "/*/ */"]
+        )
+    ).map("".join)
+)
+@example("/* select 1; /* */ -- */ -- select 1; /*\nselect 1; /* select 2 -- */ select 2")
+def test_statements_stand_where_the_parser_finds_them(text: str) -> None:
+    try:
+        expected = [(part.start, part.stop) for part in parser.split(text, only_slices=True)]
+    except parser.ParseError:
+        return
+    assert [(found.start, found.stop) for found in split(Piece(text))] == expected
 
 
 WITH_A_PLACE = [*PIECES, *BETWEEN, "'", "$$", "/*", "--", "\\i x\n", "(", "commit;"]

@@ -14,6 +14,7 @@ from psycopg.conninfo import conninfo_to_dict
 from pulumi.runtime.mocks import MockResourceArgs
 
 from components import ROOT
+from components.automation import SCHEDULES
 from components.matrix import API_ROLES, SERVICES
 from dev.in_process import InProcessError, Realiser
 from embedded.cluster import Access
@@ -61,6 +62,7 @@ def test_outputs_are_the_contract(platform: Platform) -> None:
     assert outputs["api_roles"] == list(API_ROLES)
     assert set(outputs["service_database_urls"]) == set(SERVICES)
     assert outputs["instance_provisioner"]["service_account"] == "instance-provisioner"
+    assert outputs["automation"] == {"scheduler": "kubernetes", "jobs": SCHEDULES}
     assert platform.result.secrets == {"service_database_urls"}
 
 
@@ -133,9 +135,12 @@ def test_manifests_are_valid_and_private(platform: Platform) -> None:
     assert kinds == sorted(
         [
             "ConfigMap",
+            "ConfigMap",
+            *["CronJob"] * len(SCHEDULES),
             "Deployment",
             "Namespace",
             "Namespace",
+            "NetworkPolicy",
             "NetworkPolicy",
             "PodDisruptionBudget",
             "Role",

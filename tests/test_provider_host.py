@@ -29,12 +29,14 @@ import pulumi
 import pytest
 from google.protobuf.json_format import MessageToDict  # type: ignore[import-untyped]
 from google.protobuf.struct_pb2 import Struct  # type: ignore[import-untyped]
+from platforms import cron_server
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pulumi.runtime import mocks, rpc
 from pulumi.runtime.proto import provider_pb2, provider_pb2_grpc
 
 from components import PROJECT, ROOT, schema
-from components.access import RoleSettings
+from components.automation import PgCron
+from components.role_settings import RoleSettings
 from embedded.postgres import Server
 from migrate import catalog, files
 from migrate.connection import APPLICATION, connect
@@ -73,6 +75,7 @@ class Stack:
 
     Attributes:
         role: whose settings the program declares, as the resource `settings`; empty for no one's.
+        jobs: what it declares of pg_cron, as the resource `pg-cron`.
     """
 
     project: Path
@@ -80,6 +83,7 @@ class Stack:
     state: dict[str, State] = field(default_factory=dict)
     role: str = ""
     settings: dict[str, str] = field(default_factory=dict)
+    jobs: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
     def config(self) -> dict[str, str]:
@@ -127,6 +131,7 @@ class Stack:
             schema.Verification("verification", opts)
             if self.role:
                 RoleSettings("settings", self.role, self.settings, opts)
+            PgCron("pg-cron", self.jobs, opts)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(schema, "SQL", self.project / "sql")
@@ -915,6 +920,101 @@ class TestRoleSettings:
             assert 'role "nobody_at_all" does not exist' in host.failure(host.create, "settings")
 
 
+JOB = {"schedule": "0 0 * * *", "sql": "select 1"}
+
+
+@pytest.fixture(scope="module")
+def cron(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with pg_cron."""
+    with cron_server(tmp_path_factory.mktemp("cron"), "postgres") as server:
+        yield server
+
+
+class TestPgCron:
+    """The jobs of pg_cron, which on this server are in another database than ours."""
+
+    @pytest.fixture
+    def stack(self, project: Path, cron: Server) -> Iterator[Stack]:
+        """A database on a server with pg_cron, and one job."""
+        name = f"test_{secrets.token_hex(6)}"
+        with psycopg.connect(cron.url(), autocommit=True) as connection:
+            connection.execute(f"create database {name}".encode())
+            yield Stack(project, cron.url(name), jobs={"one": JOB})
+            connection.execute(f"drop database {name} with (force)".encode())
+
+    def live(self, cron: Server, stack: Stack) -> set[tuple[Any, ...]]:
+        database = conninfo_to_dict(stack.url)["dbname"]
+        with psycopg.connect(cron.url()) as connection:
+            return set(
+                connection.execute(
+                    "select jobname, schedule, command from cron.job where database = %s",
+                    [database],
+                )
+            )
+
+    def test_jobs_are_scheduled_changed_and_unscheduled(self, stack: Stack, cron: Server) -> None:
+        group = f"mindroom.{conninfo_to_dict(stack.url)['dbname']}"
+        with stack.host() as host:
+            host.create("pg-cron")
+            assert self.live(cron, stack) == {(f"{group}.one", "0 0 * * *", "select 1")}
+            assert host.diff("pg-cron") == (DIFF_NONE, "")
+            stack.jobs = {"two": JOB | {"schedule": "5 * * * *"}}
+            assert host.diff("pg-cron") == (DIFF_SOME, "")
+            host.update("pg-cron")
+            assert self.live(cron, stack) == {(f"{group}.two", "5 * * * *", "select 1")}
+            host.delete("pg-cron")
+            assert self.live(cron, stack) == set()
+
+    def test_refresh_shows_drift_by_name(self, stack: Stack, cron: Server) -> None:
+        with stack.host() as host:
+            host.create("pg-cron")
+            assert host.refresh("pg-cron") == stack.state["pg-cron"]
+            with psycopg.connect(cron.url(), autocommit=True) as connection:
+                connection.execute(
+                    "select cron.alter_job(jobid, command => 'select 2') from cron.job"
+                )
+            stack.state["pg-cron"] = host.refresh("pg-cron")
+            found = {"one": JOB | {"sql": "select 2"}}
+            assert stack.state["pg-cron"].inputs["jobs"] == found
+            assert stack.state["pg-cron"].outputs["jobs"] == found
+            assert host.diff("pg-cron") == (DIFF_SOME, "")
+            host.update("pg-cron")
+            assert host.refresh("pg-cron") == stack.state["pg-cron"]
+
+    def test_schedule_that_is_none_is_told_and_changes_nothing(
+        self, stack: Stack, cron: Server
+    ) -> None:
+        with stack.host() as host:
+            host.create("pg-cron")
+            before = self.live(cron, stack)
+            stack.jobs = {"one": JOB | {"schedule": "now and then"}}
+            assert "invalid schedule: now and then" in host.failure(host.update, "pg-cron")
+        assert self.live(cron, stack) == before
+
+    def test_no_jobs_need_no_pg_cron(self, applied: Stack) -> None:
+        with applied.host() as host:
+            host.create("pg-cron")
+            assert host.diff("pg-cron") == (DIFF_NONE, "")
+            assert host.refresh("pg-cron") == applied.state["pg-cron"]
+            host.delete("pg-cron")
+
+    def test_preview_tells_that_the_server_has_no_pg_cron(self, applied: Stack) -> None:
+        with applied.host() as host:
+            host.create("pg-cron")
+            applied.jobs = {"one": JOB}
+            for call in (host.diff, host.create, host.update):
+                told = host.failure(call, "pg-cron")
+                assert "the server has no pg_cron\n  what to do: install it" in told
+
+    def test_preview_without_the_database_warns(self, offline: Stack) -> None:
+        offline.jobs = {"one": JOB}
+        with offline.host() as host:
+            offline.state["pg-cron"] = State("jobs", {"jobs": {}}, {"jobs": {}})
+            changes, told = host.diff("pg-cron")
+        assert changes == DIFF_SOME
+        assert told.startswith("warning: whether the server has pg_cron is not known: cannot conn")
+
+
 def test_delete_touches_nothing(applied: Stack) -> None:
     before = applied.everything()
     with applied.host() as host:
@@ -936,21 +1036,29 @@ def test_rotated_password_is_no_diff(stack: Stack) -> None:
     assert old not in json.dumps([vars(state) for state in stack.state.values()])
 
 
-def test_psycopg_is_imported_by_the_first_call_and_not_by_the_program(database: str) -> None:
-    # The program only declares; what it does not need costs it a fifth of a second.
+def test_nothing_is_imported_before_it_is_needed(database: str) -> None:
+    # Every `up` waits for these imports, a fifth of a second for psycopg alone.
     code = """
 import sys
 from pulumi.dynamic import Config, ConfigureRequest
-import components.access
+import components.automation
+import components.role_settings
 from components.schema import VerificationProvider
 
 provider, values = VerificationProvider(), eval(sys.argv[1])
 provider.configure(ConfigureRequest(Config(values, "mindroom")))
-for name in ("psycopg", "pglast", "migrate.run", "migrate.lint", "migrate.rehearsal"):
+for name in ("psycopg", "migrate.run"):
     assert name not in sys.modules, name
-provider.read("verification", {"files": "", "promises": ""})
+proof = {"files": "", "promises": ""}
+provider.diff("verification", proof, proof)
 for name in ("psycopg", "migrate.catalog"):
     assert name in sys.modules, name
+for name in ("pglast", "migrate.lint", "migrate.rehearsal", "pulumi_postgresql"):
+    assert name not in sys.modules, name
+import components.access
+import components.database
+import components.instance_provisioner
+assert "pglast" not in sys.modules
 """
     config = {f"{PROJECT}:{key}": value for key, value in Stack(ROOT, database).config.items()}
     command = [sys.executable, "-c", code, repr(config)]

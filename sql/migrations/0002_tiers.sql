@@ -38,6 +38,7 @@ comment on table private.tiers is
 comment on column private.tiers.max_messages_per_day is 'Messages per instance and UTC day; -1 = unlimited, as in every max_ column.';
 comment on column private.tiers.max_agents is 'Agents in the config of one instance.';
 comment on column private.tiers.max_storage_gb is 'Storage of all instances of a subscription together.';
+comment on column private.tiers.max_platforms is 'For the services to hold an instance to, as max_team_members: the database counts neither.';
 comment on column private.tiers.features is 'Feature flags (true/false): what check_user_permission answers.';
 comment on column private.tiers.cpu_limit is 'CPU cores of one instance.';
 comment on column private.tiers.storage_limit_gb is 'Volume size of one instance: a real size, never unlimited.';

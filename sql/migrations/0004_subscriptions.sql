@@ -63,6 +63,8 @@ comment on table public.subscriptions is
   'The plan of an account, with its limits and features. Modified only by Stripe''s webhooks.';
 comment on column public.subscriptions.max_messages_per_day is
   'From the tier unless stated by the writer; -1 = unlimited, as in every max_ column. On a change of tier a limit that is left as it was, or set to null, follows the new tier.';
+comment on column public.subscriptions.max_storage_gb is 'Of all instances together.';
+comment on column public.subscriptions.max_agents is 'In the config of one instance.';
 comment on column public.subscriptions.features is 'Feature flags; from the tier unless stated by the writer.';
 comment on column public.subscriptions.storage_used_gb is 'Over all instances; kept by calculate_storage_usage().';
 comment on column public.subscriptions.cancelled_at is

@@ -78,6 +78,10 @@ comment on column public.instances.config is
 comment on column public.instances.status is
   'Changes only along private.instance_status_transitions.';
 comment on column public.instances.cpu_limit is 'CPU cores. From the tier unless stated, as the other two limits; a change of tier sets all three again.';
+comment on column public.instances.health_status is 'Kept by update_instance_health(), with the next two.';
+comment on column public.instances.error_message is 'What failed last, in words for people.';
+comment on column public.instances.cpu_used is 'CPU cores in use when the instance-provisioner measured last, as in the next two.';
+comment on column public.instances.storage_used_gb is 'What calculate_storage_usage() adds up.';
 comment on column public.instances.last_active_at is 'Last use by the customer, to a few minutes; health checks do not count.';
 comment on column public.instances.provisioned_at is 'When it ran for the first time.';
 comment on column public.instances.started_at is 'When it began to run last: for the first time, or after a stop.';
@@ -134,3 +138,4 @@ alter table private.instance_secrets enable row level security;
 
 comment on table private.instance_secrets is
   'Tokens and environment values of instances. Only the instance-provisioner reads and writes them.';
+comment on column private.instance_secrets.name is 'The key in the instance''s Kubernetes Secret, or the environment variable.';

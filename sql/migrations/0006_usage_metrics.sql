@@ -45,6 +45,7 @@ create index usage_metrics_limit_exceeded_idx
 alter table public.usage_metrics enable row level security;
 
 comment on table public.usage_metrics is 'One row per instance and UTC day.';
+comment on column public.usage_metrics.error_count is 'For service_role to write, as the next two: track_usage() counts messages.';
 comment on column public.usage_metrics.response_time_ms is
   'The sum over response_count responses: divide for the average.';
 comment on column public.usage_metrics.storage_used_gb is 'The highest value of the day.';

@@ -34,6 +34,8 @@ comment on column public.audit_logs.account_id is
 comment on column public.audit_logs.actor_role is 'The database role that acted.';
 comment on column public.audit_logs.actor_user_id is 'The auth user on whose behalf it acted, if any.';
 comment on column public.audit_logs.action is 'subject.verb, for example subscription.updated.';
+comment on column public.audit_logs.category is 'What the database itself writes is of account, billing, instance, security or usage.';
+comment on column public.audit_logs.resource_id is 'Of what was acted on. No foreign key: survives it.';
 comment on column public.audit_logs.details is
   'For a change: changed (column names), old and new (values of the columns that hold nothing personal or secret).';
 comment on column public.audit_logs.ip_address is 'As the API gateway''s headers state it.';

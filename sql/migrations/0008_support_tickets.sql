@@ -34,6 +34,7 @@ create index support_tickets_instance_id_account_id_idx on public.support_ticket
 alter table public.support_tickets enable row level security;
 
 comment on table public.support_tickets is 'Support tickets of customers.';
+comment on column public.support_tickets.instance_id is 'One of the account''s own, if any; null once that is deleted.';
 comment on column public.support_tickets.priority is
   'high and urgent need priority_support in the features of the account''s live subscription.';
 comment on column public.support_tickets.assignee is 'Who of the staff works on it.';

@@ -37,6 +37,7 @@ create index instance_backups_expires_at_idx on public.instance_backups (expires
 alter table public.instance_backups enable row level security;
 
 comment on table public.instance_backups is 'Backups of instances, automatic or asked for.';
+comment on column public.instance_backups.backup_type is 'A user asks for manual ones only.';
 comment on column public.instance_backups.location is 'Where the backup lies; set by the service.';
 comment on column public.instance_backups.retention_days is 'From the tier''s backup_retention_days unless stated.';
 comment on column public.instance_backups.expires_at is 'created_at plus retention_days; cannot be written.';

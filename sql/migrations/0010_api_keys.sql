@@ -29,10 +29,12 @@ alter table public.api_keys enable row level security;
 
 comment on table public.api_keys is
   'API keys of customers: the 8-character prefix to recognise one by; the hash is in private.api_key_hashes.';
+comment on column public.api_keys.key_prefix is 'The first 8 characters of the key.';
 comment on column public.api_keys.key_hash is
   'Write-only: the SHA-256 of the key as 64 hexadecimal digits, given when the key is created and moved away by a trigger. Always null when read.';
 comment on column public.api_keys.permissions is
   'What the key may do. Users may grant all but admin, if the plan has api_access.';
+comment on column public.api_keys.expires_at is 'Null = never.';
 comment on column public.api_keys.is_active is 'False once revoked; a user cannot undo that.';
 
 create table private.api_key_hashes (

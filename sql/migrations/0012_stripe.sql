@@ -21,7 +21,6 @@ comment on column private.stripe_events.created_at is 'By Stripe''s clock.';
 
 create table private.stripe_objects (
   kind text not null,
-  -- An invoice goes by the subscription that it bills: only the last one counts.
   id text collate "C" not null,
   customer_id text not null,
   account_id uuid references public.accounts (id) on delete cascade,
@@ -57,7 +56,12 @@ alter table private.stripe_objects enable row level security;
 
 comment on table private.stripe_objects is
   'The newest word of Stripe on each customer and subscription, and on the last invoice of each subscription.';
+comment on column private.stripe_objects.id is 'Stripe''s; an invoice goes by the subscription that it bills, so that only the last one counts.';
 comment on column private.stripe_objects.account_id is 'Null until the customer is linked to an account.';
+comment on column private.stripe_objects.final is 'The object is deleted, or the subscription over.';
+comment on column private.stripe_objects.object_created is 'When Stripe made the object.';
+comment on column private.stripe_objects.said_at is 'When Stripe made the event.';
+comment on column private.stripe_objects.step is 'How far the object is in its life: of two words of one second the further counts.';
 comment on column private.stripe_objects.status is
   'Of a subscription, in the platform''s spelling; of an invoice, paid or failed.';
 comment on column private.stripe_objects.begun is

@@ -14,8 +14,7 @@ begin
 end
 $$;
 
--- True for a request made by a user through the API. Reads the role that was set, since current_user
--- is the owner inside SECURITY DEFINER functions.
+-- Reads the role that was set, since current_user is the owner inside SECURITY DEFINER functions.
 create or replace function private.acting_as_user() returns boolean
 language sql stable set search_path = ''
 as $$
@@ -23,8 +22,7 @@ as $$
          in ('anon', 'authenticated')
 $$;
 
--- The one door to the audit log for functions and triggers of the database. The role that acts is the
--- default of its column; the user, address and program come from the request, if there is one.
+-- The role that acts is the default of its column.
 create or replace function private.log_audit(
   account_id uuid,
   action text,
@@ -60,10 +58,6 @@ begin
 end
 $$;
 
--- Audits a change of a row, and only a change: an update that leaves all but bookkeeping as it was
--- writes nothing. Arguments of the trigger: what the row is called, the category, the columns whose
--- values may be told (those of all others stay out: they may be personal or secret), and the columns
--- that are bookkeeping. A function may say why in the setting mindroom.audit_reason.
 create or replace function private.audit_change() returns trigger
 language plpgsql security definer set search_path = ''
 as $$
@@ -123,6 +117,15 @@ begin
   return null;
 end
 $$;
+
+comment on function private.set_updated_at() is
+  'updated_at is now, whatever the writer says.';
+comment on function private.acting_as_user() is
+  'Is this a request that a user made through the API?';
+comment on function private.log_audit(uuid, text, text, text, uuid, jsonb, boolean) is
+  'The one door to the audit log for functions and triggers. The user, address and program come from the request, if there is one.';
+comment on function private.audit_change() is
+  'Audits a change of a row, and only a change: an update that leaves all but bookkeeping as it was writes nothing. Arguments: what the row is called, the category, the columns whose values may be told (those of all others stay out: they may be personal or secret), the columns that are bookkeeping. A function may say why in the setting mindroom.audit_reason.';
 
 revoke all on function
   private.set_updated_at(),

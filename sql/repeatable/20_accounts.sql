@@ -26,6 +26,9 @@ begin
 end
 $$;
 
+comment on function private.sync_account() is
+  'A new user gets an account, whose email follows the user''s.';
+
 revoke all on function private.sync_account() from public, anon, authenticated, service_role;
 
 -- On Supabase we may put triggers on auth.users, but not own or drop them: rename this one never.

@@ -1,7 +1,5 @@
 -- subscriptions: read by their owner, written by stripe-handler only.
 
--- Limits and features come from the tier, on insert and on a change of tier, unless the writer states
--- them. Stated means: not null and, on a change of tier, not what it was before.
 create or replace function private.apply_tier() returns trigger
 language plpgsql security definer set search_path = ''
 as $$
@@ -77,6 +75,15 @@ begin
   return old;
 end
 $$;
+
+comment on function private.apply_tier() is
+  'Limits and features come from the tier, on insert and on a change of tier, unless the writer states them. Stated means: not null and, on a change of tier, not what it was before.';
+comment on function private.note_cancellation() is
+  'cancelled_at is when it was cancelled, and null again when it is revived.';
+comment on function private.resize_instances() is
+  'A new tier sets the resource limits of the instances, except those that are being removed.';
+comment on function private.keep_billed_subscription() is
+  'Refuses to delete a subscription that Stripe still bills.';
 
 revoke all on function
   private.apply_tier(),

@@ -1,7 +1,6 @@
 -- instances: read by their owner, who may change config and only it; all else is the
 -- instance-provisioner's.
 
--- An agent is an entry of config.agents, whether that is an object by name or a list.
 create or replace function private.count_agents(config jsonb) returns integer
 language sql immutable set search_path = ''
 as $$
@@ -12,8 +11,6 @@ as $$
   end
 $$;
 
--- Resource limits come from the tier of the subscription, on insert and when the instance moves to
--- another subscription, unless the writer states them (subscriptions follow the same rule).
 create or replace function private.apply_tier_resources() returns trigger
 language plpgsql security definer set search_path = ''
 as $$
@@ -129,6 +126,17 @@ begin
   return old;
 end
 $$;
+
+comment on function private.count_agents(jsonb) is
+  'How many entries agents has in an instance''s config, whether an object by name or a list.';
+comment on function private.apply_tier_resources() is
+  'Resource limits come from the tier of the subscription, on insert and when the instance moves to another subscription, unless the writer states them (subscriptions follow the same rule).';
+comment on function private.check_status_transition() is
+  'The status goes only along private.instance_status_transitions, and its timestamps with it.';
+comment on function private.check_instance_config() is
+  'config and app_config are objects; config has at most 1 MiB, and no more agents than the plan allows.';
+comment on function private.keep_deployed_instance() is
+  'Refuses to delete an instance that is not deprovisioned.';
 
 revoke all on function
   private.count_agents(jsonb),

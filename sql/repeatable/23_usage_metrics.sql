@@ -16,6 +16,9 @@ begin
 end
 $$;
 
+comment on function private.check_usage_day() is
+  'Refuses usage of a UTC day that has not begun.';
+
 revoke all on function private.check_usage_day() from public, anon, authenticated, service_role;
 
 -- AFTER INSERT: an upsert that finds its row and counts does not fire it.

@@ -27,6 +27,11 @@ begin
 end
 $$;
 
+comment on function private.check_ticket_priority() is
+  'high and urgent need a plan with priority_support.';
+comment on function private.note_resolution() is
+  'resolved_at is when the ticket was resolved or closed, and null while it is open.';
+
 revoke all on function
   private.check_ticket_priority(),
   private.note_resolution()

@@ -20,6 +20,9 @@ begin
 end
 $$;
 
+comment on function private.apply_backup_retention() is
+  'retention_days comes from the tier unless stated.';
+
 revoke all on function private.apply_backup_retention() from public, anon, authenticated, service_role;
 
 create or replace trigger instance_backups_apply_retention

@@ -25,7 +25,6 @@ begin
 end
 $$;
 
--- Bounds what a user may grant; services and service_role may grant any known permission.
 create or replace function private.check_api_key_permissions() returns trigger
 language plpgsql security definer set search_path = ''
 as $$
@@ -58,6 +57,13 @@ begin
   return new;
 end
 $$;
+
+comment on function private.store_api_key_hash() is
+  'Moves the hash of a new key to private.api_key_hashes.';
+comment on function private.check_api_key_permissions() is
+  'Bounds what a user may grant: never admin, and nothing without api_access in the plan. Services and service_role may grant any known permission.';
+comment on function private.keep_api_key_revoked() is
+  'No user makes a revoked key valid again.';
 
 revoke all on function
   private.store_api_key_hash(),

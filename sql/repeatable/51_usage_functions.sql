@@ -74,7 +74,6 @@ begin
 end
 $$;
 
--- Makes the row of the day, or says what is wrong with the call.
 create or replace function private.begin_usage_day(
   instance_id uuid, agent text, tool text, platform text, message_type text
 ) returns void
@@ -305,6 +304,12 @@ comment on function public.get_billing_metrics(uuid, date, date) is
   'Usage of an account between two UTC days, both inclusive. Peak storage: of the day with the most, over all instances.';
 comment on function public.reset_daily_usage() is
   'Closes past days: clears their limit flags; how many. Meant for 00:00 UTC, harmless at any time.';
+comment on function private.begin_usage_day(uuid, text, text, text, text) is
+  'Makes the row of the day for track_usage, or says what is wrong with the call.';
+comment on function private.note_activity(uuid) is
+  'Sets last_active_at of an instance, unless somebody holds its row.';
+comment on function private.note_limit_exceeded(uuid) is
+  'Flags the day of an instance, and says so in the audit log once.';
 
 revoke all on function
   public.track_usage(uuid, text, text, text, text),

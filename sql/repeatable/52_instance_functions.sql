@@ -1,9 +1,8 @@
 -- The life of an instance. The row is the desired state: these functions write it, a notification wakes
 -- the instance-provisioner, and that makes it true.
 
--- Whoever wrote (a user's config, a new tier's resources, a pause) asks the instance-provisioner for
--- work, and wakes it on commit: the channel is "instances", the payload the id. That it runs is the
--- provisioner's own answer; a status at which it keeps its hands off takes the work back.
+-- Whoever wrote: a user's config, a new tier's resources, a pause. That it runs is the provisioner's
+-- own answer; a status at which it keeps its hands off takes the work back.
 create or replace function private.notify_instance() returns trigger
 language plpgsql security definer set search_path = ''
 as $$
@@ -25,6 +24,9 @@ begin
 end
 $$;
 
+comment on function private.notify_instance() is
+  'Asks the instance-provisioner for work, and wakes it on commit: the channel is instances, the payload the id.';
+
 revoke all on function private.notify_instance() from public, anon, authenticated, service_role;
 
 create or replace trigger instances_notify_insert
@@ -42,7 +44,6 @@ create or replace trigger instances_notify_update
   )
   execute function private.notify_instance();
 
--- Sets a status and tells the audit log why. True if the status was another one.
 create or replace function private.set_instance_status(instance_id uuid, status text, reason text)
 returns boolean
 language plpgsql set search_path = ''
@@ -228,6 +229,8 @@ comment on function public.update_instance_health(uuid, text, jsonb) is
   'Records the health of an instance; audited when it becomes critical or ceases to be.';
 comment on function public.calculate_storage_usage(uuid) is
   'GB now used by an instance. Updates the day''s peak, and the subscription''s total over all its instances that are not deprovisioned.';
+comment on function private.set_instance_status(uuid, text, text) is
+  'Sets a status and tells the audit log why; true if it was another one.';
 
 revoke all on function
   private.set_instance_status(uuid, text, text),

@@ -1,8 +1,7 @@
 -- Stripe's door: the one way in which subscriptions change. docs/decisions/0006-stripe.md says what
 -- follows from which word, and why.
 
--- An event as the word that it says of an object; null for types that mean nothing here. Stripe's
--- spellings and its two API shapes (periods and invoices moved in 2025-03-31) end here.
+-- Stripe's spellings and its two API shapes (periods and invoices moved in 2025-03-31) end here.
 create or replace function private.read_stripe_event(event jsonb) returns private.stripe_objects
 language plpgsql stable set search_path = ''
 as $$
@@ -97,8 +96,7 @@ begin
 end
 $$;
 
--- Makes an account's rows what the words on it say; the caller has locked it. A function of the words
--- alone: called after any sequence of them, and any number of times, it ends in the same rows.
+-- The caller has locked the account.
 create or replace function private.apply_stripe_objects(account uuid) returns void
 language plpgsql set search_path = ''
 as $$
@@ -320,6 +318,10 @@ $$;
 
 comment on function public.handle_stripe_event(jsonb) is
   'Takes an event as Stripe sent it, at any time, in any order and any number of times. Says what became of it: applied, stale, unlinked, ignored, or duplicate.';
+comment on function private.read_stripe_event(jsonb) is
+  'An event as the word that it says of an object; null for a type that means nothing here.';
+comment on function private.apply_stripe_objects(uuid) is
+  'Makes an account''s rows what the words on it say. A function of the words alone: called after any sequence of them, and any number of times, it ends in the same rows.';
 
 -- stripe_handler alone may call it: Pulumi grants it. Not even service_role: that key lies in more
 -- places than Stripe's secret.

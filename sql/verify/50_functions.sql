@@ -82,3 +82,10 @@ select kind, object, owner::regrole
  where owner is distinct from (
    select relowner from pg_catalog.pg_class where oid = to_regclass('public.accounts')
  );
+
+-- promise: Every function of ours says what it is for.
+select p.oid::regprocedure as function_without_comment
+  from pg_catalog.pg_proc p
+ where p.pronamespace in (to_regnamespace('public'), to_regnamespace('private'))
+   and obj_description(p.oid, 'pg_proc') is null
+   and not exists (select from pg_catalog.pg_depend d where d.objid = p.oid and d.deptype = 'e');

@@ -14,6 +14,12 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 
+{{/* Of the jobs' pods, which no Service, budget or policy of the service's own may select. */}}
+{{- define "instance-provisioner.jobLabels" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}-jobs
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
 {{- define "instance-provisioner.image" -}}
 {{- with .Values.image -}}
 {{ .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ .tag }}{{ end }}

@@ -1,0 +1,58 @@
+"""Settings of a login role that pulumi-postgresql cannot declare.
+
+Apart from access.py, because the provider process imports this module, and has no use for
+pulumi-postgresql.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pulumi
+from pulumi.dynamic import CreateResult, DiffResult, ReadResult, Resource, UpdateResult
+
+from components.session import DatabaseProvider
+
+
+class RoleSettingsProvider(DatabaseProvider):
+    """Keeps a role's settings as declared; the inputs are `role` and `settings`."""
+
+    def diff(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
+        """Compare with the last state; another role is another resource."""
+        replaces = ["role"] if olds["role"] != news["role"] else []
+        return DiffResult(
+            changes=bool(replaces) or olds["settings"] != news["settings"], replaces=replaces
+        )
+
+    def create(self, props: dict[str, Any]) -> CreateResult:
+        """Set them."""
+        return CreateResult(props["role"], self._set(props))
+
+    def update(self, _id: str, _olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
+        """Set them."""
+        return UpdateResult(self._set(news))
+
+    def _set(self, props: dict[str, Any]) -> dict[str, Any]:
+        with self.session() as session:
+            from migrate import roles
+
+            roles.set_settings(session, props["role"], props["settings"])
+        return props
+
+    def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
+        """The live settings, of those that were declared."""
+        with self.session() as session:
+            from migrate import roles
+
+            found = roles.settings(session, props["role"])
+        live = {name: found[name] for name in props["settings"] if name in found}
+        return ReadResult(id_, props | {"settings": live}, props | {"settings": live})
+
+
+class RoleSettings(Resource, module="access", name="RoleSettings"):
+    """Settings of a login role."""
+
+    def __init__(
+        self, name: str, role: str, settings: Mapping[str, str], opts: pulumi.ResourceOptions
+    ) -> None:
+        props = {"role": role, "settings": dict(settings)}
+        super().__init__(RoleSettingsProvider(), name, props, opts)
