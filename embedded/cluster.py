@@ -292,6 +292,7 @@ class Cluster(Access):
         is_up: Callable[[], bool],
     ) -> None:
         """Start those of the programs that are missing; wait for what they bring about."""
+        started = {}
         for name in programs.keys() & missing:
             command = [program(name), *programs[name]]
             if name == "kube-apiserver":
@@ -299,9 +300,10 @@ class Cluster(Access):
             with (self.directory / f"{name}.log").open("w") as output:
                 process = spawn(command, stdout=output, stderr=output, cwd=self.directory)
             process.returncode = 0  # we don't wait for it: no ResourceWarning when the object goes
+            started[name] = psutil.Process(process.pid)
         deadline = time.monotonic() + TIMEOUT
         while not is_up():
-            ended = programs.keys() - self._running()
+            ended = [name for name, process in started.items() if not alive(process)]
             if ended or time.monotonic() > deadline:
                 name = min(ended, default=list(programs)[-1])
                 what = "ended" if ended else f"was not ready within {TIMEOUT:g} seconds"

@@ -121,6 +121,20 @@ def test_a_program_that_does_not_start_says_why(
     assert not broken.directory.exists()
 
 
+def test_a_process_without_a_command_line_yet_has_not_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    young = Cluster(tmp_path / "young")
+    monkeypatch.setattr(young, "_running", dict)
+    try:
+        assert young.start() is True
+        monkeypatch.undo()
+        assert running(young).keys() == PROGRAMS
+    finally:
+        monkeypatch.undo()
+        young.destroy()
+
+
 def test_missing_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BUILT", tmp_path / "nothing")
     with pytest.raises(ClusterError, match=r"nothing/\S+ is missing. Build it: make cluster"):

@@ -392,7 +392,7 @@ def test_deployed_to_a_cluster(deploy_to: Access, postgres_bin: Path, tmp_path: 
         image = automation.ConfigValue("localhost/instance-provisioner:next")
         project.stack.set_config(f"{PROJECT}:provisionerImage", image)
         preview = project.preview()
-        assert changes(preview).get("update") == 1
+        assert changes(preview).get("update") == 1 + len(SCHEDULES)  # it is the jobs' image, too
         assert re.search(r"~ kubernetes:apps/v1:Deployment: \(update\)", preview.stdout)
         assert re.search(r'~ image *: ".*:dev" => ".*:next"', preview.stdout)
         project.up()
