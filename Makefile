@@ -11,13 +11,17 @@ KUBERNETES := $(if $(CLUSTER_KUBECONFIG)$(wildcard $(KUBEBUILDER_ASSETS)/kwok),,
 RENDERED := $(if $(CLUSTER),,--exclude '**kubernetes**')
 OPTIONS := $(if $(CLUSTER),--cluster) $(if $(REFRESH),--refresh $(RENDERED))
 
-.PHONY: help up preview down clean cluster cluster-down migrate psql test check bench tools lock generate
+.PHONY: help up demo preview down clean cluster cluster-down migrate psql test check bench tools lock generate
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 up: .venv/.installed $(if $(CLUSTER),$(KUBERNETES)) ## Bring the dev platform up; REFRESH=1 repairs what was changed by hand, CLUSTER=1 deploys to the cluster
 	@$(PYTHON) -m dev up $(OPTIONS)
+	$(if $(CLUSTER),@$(PYTHON) -m dev provisioner)
+
+demo: .venv/.installed ## Play a customer's life on the platform of make up CLUSTER=1
+	@$(PYTHON) -m dev demo
 
 preview: .venv/.installed $(if $(CLUSTER),$(KUBERNETES)) ## Show what `make up` would change; REFRESH=1 shows drift
 	@$(PYTHON) -m dev preview --diff $(OPTIONS)
@@ -58,9 +62,10 @@ check: .venv/.installed $(TOOLS) ## Lint, type-check, and see that generated fil
 	$(PYTHON) -m dev.reference | diff -u docs/reference.md - || { echo "run make generate"; exit 1; }
 	$(PYTHON) -m dev.services | diff -u docs/services.md - || { echo "run make generate"; exit 1; }
 
-bench: .venv/.installed ## Measure, each against a baseline in the same run
+bench: .venv/.installed $(TOOLS) $(KUBERNETES) ## Measure, each against a baseline in the same run
 	$(PYTHON) -m bench.make_up
 	$(PYTHON) -m bench.database
+	$(PYTHON) -m bench.provisioner
 
 generate: .venv/.installed ## Write the generated files again
 	mkdir -p .state
@@ -73,7 +78,11 @@ tools: $(TOOLS) ## Build helm and actionlint from their Go modules
 
 lock: .venv/.installed ## Lock the dependencies of pyproject.toml again
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-	  --no-header --no-annotate --group dev pyproject.toml --output-file requirements.txt
+	  --no-header --no-annotate --group provisioner --group dev pyproject.toml \
+	  --output-file requirements.txt
+	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	  --no-header --no-annotate --group provisioner --constraint requirements.txt \
+	  --output-file provisioner/requirements.txt
 
 .venv/.installed: requirements.txt
 	python3 -m venv .venv

@@ -25,6 +25,7 @@ TABLES = (
     "private.retention",
     "private.instance_status_transitions",
     "private.instance_secrets",
+    "private.provisioning",
     "private.api_key_hashes",
     "private.stripe_events",
     "private.stripe_objects",
@@ -245,7 +246,13 @@ SERVICES: Mapping[str, Service] = {
                 ),
             },
             "public.audit_logs": APPEND,
+            "private.tiers": READ,
             "private.instance_secrets": FULL,
+            # Rows are made and removed with the instances.
+            "private.provisioning": {
+                "SELECT": ALL,
+                "UPDATE": ("due_at", "attempts", "lease", "leased_by", "leased_until", "applied"),
+            },
         },
     ),
     # Like PostgREST's authenticator: nothing of its own, it takes the role of its request.

@@ -1,4 +1,4 @@
-"""The dev stack from make: `python -m dev up|preview|down|clean|cluster|cluster-down|migrate|psql`.
+"""The dev stack from make: `python -m dev COMMAND`, the commands being those of `main`.
 
 Everything it generates is kept in .state/, which git ignores: the embedded PostgreSQL and cluster,
 passwords, Pulumi's state, the stack's config with what was generated, and the rendered manifests.
@@ -20,10 +20,12 @@ import yaml
 from components import PROJECT, ROOT
 from components.matrix import SERVICES
 from dev import DevError
+from dev.provisioner import stop as stop_provisioner
 from embedded.cluster import Access, Cluster, ClusterError
 from embedded.postgres import PostgresError, Server, embedded_bin
 
 STATE = ROOT / ".state"
+PROVISIONER = STATE / "provisioner"
 STACK = "dev"
 STACK_FILE = STATE / f"Pulumi.{STACK}.yaml"
 IN_PROCESS = STATE / "in-process"
@@ -41,6 +43,8 @@ def main(arguments: list[str]) -> int:
         "clean": clean,
         "cluster": cluster,
         "cluster-down": cluster_down,
+        "provisioner": provisioner,
+        "demo": demo,
         "migrate": migrate,
         "psql": psql,
     }
@@ -105,14 +109,56 @@ def preview(options: list[str]) -> int:
     _pulumi(pulumi, "preview", *options)
 
 
+def provisioner(_options: list[str]) -> int:
+    """Start the instance-provisioner beside the cluster that `up --cluster` deployed it to."""
+    from components.session import Connection  # here, because it takes half a second to import
+    from dev import provisioner as process
+
+    config, _ = _config()
+    _ensure_helm(process.HELM)
+    role = "instance_provisioner"
+    settings = {
+        "DATABASE_URL": Connection.read(config.get).url_for(role, config["servicePasswords"][role]),
+        "API_TOKEN": config["provisionerApiToken"],
+        "BASE_DOMAIN": config["baseDomain"],
+    }
+    url = process.start(PROVISIONER, _cluster(), settings)
+    print(f"the provisioner is at {url}, its log in {(PROVISIONER / 'log').relative_to(ROOT)}")
+    return 0
+
+
+def demo(_options: list[str]) -> int:
+    """Play a customer's life on the platform of `up --cluster` and `provisioner`."""
+    # Here, because it takes half a second to import.
+    from components.instance_provisioner import INSTANCES_NAMESPACE
+    from components.session import Connection
+    from dev.demo import Demo
+    from dev.provisioner import url_of
+
+    config, _ = _config()
+    connection = Connection.read(config.get)
+    Demo(
+        connection.url(),
+        connection.url_for("stripe_handler", config["servicePasswords"]["stripe_handler"]),
+        url_of(PROVISIONER),
+        config["provisionerApiToken"],
+        _cluster(),
+        INSTANCES_NAMESPACE,
+    ).play()
+    return 0
+
+
 def down(options: list[str]) -> int:
-    """Stop the embedded PostgreSQL and cluster; what they hold stays for the next `up`."""
+    """Stop all that `up` started; what it holds stays for the next one."""
+    if stop_provisioner(PROVISIONER):
+        print("stopped the provisioner")
     print("stopped PostgreSQL" if _embedded().stop() else "PostgreSQL was not running")
     return cluster_down(options) if _own_cluster().directory.exists() else 0
 
 
 def clean(_options: list[str]) -> int:
-    """Stop them and remove all that the dev stack ever generated, its data included."""
+    """Stop it and remove all that the dev stack ever generated, its data included."""
+    stop_provisioner(PROVISIONER)
     _own_cluster().destroy()
     _embedded().destroy()
     if STATE.exists():

@@ -899,6 +899,65 @@ set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
 values (0, 'migrations', '0012_stripe.sql', 'b162b846f40bbfc25386c246b85301506c2fe8e728e903a9b271eab23148276e', NULL, '1.0.0');
 
+-- migrations/0013_provisioning.sql
+
+-- The work of the instance-provisioner: which instances differ from what their rows say, who is at it,
+-- and until when. A trigger on instances asks for work; nothing of this is kept anywhere else.
+
+create table private.provisioning (
+  instance_id uuid primary key references public.instances (id) on delete cascade,
+  revision bigint not null default 1,
+  due_at timestamptz default now(),
+  -- Starts again with each revision; stays far below 2^31.
+  -- squawk-ignore prefer-bigint-over-int
+  attempts integer not null default 0,
+  lease uuid,
+  leased_by text,
+  leased_until timestamptz,
+  applied text,
+  constraint provisioning_attempts_not_negative check (attempts >= 0),
+  constraint provisioning_lease_is_whole check (
+    (lease is null) = (leased_by is null) and (lease is null) = (leased_until is null)
+  )
+)
+-- Leases are renewed often and are in no index.
+with (fillfactor = 70);
+
+create index provisioning_due_at_idx on private.provisioning (due_at) where due_at is not null;
+
+alter table private.provisioning enable row level security;
+
+comment on table private.provisioning is
+  'What the instance-provisioner has to do, one row per instance.';
+comment on column private.provisioning.revision is
+  'Counts the changes of the instance that ask for work: what was read before the last one is stale.';
+comment on column private.provisioning.due_at is 'When to work on it next; null = nothing to do.';
+comment on column private.provisioning.lease is
+  'Who holds it writes its outcome with this; another one after that means that it was taken over.';
+comment on column private.provisioning.leased_by is 'The worker''s host and process, for people.';
+comment on column private.provisioning.leased_until is 'From then on anybody may take it over.';
+comment on column private.provisioning.applied is
+  'What the cluster had when the work was done last; compared with what it has, to notice changes made by hand.';
+
+insert into private.provisioning (instance_id, due_at)
+select id,
+       case
+         when runtime = 'kubernetes'
+              and status in ('provisioning', 'running', 'stopped', 'deprovisioning')
+           then now()
+       end
+  from public.instances;
+
+
+reset session authorization;
+reset all;
+set client_encoding = 'UTF8';
+set client_connection_check_interval = '2s';
+set lock_timeout = '5s';
+set statement_timeout = '15min';
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'migrations', '0013_provisioning.sql', 'cde3e8a73a8a0f75fed451cda5d3eba8b9ccfe8509de5c7dcf0f4c402cd9cb7a', NULL, '1.0.0');
+
 -- repeatable/10_shared.sql
 
 -- What the tables' own files build on: timestamps, who is acting, the audit log.
@@ -2011,6 +2070,7 @@ revoke all on
   private.retention,
   private.instance_status_transitions,
   private.instance_secrets,
+  private.provisioning,
   private.api_key_hashes,
   private.stripe_events,
   private.stripe_objects
@@ -2041,6 +2101,12 @@ create policy "services keep the secrets of instances" on private.instance_secre
   using (true)
   with check (true);
 
+drop policy if exists "services read and write the work on instances" on private.provisioning;
+create policy "services read and write the work on instances" on private.provisioning
+  for all to platform_service
+  using (true)
+  with check (true);
+
 drop policy if exists "services look keys up by their hash" on private.api_key_hashes;
 create policy "services look keys up by their hash" on private.api_key_hashes
   for select to platform_service
@@ -2064,7 +2130,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '30_private.sql', 'db9ebf3bd8fc9022c6ce75605fe26e775443ccade74e3189d2abf891ffa0f6de', NULL, '1.0.0');
+values (0, 'repeatable', '30_private.sql', '0f55a4b59591d510f0e34e7bee578ae334ba498cd198b538eacc93268aa5bb38', NULL, '1.0.0');
 
 -- repeatable/40_realtime.sql
 
@@ -2615,18 +2681,31 @@ values (0, 'repeatable', '51_usage_functions.sql', 'abf0a46a85b6c8e46806158da87a
 -- The life of an instance. The row is the desired state: these functions write it, a notification wakes
 -- the instance-provisioner, and that makes it true.
 
--- Whoever wrote: a user's config, a new tier's resources, a pause.
+-- Whoever wrote: a user's config, a new tier's resources, a pause. That it runs is the provisioner's
+-- own answer; a status at which it keeps its hands off takes the work back.
 create or replace function private.notify_instance() returns trigger
-language plpgsql set search_path = ''
+language plpgsql security definer set search_path = ''
 as $$
+declare
+  due timestamptz;
 begin
+  if new.runtime = 'kubernetes'
+     and new.status in ('provisioning', 'running', 'stopped', 'deprovisioning') then
+    due := now();
+  end if;
+  if tg_op = 'INSERT' or (old.status, new.status) <> ('provisioning', 'running') then
+    insert into private.provisioning as work (instance_id, due_at)
+    values (new.id, due)
+    on conflict (instance_id) do update
+      set revision = work.revision + 1, attempts = 0, due_at = excluded.due_at;
+  end if;
   perform pg_notify('instances', new.id::text);
   return null;
 end
 $$;
 
 comment on function private.notify_instance() is
-  'Wakes the instance-provisioner on commit: the channel is instances, the payload the id.';
+  'Asks the instance-provisioner for work, and wakes it on commit: the channel is instances, the payload the id.';
 
 revoke all on function private.notify_instance() from public, anon, authenticated, service_role;
 
@@ -2855,7 +2934,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '52_instance_functions.sql', '83ad2a9fa32981ac8cd09470f964800bdd80eae7c8ea5e3b853021a57c8d7b4f', NULL, '1.0.0');
+values (0, 'repeatable', '52_instance_functions.sql', 'e744fd1f16501817e6e736ad3af50273a9d2ae637c6021435b2f47023144bde4', NULL, '1.0.0');
 
 -- repeatable/53_automation_functions.sql
 

@@ -16,6 +16,7 @@ from customers import ANN, BOB, Db, add_instance
 from hypothesis import settings
 from migrating import query
 from platforms import Platform, run, stack_config
+from provisioning import World, a_world
 from psycopg import sql
 
 from components.instance_provisioner import INSTANCES_NAMESPACE, NAMESPACE, RESTRICTED
@@ -187,3 +188,18 @@ def deploy_to(cluster: Access, monkeypatch: pytest.MonkeyPatch) -> Iterator[Acce
     yield cluster
     names = (NAMESPACE, INSTANCES_NAMESPACE)
     cluster.kubectl("delete", "namespace", *names, "--ignore-not-found")
+
+
+@pytest.fixture(scope="module")
+def world(
+    server: Server,
+    cluster: Access,
+    helm: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[World]:
+    """A platform and a namespace of its own, for the instance-provisioner."""
+    directory = tmp_path_factory.mktemp("provisioner")
+    url = server.url(f"provisioner_{secrets.token_hex(4)}")
+    config = stack_config(url, directory / "manifests")
+    with a_world(Platform(url, config, run(config)), cluster, helm, directory) as world:
+        yield world

@@ -294,6 +294,16 @@ def rows(customer: str, which: str) -> dict[str, Row]:
             "value": "a secret",
             **stamps,
         },
+        "private.provisioning": {
+            "instance_id": uid(customer, f"{which} instance"),
+            "revision": "1",
+            "due_at": past,
+            "attempts": "1",
+            "lease": account,
+            "leased_by": "a-worker",
+            "leased_until": past,
+            "applied": "a-digest",
+        },
         "private.api_key_hashes": {
             "api_key_id": key,
             "key_hash": key_hash,
@@ -333,6 +343,7 @@ ROWS = {(who, which): rows(who, which) for who in (OWN, FOREIGN) for which in ("
 MADE_ALREADY = {
     "public.accounts",  # by the trigger on auth.users
     "private.api_key_hashes",  # by the trigger on api_keys
+    "private.provisioning",  # by the trigger on instances
     "private.tiers",  # by a migration
     "private.retention",  # by a migration
     "private.instance_status_transitions",  # by a migration

@@ -472,9 +472,12 @@ class TestValues:
 
     def test_settings(self, render: Render, values: Values) -> None:
         values["config"] |= {"logLevel": "debug", "workers": 8, "resyncSeconds": 3_000_000}
+        values["config"]["instanceValues"] = {"ingress": {"className": "nginx"}}
         objects = render(values)
         assert only(objects, "ConfigMap")["data"] == {
             "BASE_DOMAIN": "mindroom.example",
+            "GRACE_SECONDS": "45",
+            "INSTANCE_VALUES": '{"ingress":{"className":"nginx"}}',
             "INSTANCES_NAMESPACE": "mindroom-instances",
             "LOG_LEVEL": "debug",
             "RESYNC_SECONDS": "3000000",

@@ -7,6 +7,7 @@ import pytest
 
 from components import ROOT
 from components.automation import SCHEDULES
+from provisioner.settings import Settings
 
 SOURCES = [
     path
@@ -30,7 +31,17 @@ def test_env_example_names_every_variable_that_is_read() -> None:
         if name
     }
     read -= {"PATH"}
+    read |= {name.upper() for name in Settings.model_fields}
     assert set(re.findall(r"^#([A-Z_]+)=", text(".env.example"), re.MULTILINE)) == read
+
+
+def test_provisioner_document_names_every_metric_and_setting() -> None:
+    document = text("docs/provisioner.md")
+    metrics = set(re.findall(r"`(provisioner_[a-z_]+)", document))
+    assert metrics == set(re.findall(r'"(provisioner_[a-z_]+)"', text("provisioner/metrics.py")))
+    settings = {name.upper() for name in Settings.model_fields}
+    elsewhere = {"INSTANCE_CHART", "HELM", "HOST", "PORT"}  # as the image has them
+    assert settings - elsewhere <= set(re.findall(r"`([A-Z_]+)`", document))
 
 
 def test_outputs_document_is_the_contract() -> None:

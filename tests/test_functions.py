@@ -922,3 +922,41 @@ def test_another_customers_rows_are_out_of_reach(db: Db) -> None:
 def test_who_has_no_account_yet_asks_and_is_told_nothing(db: Db) -> None:
     with db.acting("authenticated", NEWCOMER):
         assert db.one("select has_active_subscription(%s)", NEWCOMER.account) is False
+
+
+# ---- the work of the instance-provisioner
+
+ASKS_FOR_WORK = [
+    ({"config": {"agents": {"a": {}}}}, True),
+    ({"app_config": {"matrix": {"enabled": True}}}, True),
+    ({"subdomain": "another"}, True),
+    ({"memory_limit_mb": 1}, True),
+    ({"status": "stopped"}, True),
+    ({"status": "deprovisioning"}, True),
+    ({"status": "maintenance"}, False),
+    ({"status": "failed"}, False),
+    ({"runtime": "dokku"}, False),
+]
+
+
+@pytest.mark.parametrize(("change", "due"), ASKS_FOR_WORK)
+def test_what_the_provisioner_has_to_do_is_due_and_nothing_else(
+    db: Db, change: dict[str, Any], due: bool
+) -> None:
+    work = "select {} from private.provisioning where instance_id = %s"
+    db.run("update private.provisioning set due_at = null, attempts = 3")
+    before = db.one(work.format("revision"), ANN.instance)
+    db.update("instances", ANN.instance, **change)
+    [row] = db.run(work.format("due_at is not null, attempts, revision"), ANN.instance)
+    assert row == (due, 0, before + 1)
+
+
+def test_what_the_provisioner_answers_is_no_new_work(db: Db) -> None:
+    instance = add_instance(db, ANN, "new")["id"]
+    work = "select due_at, revision from private.provisioning where instance_id = %s"
+    before = db.run(work, instance)
+    assert before[0][0]
+    db.update("instances", instance, status="running", frontend_url="https://new.example")
+    db.run("select update_instance_health(%s, 'healthy')", instance)
+    db.run("select track_usage(%s)", instance)
+    assert db.run(work, instance) == before

@@ -7,6 +7,7 @@ revoke all on
   private.retention,
   private.instance_status_transitions,
   private.instance_secrets,
+  private.provisioning,
   private.api_key_hashes,
   private.stripe_events,
   private.stripe_objects
@@ -33,6 +34,12 @@ create policy "services read the transitions" on private.instance_status_transit
 
 drop policy if exists "services keep the secrets of instances" on private.instance_secrets;
 create policy "services keep the secrets of instances" on private.instance_secrets
+  for all to platform_service
+  using (true)
+  with check (true);
+
+drop policy if exists "services read and write the work on instances" on private.provisioning;
+create policy "services read and write the work on instances" on private.provisioning
   for all to platform_service
   using (true)
   with check (true);

@@ -1,18 +1,31 @@
 -- The life of an instance. The row is the desired state: these functions write it, a notification wakes
 -- the instance-provisioner, and that makes it true.
 
--- Whoever wrote: a user's config, a new tier's resources, a pause.
+-- Whoever wrote: a user's config, a new tier's resources, a pause. That it runs is the provisioner's
+-- own answer; a status at which it keeps its hands off takes the work back.
 create or replace function private.notify_instance() returns trigger
-language plpgsql set search_path = ''
+language plpgsql security definer set search_path = ''
 as $$
+declare
+  due timestamptz;
 begin
+  if new.runtime = 'kubernetes'
+     and new.status in ('provisioning', 'running', 'stopped', 'deprovisioning') then
+    due := now();
+  end if;
+  if tg_op = 'INSERT' or (old.status, new.status) <> ('provisioning', 'running') then
+    insert into private.provisioning as work (instance_id, due_at)
+    values (new.id, due)
+    on conflict (instance_id) do update
+      set revision = work.revision + 1, attempts = 0, due_at = excluded.due_at;
+  end if;
   perform pg_notify('instances', new.id::text);
   return null;
 end
 $$;
 
 comment on function private.notify_instance() is
-  'Wakes the instance-provisioner on commit: the channel is instances, the payload the id.';
+  'Asks the instance-provisioner for work, and wakes it on commit: the channel is instances, the payload the id.';
 
 revoke all on function private.notify_instance() from public, anon, authenticated, service_role;
 

@@ -70,6 +70,8 @@ select t.name as table, t.trigger as missing_or_disabled_trigger
     ('public.instances', 'instances_check_first_config'),
     ('public.instances', 'instances_check_config'),
     ('public.instances', 'instances_keep_deployed'),
+    ('public.instances', 'instances_notify_insert'),
+    ('public.instances', 'instances_notify_update'),
     ('public.instances', 'instances_audit'),
     ('public.instances', 'instances_audit_status'),
     ('public.usage_metrics', 'usage_metrics_check_day'),

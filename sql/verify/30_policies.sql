@@ -31,6 +31,7 @@ with expected (name, role, commands) as (
     ('private.retention', 'platform_service', 'r'),
     ('private.instance_status_transitions', 'platform_service', 'r'),
     ('private.instance_secrets', 'platform_service', 'rawd'),
+    ('private.provisioning', 'platform_service', 'rawd'),
     ('private.api_key_hashes', 'platform_service', 'r'),
     ('private.stripe_events', 'platform_service', 'r'),
     ('private.stripe_objects', 'platform_service', 'r')

@@ -1,0 +1,1 @@
+"""Measurements of the instance-provisioner: `python -m bench.provisioner`."""

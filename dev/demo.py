@@ -1,0 +1,337 @@
+"""A customer's life on the platform of `make up CLUSTER=1`: every step is real, shown and checked.
+
+The database is asked as who would ask it: the sign-up as Supabase's auth, Stripe's events as
+stripe_handler, messages as service_role, everything else by the provisioner's HTTP API. Whatever is
+not as it should be ends the demo with an error.
+"""
+
+import json
+import secrets
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg.types.json import Jsonb
+
+from dev import DevError
+from embedded.cluster import Access
+
+TIMEOUT = 120.0
+STARTED = 1_700_000_000
+
+
+@dataclass
+class Demo:
+    """One customer, and what is asked about them.
+
+    Attributes:
+        admin: the administrator's URL.
+        stripe_handler: the URL of the role of that name.
+        api: the provisioner's URL.
+        token: the provisioner's API token.
+        cluster: an administrator's way into the cluster.
+        namespace: of the instances.
+    """
+
+    admin: str
+    stripe_handler: str
+    api: str
+    token: str
+    cluster: Access
+    namespace: str
+    step: int = 0
+
+    def play(self) -> None:
+        """Play it through.
+
+        Raises:
+            DevError: a step is not what it should be.
+        """
+        mark = secrets.token_hex(4)
+        email = f"ada-{mark}@customers.example"
+        self.say(f"Ada signs up as {email}")
+        account = UUID(
+            str(
+                self.ask(
+                    "insert into auth.users (id, email, raw_user_meta_data)"
+                    " values (gen_random_uuid(), %s, %s) returning id",
+                    email,
+                    Jsonb({"full_name": "Ada"}),
+                )
+            )
+        )
+        [found] = self.rows("select email, full_name from public.accounts where id = %s", account)
+        self.check(found == (email, "Ada"), f"the trigger made her account: {found}")
+
+        self.say("Stripe: she has a customer and a subscription to the plan starter")
+        self.stripe(mark, 1, "customer.created", self.customer(mark, account))
+        self.stripe(mark, 2, "customer.subscription.created", self.subscription(mark, "starter"))
+        [(plan, tier, limit)] = self.rows(
+            "select id, tier, max_messages_per_day from public.subscriptions where account_id = %s",
+            account,
+        )
+        self.check((tier, limit) == ("starter", 1000), f"{tier}: {limit} messages a day")
+        self.check(
+            self.ask("select public.has_active_subscription(%s)", account) is True,
+            "the subscription is live",
+        )
+
+        self.say("provision_instance")
+        row = self.request(
+            "POST",
+            "/api/v1/provision",
+            {
+                "account_id": str(account),
+                "subscription_id": str(plan),
+                "config": {"agents": {"ada": {"model": "large"}}},
+            },
+        )
+        instance, name = row["instance_id"], row["app_name"]
+        self.check(row["status"] == "provisioning", f"instance {instance} is to be release {name}")
+        row = self.follow(instance, "running")
+        self.check(
+            row["frontend_url"].startswith(f"https://{name}."), f"it is at {row['frontend_url']}"
+        )
+        self.check(
+            self.pods(instance) == {"backend": "Running", "frontend": "Running"}, "its pods run"
+        )
+        release = self.kubectl("get", "secrets", f"-lowner=helm,name={name}", "-oname").split()
+        self.check(len(release) == 1, f"Helm has one revision: {release}")
+        self.wait("it is healthy", lambda: self.get(instance)["health_status"] == "healthy")
+
+        self.say(f"She uses it, until the limit of {limit} messages")
+        track = "select public.track_usage(%s, agent => 'ada', platform => 'matrix')"
+        with self.as_service_role() as connection:
+            within = sum(
+                connection.execute(track, [instance]).fetchone() == (True,) for _ in range(limit)
+            )
+            self.check(within == limit, f"{within} messages are within it")
+            [over] = connection.execute(track, [instance]).fetchone() or [None]
+            self.check(over is False, "one more is told to be over it")
+            usage = connection.execute(
+                "select messages_used, within_limits from public.check_usage_limits(%s)", [instance]
+            ).fetchone()
+            self.check(usage == (limit + 1, False), f"check_usage_limits says {usage}")
+
+        self.say("Stripe: she upgrades to the plan professional, and her pods grow")
+        before = self.memory(instance)
+        self.stripe(
+            mark, 3, "customer.subscription.updated", self.subscription(mark, "professional")
+        )
+        row = self.follow(instance, "running")
+        after = self.memory(instance)
+        self.check(
+            row["memory_limit_mb"] == 4096 and before < after <= 4096,
+            f"{before} MiB became {after} MiB, without a request to the provisioner",
+        )
+        with self.as_service_role() as connection:
+            [within_again] = connection.execute(track, [instance]).fetchone() or [None]
+        self.check(within_again is True, "her messages are within the limit again")
+
+        self.say("She takes a break: the instance is stopped, and started again")
+        volume = self.kubectl("get", "pvc", f"{name}-backend", "-ojsonpath={.metadata.uid}")
+        self.set_status(instance, "stopped")
+        self.follow(instance, "stopped")
+        self.wait("it has no pods", lambda: self.pods(instance) == {})
+        self.set_status(instance, "running")
+        self.follow(instance, "running")
+        self.wait(
+            "its pods run again",
+            lambda: self.pods(instance) == {"backend": "Running", "frontend": "Running"},
+        )
+        same = self.kubectl("get", "pvc", f"{name}-backend", "-ojsonpath={.metadata.uid}")
+        self.check(same == volume, "on the volume that they had")
+
+        self.say("deprovision_instance")
+        self.request(
+            "DELETE", "/api/v1/deprovision", {"instance_id": instance, "reason": "the demo is over"}
+        )
+        self.follow(instance, "deprovisioned")
+        label = f"-lmindroom.chat/instance={instance}"
+        left = self.kubectl("get", "all,ingress,cm,secret,netpol", label, "-oname")
+        self.check(left == "", "nothing of the release is left")
+        kept = self.kubectl(
+            "get",
+            "pvc",
+            label,
+            r"-ojsonpath={.items[*].metadata.annotations.mindroom\.chat/delete-after}",
+        )
+        self.check(kept != "", f"but her volume, until {kept}, as the plan says")
+
+        self.say("What the audit log has of it")
+        entries = self.rows(
+            "select to_char(created_at, 'HH24:MI:SS'), actor_role, action, details"
+            " from public.audit_logs where account_id = %s order by created_at, id",
+            account,
+        )
+        for at, actor, action, details in entries:
+            print(f"   {at}  {actor:<22}{action:<28}{_shorten(details)}")
+        actions = [action for _, _, action, _ in entries]
+        for wanted, times in (
+            ("account.created", 1),
+            ("subscription.created", 1),
+            ("subscription.updated", 1),
+            ("instance.created", 1),
+            ("instance.updated", 5),
+            ("usage.limit_exceeded", 1),
+        ):
+            count = actions.count(wanted)
+            self.check(count == times, f"{wanted}: {count}")
+        print("\nThat was a customer's life: every step was as it should be.")
+
+    # ---- what is shown
+
+    def say(self, what: str) -> None:
+        """Begin a step."""
+        self.step += 1
+        print(f"\n{self.step}. {what}", flush=True)
+
+    def check(self, good: bool, what: str) -> None:
+        """Show what was found.
+
+        Raises:
+            DevError: it is not as it should be.
+        """
+        print(f"   {'ok' if good else 'WRONG'}: {what}", flush=True)
+        if not good:
+            raise DevError(f"step {self.step} is not what it should be: {what}")
+
+    def wait(self, what: str, good: Callable[[], bool]) -> None:
+        """Show what comes true."""
+        deadline = time.monotonic() + TIMEOUT
+        while not good() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        self.check(good(), what)
+
+    def follow(self, instance: str, status: str) -> dict[str, Any]:
+        """Show what changes until an instance is settled with a status; its row."""
+        started, shown = time.monotonic(), ""
+        while time.monotonic() - started < TIMEOUT:
+            row = self.get(instance)
+            pods = ", ".join(f"{k} {v}" for k, v in self.pods(instance).items()) or "none"
+            now = f"{row['status']}; pods: {pods}"
+            if now != shown:
+                print(f"   {time.monotonic() - started:5.1f} s  {now}", flush=True)
+                shown = now
+            if row["settled"]:
+                break
+            time.sleep(0.1)
+        self.check(
+            (row["status"], row["error_message"]) == (status, None), f"the instance is {status}"
+        )
+        return row
+
+    # ---- what is asked
+
+    def rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        """What the database has, as the administrator sees it."""
+        with psycopg.connect(self.admin, autocommit=True) as connection:
+            return connection.execute(query.encode(), values).fetchall()
+
+    def ask(self, query: str, *values: object) -> object:
+        """The one value that a query has."""
+        [[value]] = self.rows(query, *values)
+        return value
+
+    def as_service_role(self) -> psycopg.Connection:
+        """A connection with the role that requests of our own servers take through the API."""
+        connection = psycopg.connect(self.admin, autocommit=True)
+        connection.execute("set role service_role")
+        return connection
+
+    def set_status(self, instance: str, status: str) -> None:
+        """As a server of ours would."""
+        with self.as_service_role() as connection:
+            connection.execute(
+                "update public.instances set status = %s where id = %s", [status, instance]
+            )
+
+    def stripe(self, mark: str, number: int, kind: str, content: Mapping[str, Any]) -> None:
+        """An event, handed on as stripe-handler would."""
+        event = {
+            "id": f"evt_{mark}_{number}",
+            "type": kind,
+            "created": STARTED + number,
+            "data": {"object": content},
+        }
+        with psycopg.connect(self.stripe_handler, autocommit=True) as connection:
+            [outcome] = connection.execute(
+                "select public.handle_stripe_event(%s)", [Jsonb(event)]
+            ).fetchone() or [None]
+        self.check(outcome == "applied", f"{kind}: {outcome}")
+
+    def customer(self, mark: str, account: UUID) -> dict[str, Any]:
+        """Stripe's customer, who names the account."""
+        return {
+            "id": f"cus_{mark}",
+            "object": "customer",
+            "created": STARTED,
+            "metadata": {"account_id": str(account)},
+        }
+
+    def subscription(self, mark: str, tier: str) -> dict[str, Any]:
+        """Stripe's subscription to a plan."""
+        price = {"id": f"price_{tier}", "metadata": {"tier": tier}}
+        return {
+            "id": f"sub_{mark}",
+            "object": "subscription",
+            "customer": f"cus_{mark}",
+            "created": STARTED,
+            "status": "active",
+            "metadata": {},
+            "items": {"data": [{"price": price}]},
+        }
+
+    def request(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """What the provisioner's API answers."""
+        request = urllib.request.Request(  # noqa: S310 - our own address
+            f"{self.api}{path}",
+            json.dumps(body).encode() if body else None,
+            {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"},
+            method=method,
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+                row: dict[str, Any] | list[dict[str, Any]] = json.load(answer)
+        except urllib.error.HTTPError as error:
+            raise DevError(f"{method} {path}: {error.code} {error.read().decode()}") from None
+        return row[0] if isinstance(row, list) else row
+
+    def get(self, instance: str) -> dict[str, Any]:
+        """An instance as the provisioner's API shows it."""
+        return self.request("GET", f"/api/v1/instances/{instance}")
+
+    def kubectl(self, *arguments: str) -> str:
+        """What kubectl says of the instances' namespace."""
+        return self.cluster.kubectl(*arguments, "-n", self.namespace)
+
+    def pods(self, instance: str) -> dict[str, str]:
+        """Component -> phase."""
+        listing = self.kubectl("get", "pods", f"-lmindroom.chat/instance={instance}", "-ojson")
+        return {
+            pod["metadata"]["labels"]["app.kubernetes.io/component"]: pod["status"]["phase"]
+            for pod in json.loads(listing)["items"]
+            if "deletionTimestamp" not in pod["metadata"]
+        }
+
+    def memory(self, instance: str) -> int:
+        """MiB that the pods may use together."""
+        listing = self.kubectl("get", "pods", f"-lmindroom.chat/instance={instance}", "-ojson")
+        return sum(
+            int(container["resources"]["limits"]["memory"].removesuffix("Mi"))
+            for pod in json.loads(listing)["items"]
+            if "deletionTimestamp" not in pod["metadata"]
+            for container in pod["spec"]["containers"]
+        )
+
+
+def _shorten(details: Mapping[str, Any]) -> str:
+    text = json.dumps({k: v for k, v in details.items() if k != "changed"})
+    return text if len(text) <= 100 else f"{text[:97]}..."

@@ -1,0 +1,116 @@
+"""The service's settings: environment variables of the same names, in capitals."""
+
+import os
+import socket
+from pathlib import Path
+from typing import Annotated, Any
+
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import AfterValidator, Field, Json, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+LOWEST_LEVELS = ("debug", "info", "warning", "error")
+SHORTEST_TOKEN = 16
+
+
+def _known_level(value: str) -> str:
+    if value not in LOWEST_LEVELS:
+        raise ValueError(f"must be one of {', '.join(LOWEST_LEVELS)}")
+    return value
+
+
+def _long_enough(value: SecretStr) -> SecretStr:
+    if len(value.get_secret_value().encode()) < SHORTEST_TOKEN:
+        raise ValueError(f"must have at least {SHORTEST_TOKEN} bytes")
+    return value
+
+
+def _database_url(value: SecretStr) -> SecretStr:
+    try:
+        conninfo_to_dict(value.get_secret_value())
+    except ProgrammingError:
+        raise ValueError("must be postgresql://USER:PASSWORD@HOST:PORT/DATABASE") from None
+    return value
+
+
+class SettingsError(Exception):
+    """What is wrong with which variable."""
+
+
+class Settings(BaseSettings):
+    """All that the service is told; times are in seconds.
+
+    Attributes:
+        database_url: the URL of the role instance_provisioner.
+        api_token: what callers of the HTTP API present.
+        base_domain: an instance's host is its subdomain under this.
+        instances_namespace: the namespace of the releases.
+        instance_values: values of the instance chart that hold for every instance (JSON), such as
+            {"ingress": {"className": "nginx"}}; a row's app_config wins over them.
+        instance_chart: the directory of the instance chart.
+        helm: the Helm program.
+        host: the address that the HTTP API listens on.
+        port: its port.
+        log_level: the least severe event that is logged.
+        workers: instances worked on at the same time.
+        resync_seconds: between two looks at the whole table and the whole namespace.
+        keepalive_seconds: between two signs of life on the listening connection.
+        lease_seconds: after which the work of a dead worker is taken over.
+        helm_timeout_seconds: that pods may take to become ready.
+        helm_slack_seconds: that Helm may take beyond that before it is killed.
+        max_attempts: before a new instance is given up.
+        first_backoff_seconds: before the second attempt; doubles with each further one.
+        last_backoff_seconds: beyond which it does not grow.
+        grace_seconds: to finish what is under way when told to stop; below the pod's own.
+    """
+
+    model_config = SettingsConfigDict(frozen=True)
+
+    database_url: Annotated[SecretStr, AfterValidator(_database_url)]
+    api_token: Annotated[SecretStr, AfterValidator(_long_enough)]
+    base_domain: Annotated[
+        str, Field(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$")
+    ]
+    instances_namespace: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+    instance_values: Json[dict[str, Any]] = Field("{}", validate_default=True)
+    instance_chart: Path = Path(__file__).parent.parent / "charts" / "instance"
+    helm: str = "helm"
+    host: str = "0.0.0.0"  # noqa: S104 - a pod's own; the NetworkPolicy says who reaches it
+    port: Annotated[int, Field(ge=0, lt=65536)] = 8080
+    log_level: Annotated[str, AfterValidator(_known_level)] = "info"
+    workers: Annotated[int, Field(gt=0)] = 4
+    resync_seconds: Annotated[float, Field(gt=0)] = 60
+    keepalive_seconds: Annotated[float, Field(gt=0)] = 15
+    lease_seconds: Annotated[float, Field(ge=1)] = 60
+    helm_timeout_seconds: Annotated[int, Field(gt=0)] = 300
+    helm_slack_seconds: Annotated[float, Field(ge=0)] = 15
+    max_attempts: Annotated[int, Field(gt=0)] = 5
+    first_backoff_seconds: Annotated[float, Field(gt=0)] = 5
+    last_backoff_seconds: Annotated[float, Field(gt=0)] = 300
+    grace_seconds: Annotated[float, Field(ge=0)] = 45
+
+    @property
+    def worker(self) -> str:
+        """What this process is called in a lease."""
+        return f"{socket.gethostname()}/{os.getpid()}"
+
+
+def load() -> Settings:
+    """The settings of this process.
+
+    Raises:
+        SettingsError: with every variable that is missing or wrong, and never its value.
+    """
+    try:
+        return Settings()  # type: ignore[call-arg]  # from the environment
+    except ValidationError as error:
+        problems = [
+            f"{str(problem['loc'][0]).upper()}: {_told(problem['type'], problem['msg'])}"
+            for problem in error.errors(include_input=False, include_url=False)
+        ]
+    raise SettingsError("; ".join(problems))
+
+
+def _told(kind: str, message: str) -> str:
+    return "is not set" if kind == "missing" else message.removeprefix("Value error, ")
