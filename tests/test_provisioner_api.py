@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import httpx2
 import pytest
@@ -15,7 +15,7 @@ from provisioning import PATIENCE, TOKEN, Service, World, eventually
 
 from components import ROOT
 
-NOBODY = str(uuid4())
+NOBODY = "00000000-0000-4000-8000-000000000000"
 ROUTES = [
     ("POST", "/api/v1/provision", {"subscription_id": NOBODY, "account_id": NOBODY}),
     ("DELETE", "/api/v1/deprovision", {"instance_id": NOBODY}),
