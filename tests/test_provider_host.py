@@ -433,7 +433,7 @@ class TestCheck:
 
     def test_files_as_they_were_applied_pass(self, offline: Stack) -> None:
         with offline.host() as host:
-            assert {name: host.check(name) for name in NAMES} == {
+            assert {name: host.check(name) for name in offline.state} == {
                 name: state.inputs for name, state in offline.state.items()
             }
             assert host.printed() == ""
