@@ -1028,21 +1028,23 @@ declare
   category constant text := tg_argv[1];
   told constant text[] := string_to_array(tg_argv[2], ' ');
   bookkeeping constant text[] := string_to_array(tg_argv[3], ' ') || array['updated_at'];
-  old_row constant jsonb := coalesce(to_jsonb(old), '{}');
-  new_row constant jsonb := coalesce(to_jsonb(new), '{}');
-  any_row constant jsonb := old_row || new_row;
+  old_row constant jsonb := to_jsonb(old);
+  new_row constant jsonb := to_jsonb(new);
+  any_row constant jsonb := coalesce(new_row, old_row);
   reason constant text := nullif(current_setting('mindroom.audit_reason', true), '');
   changed text[];
+  old_told jsonb;
+  new_told jsonb;
   details jsonb := '{}'::jsonb;
 begin
-  changed := array(
-    select key
-      from jsonb_object_keys(any_row) as key
-     where old_row -> key is distinct from new_row -> key
-       and key <> all (bookkeeping)
-     order by key
-  );
-  if cardinality(changed) = 0 then
+  select array_agg(key order by key),
+         coalesce(jsonb_object_agg(key, old_row -> key) filter (where key = any (told)), '{}'),
+         coalesce(jsonb_object_agg(key, new_row -> key) filter (where key = any (told)), '{}')
+    into changed, old_told, new_told
+    from jsonb_object_keys(any_row) as key
+   where old_row -> key is distinct from new_row -> key
+     and key <> all (bookkeeping);
+  if changed is null then
     return null;
   end if;
 
@@ -1053,16 +1055,10 @@ begin
     details := details || jsonb_build_object('reason', reason);
   end if;
   if tg_op in ('UPDATE', 'DELETE') then
-    details := details || jsonb_build_object('old', (
-      select coalesce(jsonb_object_agg(key, old_row -> key), '{}')
-        from unnest(changed) as key where key = any (told)
-    ));
+    details := details || jsonb_build_object('old', old_told);
   end if;
   if tg_op in ('UPDATE', 'INSERT') then
-    details := details || jsonb_build_object('new', (
-      select coalesce(jsonb_object_agg(key, new_row -> key), '{}')
-        from unnest(changed) as key where key = any (told)
-    ));
+    details := details || jsonb_build_object('new', new_told);
   end if;
 
   perform private.log_audit(
@@ -1104,7 +1100,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '10_shared.sql', 'f1cb848022f10288b04f6cd0b190866b8b4790a7ddc00ecc90e83f4da139ec7a', NULL, '1.0.0');
+values (0, 'repeatable', '10_shared.sql', '5f78534f803708a66b7158156c8c0ebf540de4356f49cffa3b92a2d55e8846ff', NULL, '1.0.0');
 
 -- repeatable/20_accounts.sql
 
@@ -3131,15 +3127,15 @@ begin
     end if;
 
     -- What the price says goes first: it changes with the plan, the metadata of a subscription may not.
-    select named.tier, element.item into plan
+    select tiers.tier, element.item into plan
       from jsonb_array_elements(object #> '{items,data}') with ordinality as element (item, place)
-     cross join lateral (values
-       (1, item #>> '{price,metadata,tier}'),
-       (2, regexp_replace(item #>> '{price,lookup_key}', '[-_](monthly|yearly)$', '')),
-       (3, object #>> '{metadata,tier}')
-     ) as named (preference, tier)
-      join private.tiers using (tier)
-     order by preference, place
+     cross join lateral (select array[
+       item #>> '{price,metadata,tier}',
+       regexp_replace(item #>> '{price,lookup_key}', '[-_](monthly|yearly)$', ''),
+       object #>> '{metadata,tier}'
+     ]) as said (names)
+      join private.tiers on tiers.tier = any (names)
+     order by array_position(names, tiers.tier), place
      limit 1;
     if not found then
       raise exception 'Stripe subscription % names no known tier', word.id
@@ -3175,29 +3171,31 @@ create or replace function private.apply_stripe_objects(account uuid) returns vo
 language plpgsql set search_path = ''
 as $$
 declare
-  other_in_force boolean;
+  customer text;
+  other record;
+  change record;
+  plan_id uuid;
 begin
   -- The customer of the account's newest object. One that stripe-handler wrote down itself stays until
   -- Stripe speaks of it.
+  customer := (
+    select object.customer_id
+      from private.stripe_objects as object
+     where object.account_id = account
+       and object.kind <> 'invoice'
+       and not exists (
+         select from private.stripe_objects as gone
+          where gone.kind = 'customer' and gone.id = object.customer_id and gone.final
+       )
+     order by object.object_created desc, object.id
+     limit 1
+  );
   update public.accounts
-     set stripe_customer_id = newest.customer_id
-    from (select) as one
-    left join lateral (
-      select object.customer_id
-        from private.stripe_objects as object
-       where object.account_id = account
-         and object.kind <> 'invoice'
-         and not exists (
-           select from private.stripe_objects as gone
-            where gone.kind = 'customer' and gone.id = object.customer_id and gone.final
-         )
-       order by object.object_created desc, object.id
-       limit 1
-    ) as newest on true
-   where accounts.id = account
-     and accounts.stripe_customer_id is distinct from newest.customer_id
+     set stripe_customer_id = customer
+   where id = account
+     and stripe_customer_id is distinct from customer
      and (
-       accounts.stripe_customer_id is null
+       stripe_customer_id is null
        or exists (
          select from private.stripe_objects as object
           where object.customer_id = accounts.stripe_customer_id
@@ -3205,98 +3203,116 @@ begin
      );
 
   -- A plan that Stripe knows nothing of (a free one) ends when a subscription of Stripe's begins.
-  update public.subscriptions as plan
-     set status = 'cancelled'
+  select plan.id,
+         exists (
+           select from private.stripe_objects as word
+            where word.account_id = account
+              and word.kind = 'subscription'
+              and word.begun
+              and (not word.final or word.cancelled_at > plan.created_at)
+         ) as over
+    into other
+    from public.subscriptions as plan
    where plan.account_id = account
      and plan.status <> 'cancelled'
      and not exists (
        select from private.stripe_objects as word
         where word.kind = 'subscription' and word.id = plan.stripe_subscription_id
-     )
-     and exists (
-       select from private.stripe_objects as word
-        where word.account_id = account
-          and word.kind = 'subscription'
-          and word.begun
-          and (not word.final or word.cancelled_at > plan.created_at)
      );
-  other_in_force := exists (
-    select from public.subscriptions as plan
-     where plan.account_id = account
-       and plan.status <> 'cancelled'
-       and not exists (
-         select from private.stripe_objects as word
-          where word.kind = 'subscription' and word.id = plan.stripe_subscription_id
-       )
-  );
+  if other.over then
+    update public.subscriptions set status = 'cancelled' where id = other.id;
+  end if;
 
   -- Each subscription of Stripe's is a row. At most one is in force: the first by status, then the
-  -- newest; those beside it are cancelled here, since when there are two, until it ends.
-  insert into public.subscriptions as plan (
-    account_id, stripe_subscription_id, tier, status, stripe_price_id,
-    trial_started_at, trial_ends_at, current_period_start, current_period_end, cancelled_at
-  )
-  select account, id, tier, case when in_force then paid_status else 'cancelled' end, price_id,
-         trial_started_at, trial_ends_at, period_start, period_end,
-         case when in_force or final then cancelled_at else greatest(object_created, first_created) end
-    from (
-      select *,
-             row_number() over best = 1 and not final and not other_in_force as in_force,
-             first_value(object_created) over best as first_created
-        from (
-          select word.*,
-                 case
-                   when word.status = 'active' and payment.status = 'failed' then 'past_due'
-                   when word.status = 'past_due' and payment.status = 'paid' then 'active'
-                   else word.status
-                 end as paid_status
-            from private.stripe_objects as word
-            left join private.stripe_objects as payment
-              on payment.kind = 'invoice' and payment.id = word.id and payment.said_at > word.said_at
-           where word.account_id = account and word.kind = 'subscription'
-        ) as word
-      window best as (
-        order by array_position(
-                   array['active', 'past_due', 'paused', 'incomplete', 'cancelled'],
-                   case paid_status when 'trialing' then 'active' else paid_status end
-                 ),
-                 object_created desc, id
+  -- newest; those beside it are cancelled here, since when there are two, until it ends. Not an upsert:
+  -- that puts each row through the triggers and checks of an insert first.
+  for change in
+    select due.*, plan.id as row_id
+      from (
+        select id, tier, price_id, trial_started_at, trial_ends_at, period_start, period_end, in_force,
+               case when in_force then paid_status else 'cancelled' end as status,
+               case
+                 when in_force or final then cancelled_at else greatest(object_created, first_created)
+               end as cancelled_at
+          from (
+            select *,
+                   row_number() over best = 1 and not final and other.over is not false as in_force,
+                   first_value(object_created) over best as first_created
+              from (
+                select word.*,
+                       case
+                         when word.status = 'active' and payment.status = 'failed' then 'past_due'
+                         when word.status = 'past_due' and payment.status = 'paid' then 'active'
+                         else word.status
+                       end as paid_status
+                  from private.stripe_objects as word
+                  left join private.stripe_objects as payment
+                    on payment.kind = 'invoice' and payment.id = word.id and payment.said_at > word.said_at
+                 where word.account_id = account and word.kind = 'subscription'
+              ) as word
+            window best as (
+              order by array_position(
+                         array['active', 'past_due', 'paused', 'incomplete', 'cancelled'],
+                         case paid_status when 'trialing' then 'active' else paid_status end
+                       ),
+                       object_created desc, id
+            )
+          ) as ranked
+      ) as due
+      left join public.subscriptions as plan on plan.stripe_subscription_id = due.id collate "default"
+     where plan.id is null
+        or (
+          plan.tier, plan.status, plan.stripe_price_id, plan.trial_started_at, plan.trial_ends_at,
+          plan.current_period_start, plan.current_period_end, plan.cancelled_at
+        ) is distinct from (
+          due.tier, due.status, due.price_id, due.trial_started_at, due.trial_ends_at,
+          due.period_start, due.period_end, due.cancelled_at
+        )
+     order by in_force  -- the one that is no more in force makes room first
+  loop
+    if change.row_id is null then
+      insert into public.subscriptions (
+        account_id, stripe_subscription_id, tier, status, stripe_price_id,
+        trial_started_at, trial_ends_at, current_period_start, current_period_end, cancelled_at
       )
-    ) as ranked
-   order by in_force  -- the one that is no more in force makes room first
-  on conflict (stripe_subscription_id) do update
-    set tier = excluded.tier,
-        status = excluded.status,
-        stripe_price_id = excluded.stripe_price_id,
-        trial_started_at = excluded.trial_started_at,
-        trial_ends_at = excluded.trial_ends_at,
-        current_period_start = excluded.current_period_start,
-        current_period_end = excluded.current_period_end,
-        cancelled_at = excluded.cancelled_at
-    where (
-      plan.tier, plan.status, plan.stripe_price_id, plan.trial_started_at, plan.trial_ends_at,
-      plan.current_period_start, plan.current_period_end, plan.cancelled_at
-    ) is distinct from (
-      excluded.tier, excluded.status, excluded.stripe_price_id, excluded.trial_started_at,
-      excluded.trial_ends_at, excluded.current_period_start, excluded.current_period_end,
-      excluded.cancelled_at
-    );
+      values (
+        account, change.id, change.tier, change.status, change.price_id,
+        change.trial_started_at, change.trial_ends_at, change.period_start, change.period_end,
+        change.cancelled_at
+      );
+    else
+      update public.subscriptions
+         set tier = change.tier,
+             status = change.status,
+             stripe_price_id = change.price_id,
+             trial_started_at = change.trial_started_at,
+             trial_ends_at = change.trial_ends_at,
+             current_period_start = change.period_start,
+             current_period_end = change.period_end,
+             cancelled_at = change.cancelled_at
+       where id = change.row_id;
+    end if;
+  end loop;
 
-  -- Who comes back, or changes plans, keeps the instances.
-  update public.instances as instance
-     set subscription_id = plan.id
-    from (
-      select subscription.id
-        from public.subscriptions as subscription
+  -- Who comes back, or changes plans, keeps the instances: they go to the one plan in force, else to the
+  -- last.
+  plan_id := (select id from public.subscriptions where account_id = account and status <> 'cancelled');
+  if plan_id is null then
+    plan_id := (
+      select plan.id
+        from public.subscriptions as plan
         left join private.stripe_objects as word
-          on word.kind = 'subscription' and word.id = subscription.stripe_subscription_id
-       where subscription.account_id = account
-       order by subscription.status = 'cancelled', word.object_created desc nulls last, word.id
+          on word.kind = 'subscription' and word.id = plan.stripe_subscription_id
+       where plan.account_id = account
+       order by word.object_created desc nulls last, word.id
        limit 1
-    ) as plan
-   where instance.account_id = account
-     and instance.subscription_id <> plan.id
-     and instance.status not in ('deprovisioning', 'deprovisioned');
+    );
+  end if;
+  update public.instances
+     set subscription_id = plan_id
+   where account_id = account
+     and subscription_id <> plan_id
+     and status not in ('deprovisioning', 'deprovisioned');
 end
 $$;
 
@@ -3340,33 +3356,38 @@ begin
       raise exception 'metadata.account_id of Stripe % % is no uuid', word.kind, word.id
         using errcode = 'invalid_parameter_value', hint = 'It is the id of the auth user.';
     end if;
+    -- Ids of words are collated "C", an index on any other column with one is not.
     owners := array(
       select id from public.accounts where stripe_customer_id = word.customer_id
-      union
+      union all
       select account_id from private.stripe_objects
        where customer_id = word.customer_id and account_id is not null
-      union
-      select account_id from public.subscriptions where stripe_subscription_id = word.id
-      union
+      union all
+      select account_id from public.subscriptions
+       where stripe_subscription_id = word.id collate "default"
+      union all
       select id from public.accounts where id = claimed::uuid
     );
-    if cardinality(owners) > 1 then
+    word.account_id := owners[1];
+    if word.account_id <> any (owners) then
       raise exception 'Stripe % % of customer % belongs to several accounts: %',
-                      word.kind, word.id, word.customer_id, array_to_string(owners, ', ')
+                      word.kind, word.id, word.customer_id,
+                      (select string_agg(distinct owner::text, ', ') from unnest(owners) as owner)
         using errcode = 'integrity_constraint_violation',
               hint = 'Correct metadata.account_id in Stripe, or accounts.stripe_customer_id here.';
     end if;
-    word.account_id := owners[1];
     -- So do those of an account, which may have several customers. Before the first row that refers to
     -- it: two that share that reference's lock could not both go on to write the account.
     perform from public.accounts where id = word.account_id for no key update;
 
-    delete from private.stripe_objects as known
-     where known.kind = word.kind
-       and known.id = word.id
-       and (known.final, known.object_created, known.said_at, known.step, known.event_id)
-           < (word.final, word.object_created, word.said_at, word.step, word.event_id);
-    insert into private.stripe_objects select word.* on conflict (kind, id) do nothing;
+    insert into private.stripe_objects as known select word.*
+    on conflict (kind, id) do update
+      set (
+        kind, id, customer_id, account_id, final, object_created, said_at, step, event_id, status, begun,
+        tier, price_id, trial_started_at, trial_ends_at, period_start, period_end, cancelled_at
+      ) = row (excluded.*)
+      where (known.final, known.object_created, known.said_at, known.step, known.event_id)
+            < (excluded.final, excluded.object_created, excluded.said_at, excluded.step, excluded.event_id);
     outcome := case when not found then 'stale' when word.account_id is null then 'unlinked' else 'applied' end;
 
     if word.account_id is not null then
@@ -3413,6 +3434,6 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '54_stripe_functions.sql', 'c0a915d125b601a38b9f9f763c234cc82f1e86b0a10fd280f89affe97944d7c4', NULL, '1.0.0');
+values (0, 'repeatable', '54_stripe_functions.sql', 'aecdb801ac248db6f06c10e088df7e0e880111c75982dbdc475c6ff70555f2a1', NULL, '1.0.0');
 
 commit;

@@ -499,6 +499,19 @@ def test_who_comes_back_finds_the_instances(db: Db) -> None:
     assert db.one(query, gone) == ANN.subscription  # history stays where it was
 
 
+# ---- at any size
+
+
+def test_an_event_looks_everything_up_by_an_index(db: Db) -> None:
+    scanned = "select relname, seq_scan from pg_stat_xact_user_tables where seq_scan > 0 order by 1"
+    db.run("discard plans")
+    db.run("set local enable_seqscan = off")  # then only what no index serves
+    before = db.run(scanned)
+    send(db, customer("created", 0), subscription("created", 1), invoice("payment_failed", 2))
+    send(db, subscription("updated", 3), deleted(4))
+    assert db.run(scanned) == before
+
+
 # ---- any order
 
 BEGUN = st.lists(

@@ -66,21 +66,23 @@ declare
   category constant text := tg_argv[1];
   told constant text[] := string_to_array(tg_argv[2], ' ');
   bookkeeping constant text[] := string_to_array(tg_argv[3], ' ') || array['updated_at'];
-  old_row constant jsonb := coalesce(to_jsonb(old), '{}');
-  new_row constant jsonb := coalesce(to_jsonb(new), '{}');
-  any_row constant jsonb := old_row || new_row;
+  old_row constant jsonb := to_jsonb(old);
+  new_row constant jsonb := to_jsonb(new);
+  any_row constant jsonb := coalesce(new_row, old_row);
   reason constant text := nullif(current_setting('mindroom.audit_reason', true), '');
   changed text[];
+  old_told jsonb;
+  new_told jsonb;
   details jsonb := '{}'::jsonb;
 begin
-  changed := array(
-    select key
-      from jsonb_object_keys(any_row) as key
-     where old_row -> key is distinct from new_row -> key
-       and key <> all (bookkeeping)
-     order by key
-  );
-  if cardinality(changed) = 0 then
+  select array_agg(key order by key),
+         coalesce(jsonb_object_agg(key, old_row -> key) filter (where key = any (told)), '{}'),
+         coalesce(jsonb_object_agg(key, new_row -> key) filter (where key = any (told)), '{}')
+    into changed, old_told, new_told
+    from jsonb_object_keys(any_row) as key
+   where old_row -> key is distinct from new_row -> key
+     and key <> all (bookkeeping);
+  if changed is null then
     return null;
   end if;
 
@@ -91,16 +93,10 @@ begin
     details := details || jsonb_build_object('reason', reason);
   end if;
   if tg_op in ('UPDATE', 'DELETE') then
-    details := details || jsonb_build_object('old', (
-      select coalesce(jsonb_object_agg(key, old_row -> key), '{}')
-        from unnest(changed) as key where key = any (told)
-    ));
+    details := details || jsonb_build_object('old', old_told);
   end if;
   if tg_op in ('UPDATE', 'INSERT') then
-    details := details || jsonb_build_object('new', (
-      select coalesce(jsonb_object_agg(key, new_row -> key), '{}')
-        from unnest(changed) as key where key = any (told)
-    ));
+    details := details || jsonb_build_object('new', new_told);
   end if;
 
   perform private.log_audit(
