@@ -66,8 +66,9 @@ def main() -> None:
             api_token=pulumi.Output.secret(config.provisioner_api_token.get_secret_value()),
             jobs=automation.kubernetes,
             protect=config.protect,
-            after=[schema, grants],
+            after=grants,
         ),
+        pulumi.ResourceOptions(depends_on=schema),
     )
 
     # The contract with the other services: see docs/outputs.md before changing any of it.

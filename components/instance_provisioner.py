@@ -6,7 +6,7 @@ about 0.6 s: its imports, and those of every kind that the chart turns out to ho
 
 import hashlib
 import importlib.metadata
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +43,7 @@ class InstanceProvisionerArgs:
         api_token: what callers of its API present, a secret.
         jobs: those of the database that the cluster is to run.
         protect: refuse to destroy the namespace of the customers' instances, with their data.
-        after: what has to be there before its pods start.
+        after: what has to be there before its pods start; waited for by the chart alone.
     """
 
     context: str
@@ -56,7 +56,7 @@ class InstanceProvisionerArgs:
     api_token: pulumi.Output[str]
     jobs: Jobs
     protect: bool
-    after: Sequence[pulumi.Resource]
+    after: pulumi.Resource
 
 
 class InstanceProvisioner(pulumi.ComponentResource):
@@ -136,7 +136,7 @@ class InstanceProvisioner(pulumi.ComponentResource):
                 parent=self,
                 provider=cluster,
                 version=VERSION,
-                depends_on=[namespace, instances, secret, *args.after],
+                depends_on=[namespace, instances, secret, args.after],
             ),
             remote=True,
         )
