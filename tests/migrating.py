@@ -82,7 +82,7 @@ def sent(session: connection.Connection, action: Callable[[], object], tmp_path:
 def write(directory: Path, contents: Mapping[str, str]) -> Path:
     """Write files such as `migrations/0001_a.sql` below a directory."""
     for name, text in contents.items():
-        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).write_text(text)
     return directory
 

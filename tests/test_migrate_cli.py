@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, LiteralString
@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 import pytest
+from migrating import query, tables, write
 
 from migrate import files, run
 from migrate.connection import connect
@@ -26,25 +27,6 @@ UNREACHABLE = "postgresql://u:s3cret@127.0.0.1:1/db"
 SLOW = {"migrations/0002_slow.sql": "create table half ();\nselect pg_sleep(600);\n"}
 
 # --- helpers ---------------------------------------------------------------------------------
-
-
-def write(directory: Path, contents: Mapping[str, str]) -> Path:
-    """Write files such as `migrations/0001_a.sql` below a directory."""
-    for name, text in contents.items():
-        (directory / name).parent.mkdir(exist_ok=True)
-        (directory / name).write_text(text)
-    return directory
-
-
-def tables(*numbers: int) -> dict[str, str]:
-    """Migrations 000N_tN.sql, each of which makes the table tN."""
-    return {f"migrations/{n:04d}_t{n}.sql": f"create table t{n} (a int);\n" for n in numbers}
-
-
-def query(url: str, statement: LiteralString) -> list[Any]:
-    with psycopg.connect(url, autocommit=True) as session:
-        cursor = session.execute(statement)
-        return [row[0] for row in cursor] if cursor.description else []
 
 
 def start(*arguments: str | Path, url: str = "", **environment: str) -> subprocess.Popen[str]:

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, LiteralString
+from typing import LiteralString
 
 import psycopg
 import pytest
+from migrating import query, write
 
 from embedded.postgres import Server
 from migrate import __main__ as cli
@@ -25,21 +26,6 @@ from migrate.connection import connect
 REPOSITORY = Path(__file__).parent.parent
 
 # --- runs ------------------------------------------------------------------------------------
-
-
-def write(directory: Path, contents: Mapping[str, str]) -> Path:
-    for name, text in contents.items():
-        (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        (directory / name).write_text(text)
-    return directory
-
-
-def query(url: str, statement: LiteralString) -> list[Any]:
-    """The rows, or the values where there is one column."""
-    with psycopg.connect(url, autocommit=True) as session:
-        cursor = session.execute(statement)
-        rows = cursor.fetchall() if cursor.description else []
-        return [row[0] if len(row) == 1 else row for row in rows]
 
 
 @dataclass

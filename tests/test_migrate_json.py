@@ -4,11 +4,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import psycopg
+from migrating import write
 
 ROOT = Path(__file__).parent.parent
 
@@ -20,12 +20,6 @@ FILES = {
     "repeatable/v.sql": "create or replace view v as select a from t;\n",
     "verify/a.sql": "-- promise: there is no row\nselect a from t;\n",
 }
-
-
-def write(directory: Path, contents: Mapping[str, str]) -> None:
-    for name, text in contents.items():
-        (directory / name).parent.mkdir(exist_ok=True)
-        (directory / name).write_text(text)
 
 
 def migrate(directory: Path, url: str, *arguments: str) -> tuple[int, dict[str, Any]]:
