@@ -331,9 +331,22 @@ class Cluster(Access):
     def _takes_pods(self) -> bool:
         node = json.loads(self._get("/api/v1/nodes/node") or "{}")
         conditions = node.get("status", {}).get("conditions", [])
-        return self._get("/api/v1/namespaces/default/serviceaccounts/default") is not None and any(
-            each["type"] == "Ready" and each["status"] == "True" for each in conditions
+        return (
+            self._get("/api/v1/namespaces/default/serviceaccounts/default") is not None
+            and any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+            and self._connected() >= CLIENTS.keys()
         )
+
+    def _connected(self) -> set[str]:
+        """The programs that talk to the API server: of the scheduler nothing else tells."""
+        port, found = self._port(), set()
+        for name, process in self._running().items():
+            with suppress(psutil.Error):
+                if any(
+                    each.raddr and each.raddr.port == port for each in process.net_connections()
+                ):
+                    found.add(name)
+        return found
 
     def _end(self, names: Collection[str], how: signal.Signals = signal.SIGTERM) -> bool:
         ended = [process for name, process in self._running().items() if name in names]
