@@ -236,7 +236,7 @@ def _plan(options: argparse.Namespace) -> Result:
         tree = files.read_tree(options.directory)
         everything = [file for name in FOLDERS for file in tree[name]]
         files.refuse(files.number_problems(tree[VERSIONED]) + scripts.problems(everything))
-        findings = lint([*tree[VERSIONED], *tree[REPEATABLE]])
+        findings = lint([*tree[VERSIONED], *tree[REPEATABLE]], apart=True)
         rehearsed = rehearsal.rehearse(tree) if options.rehearse else None
         text = [*map(str, findings), *([str(rehearsed)] if rehearsed else [])]
         document: dict[str, Any] = {

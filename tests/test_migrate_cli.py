@@ -525,6 +525,17 @@ def test_a_bundle_is_utf8_whatever_the_terminal_is(tmp_path: Path) -> None:
     assert "select '€😀';" in result.stdout
 
 
+def test_plan_offline_fails_on_what_is_found_until_it_is_acknowledged(tmp_path: Path) -> None:
+    index = "create index i on t1 (a);"
+    secured = {"migrations/0002_b.sql": "alter table t1 enable row level security;"}
+    write(tmp_path, {**tables(1), **secured, "migrations/0003_c.sql": index})
+    result = migrate(tmp_path, "plan", "--offline")
+    assert (result.code, "0003_c.sql:1:1: create-index" in result.stdout) == (ERROR, True)
+    write(tmp_path, {"migrations/0003_c.sql": f"-- migrate: allow create-index: small\n{index}"})
+    result = migrate(tmp_path, "plan", "--offline")
+    assert (result.code, "acknowledged: small" in result.stdout) == (UP_TO_DATE, True)
+
+
 def test_new_writes_the_next_file_with_its_title_as_a_comment(tmp_path: Path) -> None:
     write(tmp_path, tables(1, 2))
     result = migrate(tmp_path, "new", "Accounts: add e-mail!")

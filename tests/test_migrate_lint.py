@@ -649,6 +649,30 @@ def test_a_slip_in_an_acknowledgement_is_found(tmp_path: Path, line: str, why: s
     assert findings[0].message == f"this acknowledges nothing: {why}"
 
 
+EARLIER = "create table u (a int); alter table u enable row level security;"
+INDEX = "create index i on u (a);"
+SMALL = "-- migrate: allow create-index: u is small\n"
+
+
+def test_apart_what_an_earlier_file_made_is_in_use(tmp_path: Path) -> None:
+    def hurts(text: str) -> list[tuple[str, str | None]]:
+        files = written(tmp_path / "pending", *text.split(NEXT_FILE))
+        return [(finding.rule, finding.reason) for finding in lint(files, apart=True)]
+
+    assert hurts(EARLIER + INDEX + NEXT_FILE + "select 1") == []
+    assert hurts(EARLIER + NEXT_FILE + INDEX) == [("create-index", None)]
+    assert hurts(EARLIER + NEXT_FILE + SMALL + INDEX) == [("create-index", "u is small")]
+    assert hurts(EARLIER + SMALL + INDEX + NEXT_FILE + "select 1") == [("acknowledgement", None)]
+    assert hurts("create table u (a int);" + NEXT_FILE + EARLIER[24:]) == []
+
+
+def test_what_another_database_needs_acknowledged_is_no_slip(tmp_path: Path) -> None:
+    assert found(tmp_path, EARLIER + NEXT_FILE + SMALL + INDEX) == []
+    assert rules_of(found(tmp_path, EARLIER + SMALL + INDEX + NEXT_FILE + "select 1")) == [
+        "acknowledgement"
+    ]
+
+
 LETTERS = st.characters(categories=["L", "N", "P"])
 LINES = [
     text
