@@ -398,7 +398,7 @@ def test_every_command_gives_one_json_document(database: str, tmp_path: Path) ->
         ("repeatable/a.sql", "applied", "postgres"),
     ]
     assert (status["settled"], status["problems"]) == (True, [])
-    assert ask("verify") == {"drift": [], "broken": [], "promises": 1}
+    assert ask("verify") == {"accepted": [], "drift": [], "broken": [], "promises": 1}
 
 
 def test_what_goes_wrong_is_json_for_a_machine(database: str, tmp_path: Path) -> None:
@@ -502,8 +502,18 @@ def test_verify_is_3_on_drift_until_it_is_accepted(database: str, tmp_path: Path
     assert (drifted.code, drifted.stdout) == (DRIFT, "")
     assert drifted.stderr.startswith("1 object is not as the last run left them:\n")
     assert "column public.t1.b\n  expected: (absent)\n  found:    integer\n" in drifted.stderr
-    assert migrate(tmp_path, "verify", "--accept", url=database).code == UP_TO_DATE
+    accepted = migrate(tmp_path, "verify", "--accept", url=database)
+    assert (accepted.code, accepted.stdout) == (
+        UP_TO_DATE,
+        "accepted: column public.t1.b\n  expected: (absent)\n  found:    integer\n"
+        "verified: no drift, promises kept: 0\n",
+    )
     assert migrate(tmp_path, "verify", url=database).stdout.startswith("verified: no drift")
+    query(database, "alter table t1 drop b")
+    document = json.loads(migrate(tmp_path, "verify", "--accept", "--json", url=database).stdout)
+    assert document["accepted"] == [
+        {"object": "column public.t1.b", "expected": "integer", "found": None}
+    ]
 
 
 # --- bundle and new --------------------------------------------------------------------------
