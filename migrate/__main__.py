@@ -236,7 +236,7 @@ def _plan(options: argparse.Namespace) -> Result:
         tree = files.read_tree(options.directory)
         everything = [file for name in FOLDERS for file in tree[name]]
         files.refuse(files.number_problems(tree[VERSIONED]) + scripts.problems(everything))
-        findings = lint([*tree[VERSIONED], *tree[REPEATABLE]])
+        findings = lint([*tree[VERSIONED], *tree[REPEATABLE]], apart=True)
         rehearsed = rehearsal.rehearse(tree) if options.rehearse else None
         text = [*map(str, findings), *([str(rehearsed)] if rehearsed else [])]
         document: dict[str, Any] = {
@@ -333,11 +333,15 @@ def _verify(options: argparse.Namespace) -> Result:
     from migrate import proof
 
     with _open(options) as (connection, tree):
-        if options.accept:
-            proof.accept(connection, options.wait)
+        accepted = proof.accept(connection, options.wait) if options.accept else []
+        if not options.json:  # at once: it stands, whatever the promises are worth
+            print("".join(f"accepted: {difference}\n" for difference in accepted), end="")
         promises = proof.verify(connection, tree)
     text = f"verified: no drift, promises kept: {promises}"
-    return Result(UP_TO_DATE, text, "", {"drift": [], "broken": [], "promises": promises})
+    document = {"accepted": [asdict(difference) for difference in accepted]}
+    return Result(
+        UP_TO_DATE, text, "", document | {"drift": [], "broken": [], "promises": promises}
+    )
 
 
 def _bundle(options: argparse.Namespace) -> Result:

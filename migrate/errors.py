@@ -83,10 +83,11 @@ class Broken:
 class PromiseError(MigrateError):
     """Promises of `verify/` are broken."""
 
-    def __init__(self, broken: Sequence[Broken]) -> None:
+    def __init__(
+        self,
+        broken: Sequence[Broken],
+        remedy: str = "what was applied stays applied; mend it with the next migration, or by "
+        "editing a repeatable file",
+    ) -> None:
         self.broken = list(broken)
-        super().__init__(
-            "\n".join(map(str, self.broken))
-            + "\n  what to do: what was applied stays applied; mend it with the next migration, or "
-            "by editing a repeatable file"
-        )
+        super().__init__("\n".join([*map(str, self.broken), f"  what to do: {remedy}"]))

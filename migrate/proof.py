@@ -35,15 +35,20 @@ def drift(connection: Connection) -> list[Difference]:
 
 
 @readable()
-def accept(connection: Connection, wait: float = LOCK_WAIT) -> None:
+def accept(connection: Connection, wait: float = LOCK_WAIT) -> list[Difference]:
     """Take the live catalog as it should be, drift included.
+
+    Returns:
+        Every object that differed from what was recorded before.
 
     Raises:
         MigrateError: another run holds the lock for longer than `wait` seconds.
     """
     with lock(connection, wait, lambda _: None):
         send(connection, ledger.CREATE + ledger.UPGRADE)
-        ledger.end(connection, catalog.read(connection))
+        recorded, live = ledger.catalog(connection), catalog.read(connection)
+        ledger.end(connection, live)
+        return catalog.differences(recorded[0], live) if recorded else []
 
 
 @readable()

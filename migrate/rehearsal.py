@@ -11,7 +11,7 @@ from pathlib import Path
 from embedded.postgres import PostgresError, Server, embedded_bin
 from migrate import files, ledger, proof, run
 from migrate.connection import Connection, connect
-from migrate.errors import MigrateError, NoRehearsalError
+from migrate.errors import MigrateError, NoRehearsalError, PromiseError
 from migrate.files import PLATFORM, REPEATABLE, VERSIONED, Tree
 
 
@@ -34,6 +34,8 @@ _NAMES = (PLATFORM, VERSIONED, REPEATABLE)
 
 _SETTINGS = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
 """A database that is thrown away need not survive a crash."""
+
+_REMEDY = "correct the pending files; or, where the promise is to change, its query in verify/"
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ def rehearse(tree: Tree, applied: State = EMPTY) -> Rehearsal:
                 seconds = time.monotonic() - started
                 promises = proof.verify(connection, tree)
             except MigrateError as error:
+                if isinstance(error, PromiseError):
+                    error = PromiseError(error.broken, _REMEDY)
                 raise MigrateError(
                     "the rehearsal failed; nothing was done to the database itself (in a "
                     f"throwaway PostgreSQL):\n{error}"

@@ -398,7 +398,7 @@ def test_every_command_gives_one_json_document(database: str, tmp_path: Path) ->
         ("repeatable/a.sql", "applied", "postgres"),
     ]
     assert (status["settled"], status["problems"]) == (True, [])
-    assert ask("verify") == {"drift": [], "broken": [], "promises": 1}
+    assert ask("verify") == {"accepted": [], "drift": [], "broken": [], "promises": 1}
 
 
 def test_what_goes_wrong_is_json_for_a_machine(database: str, tmp_path: Path) -> None:
@@ -502,8 +502,18 @@ def test_verify_is_3_on_drift_until_it_is_accepted(database: str, tmp_path: Path
     assert (drifted.code, drifted.stdout) == (DRIFT, "")
     assert drifted.stderr.startswith("1 object is not as the last run left them:\n")
     assert "column public.t1.b\n  expected: (absent)\n  found:    integer\n" in drifted.stderr
-    assert migrate(tmp_path, "verify", "--accept", url=database).code == UP_TO_DATE
+    accepted = migrate(tmp_path, "verify", "--accept", url=database)
+    assert (accepted.code, accepted.stdout) == (
+        UP_TO_DATE,
+        "accepted: column public.t1.b\n  expected: (absent)\n  found:    integer\n"
+        "verified: no drift, promises kept: 0\n",
+    )
     assert migrate(tmp_path, "verify", url=database).stdout.startswith("verified: no drift")
+    query(database, "alter table t1 drop b")
+    document = json.loads(migrate(tmp_path, "verify", "--accept", "--json", url=database).stdout)
+    assert document["accepted"] == [
+        {"object": "column public.t1.b", "expected": "integer", "found": None}
+    ]
 
 
 # --- bundle and new --------------------------------------------------------------------------
@@ -523,6 +533,17 @@ def test_a_bundle_is_utf8_whatever_the_terminal_is(tmp_path: Path) -> None:
     result = migrate(tmp_path, "bundle", PYTHONIOENCODING="latin-1")
     assert result.code == UP_TO_DATE
     assert "select '€😀';" in result.stdout
+
+
+def test_plan_offline_fails_on_what_is_found_until_it_is_acknowledged(tmp_path: Path) -> None:
+    index = "create index i on t1 (a);"
+    secured = {"migrations/0002_b.sql": "alter table t1 enable row level security;"}
+    write(tmp_path, {**tables(1), **secured, "migrations/0003_c.sql": index})
+    result = migrate(tmp_path, "plan", "--offline")
+    assert (result.code, "0003_c.sql:1:1: create-index" in result.stdout) == (ERROR, True)
+    write(tmp_path, {"migrations/0003_c.sql": f"-- migrate: allow create-index: small\n{index}"})
+    result = migrate(tmp_path, "plan", "--offline")
+    assert (result.code, "acknowledged: small" in result.stdout) == (UP_TO_DATE, True)
 
 
 def test_new_writes_the_next_file_with_its_title_as_a_comment(tmp_path: Path) -> None:

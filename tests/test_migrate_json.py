@@ -66,7 +66,7 @@ def test_a_life_in_documents(database: str, tmp_path: Path) -> None:
 
     assert migrate(tmp_path, database, "verify") == (
         0,
-        {"promises": 1, "drift": [], "broken": []},
+        {"promises": 1, "accepted": [], "drift": [], "broken": []},
     )
 
 

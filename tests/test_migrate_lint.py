@@ -2,7 +2,10 @@
 
 import re
 import secrets
+import subprocess
+import sys
 import tempfile
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -136,6 +139,7 @@ HURTS: Mapping[str, Sequence[str]] = {
     "constraint-index": [
         "alter table t add constraint k unique (a)",
         "alter table t add column c int unique",
+        "alter table t drop constraint t_key, add constraint k primary key (b)",
         "alter table t add constraint k exclude using btree (a with =)",
     ],
     "drop": [
@@ -649,6 +653,30 @@ def test_a_slip_in_an_acknowledgement_is_found(tmp_path: Path, line: str, why: s
     assert findings[0].message == f"this acknowledges nothing: {why}"
 
 
+EARLIER = "create table u (a int); alter table u enable row level security;"
+INDEX = "create index i on u (a);"
+SMALL = "-- migrate: allow create-index: u is small\n"
+
+
+def test_apart_what_an_earlier_file_made_is_in_use(tmp_path: Path) -> None:
+    def hurts(text: str) -> list[tuple[str, str | None]]:
+        files = written(tmp_path / "pending", *text.split(NEXT_FILE))
+        return [(finding.rule, finding.reason) for finding in lint(files, apart=True)]
+
+    assert hurts(EARLIER + INDEX + NEXT_FILE + "select 1") == []
+    assert hurts(EARLIER + NEXT_FILE + INDEX) == [("create-index", None)]
+    assert hurts(EARLIER + NEXT_FILE + SMALL + INDEX) == [("create-index", "u is small")]
+    assert hurts(EARLIER + SMALL + INDEX + NEXT_FILE + "select 1") == [("acknowledgement", None)]
+    assert hurts("create table u (a int);" + NEXT_FILE + EARLIER[24:]) == []
+
+
+def test_what_another_database_needs_acknowledged_is_no_slip(tmp_path: Path) -> None:
+    assert found(tmp_path, EARLIER + NEXT_FILE + SMALL + INDEX) == []
+    assert rules_of(found(tmp_path, EARLIER + SMALL + INDEX + NEXT_FILE + "select 1")) == [
+        "acknowledgement"
+    ]
+
+
 LETTERS = st.characters(categories=["L", "N", "P"])
 LINES = [
     text
@@ -967,3 +995,34 @@ def test_the_safe_way_of_the_document_runs(database: str, tmp_path: Path, rule: 
             else:
                 for statement in statements(file):
                     connection.execute(statement.text.encode())
+
+
+# --- beside squawk ---------------------------------------------------------------------------
+
+SQUAWK = str(Path(sys.executable).parent / "squawk")
+
+
+def squawk(folder: Path, *arguments: str) -> list[tuple[str, str]]:
+    """What it finds in the files of a folder: name of the file, and rule."""
+    command = [SQUAWK, *arguments, "--reporter", "gcc", *map(str, sorted(folder.glob("*.sql")))]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode in (0, 1), result.stderr
+    return re.findall(r"^.*?([^/]+\.sql):\d+:\d+: \w+: (\S+)", result.stdout, re.MULTILINE)
+
+
+def test_squawk_agrees_with_what_the_documents_recommend(tmp_path: Path) -> None:
+    recipes = (ROOT / "docs" / "migrations.md").read_text()
+    blocks = re.findall(r"```sql\n(.*?)```", recipes, re.S)
+    texts = [text for block in blocks for text in re.split(r"^-- \d{4}.*\n", block, flags=re.M)]
+    safe = [text for _, *section in sections().values() for text in section]
+    written(tmp_path, *filter(None, texts), *safe)
+    assert squawk(tmp_path, "--config", ".squawk.toml") == []
+
+
+def test_what_squawk_is_not_asked_is_found_here(tmp_path: Path) -> None:
+    config = tomllib.loads((ROOT / ".squawk.toml").read_text())
+    of_the_engine = {"require-lock-timeout", "require-statement-timeout", "prefer-robust-stmts"}
+    written(tmp_path, *(text for texts in HURTS.values() for text in texts))
+    options = ["--pg-version", config["pg_version"], "--assume-in-transaction"]
+    met = {rule for _, rule in squawk(tmp_path, "--config", "/dev/null", *options)}
+    assert set(config["excluded_rules"]) - of_the_engine <= met

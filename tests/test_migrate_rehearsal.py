@@ -93,8 +93,16 @@ def test_a_state_that_cannot_be_made_again_is_told(database: str, tmp_path: Path
 def test_a_promise_that_would_break_fails_it(database: str, tmp_path: Path) -> None:
     state = applied(database, tmp_path)
     tree = write(tmp_path, {"migrations/0002_row.sql": "insert into t values (1, 2);"})
-    with pytest.raises(MigrateError, match="broken promise: there is no row\n  a=1, b=2"):
+    with pytest.raises(MigrateError) as caught:
         rehearsal.rehearse(tree, state)
+    assert str(caught.value) == (
+        "the rehearsal failed; nothing was done to the database itself (in a throwaway "
+        "PostgreSQL):\n"
+        f"{tmp_path}/verify/v.sql:2:1: broken promise: there is no row\n"
+        "  a=1, b=2\n"
+        "  what to do: correct the pending files; or, where the promise is to change, its query in "
+        "verify/"
+    )
 
 
 def test_the_database_itself_is_left_alone(database: str, tmp_path: Path) -> None:

@@ -141,12 +141,18 @@ class Reader:
         self.findings: list[Finding] = []
         self.acknowledging: list[_Place] = []
         self.used: set[tuple[_Place, str]] = set()
+        self.age()
+        for table in self.tables.values():
+            table.open = None
+        for function in self.functions.values():
+            function.changed = function.exposed = None
+
+    def age(self) -> None:
+        """What was made so far is no longer new: it holds rows, and is in use."""
         self.new_indexes: set[str] = set()
         self.new_schemas: set[str] = set()
         for table in self.tables.values():
-            table.new, table.open = False, None
-        for function in self.functions.values():
-            function.changed = function.exposed = None
+            table.new = False
 
     def _begin(self) -> None:
         """A transaction begins."""
