@@ -231,23 +231,22 @@ def _deploy_to_cluster(config: dict[str, Any], options: list[str]) -> list[str]:
         access = _cluster()
         os.environ["KUBECONFIG"] = str(access.kubeconfig)
         config |= {"kubernetesContext": access.context, "renderDirectory": ""}
-    elif _is_deployed_to(_own_cluster()):
-        # Pulumi takes away what it deployed there before.
-        if _own_cluster().start():
-            print("started the cluster, to take away what was deployed there")
-        os.environ["KUBECONFIG"] = str(_own_cluster().kubeconfig)
+    elif (own := _own_cluster()).kubeconfig.exists() and _is_deployed_to(own.context):
+        # Pulumi takes it away from there.
+        if own.start():
+            print("started the cluster, from which the former deployment is taken away")
+        os.environ["KUBECONFIG"] = str(own.kubeconfig)
     return [option for option in options if option != "--cluster"]
 
 
-def _is_deployed_to(cluster: Cluster) -> bool:
-    """Whether Pulumi's state has anything that is there."""
+def _is_deployed_to(context: str) -> bool:
+    """Whether Pulumi's state, which tells what a failed run left too, has anything there."""
     state = STATE / "pulumi" / ".pulumi" / "stacks" / PROJECT / f"{STACK}.json"
-    if not state.exists() or not cluster.kubeconfig.exists():
+    if not state.exists():
         return False
     latest = json.loads(state.read_text())["checkpoint"]["latest"] or {}
     return any(
-        each["type"] == "pulumi:providers:kubernetes"
-        and each["inputs"].get("context") == cluster.context
+        each["type"] == "pulumi:providers:kubernetes" and each["inputs"].get("context") == context
         for each in latest.get("resources", [])
     )
 
