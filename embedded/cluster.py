@@ -33,7 +33,7 @@ STAGES = Path(__file__).with_name("stages.yaml")
 TIMEOUT = 60.0
 """Seconds that the cluster may take to come up."""
 GRACE = 10.0
-"""Seconds that a program may take to stop before it is killed, and then to be gone."""
+"""Seconds that a program may take to stop before it is killed, and a killed one to be gone."""
 
 # All paths are within the working directory.  etcd has no passwords: only who may enter that
 # directory reaches it.
