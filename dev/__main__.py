@@ -150,10 +150,9 @@ def demo(_options: list[str]) -> int:
 
 def down(options: list[str]) -> int:
     """Stop all that `up` started; what it holds stays for the next one."""
-    if stop_provisioner(PROVISIONER):
-        print("stopped the provisioner")
+    cluster_down(options)
     print("stopped PostgreSQL" if _embedded().stop() else "PostgreSQL was not running")
-    return cluster_down(options) if _own_cluster().directory.exists() else 0
+    return 0
 
 
 def clean(_options: list[str]) -> int:
@@ -176,7 +175,9 @@ def cluster(_options: list[str]) -> int:
 
 
 def cluster_down(_options: list[str]) -> int:
-    """Stop the embedded cluster; what it holds stays for the next start."""
+    """Stop the embedded cluster and who works in it; what it holds stays for the next start."""
+    if stop_provisioner(PROVISIONER):
+        print("stopped the provisioner")
     print("stopped the cluster" if _own_cluster().stop() else "the cluster was not running")
     return 0
 
@@ -230,10 +231,24 @@ def _deploy_to_cluster(config: dict[str, Any], options: list[str]) -> list[str]:
         access = _cluster()
         os.environ["KUBECONFIG"] = str(access.kubeconfig)
         config |= {"kubernetesContext": access.context, "renderDirectory": ""}
-    elif _own_cluster().kubeconfig.exists():
-        # Pulumi takes away what it deployed there before.
-        os.environ["KUBECONFIG"] = str(_own_cluster().kubeconfig)
+    elif (own := _own_cluster()).kubeconfig.exists() and _is_deployed_to(own.context):
+        # Pulumi takes it away from there.
+        if own.start():
+            print("started the cluster, from which the former deployment is taken away")
+        os.environ["KUBECONFIG"] = str(own.kubeconfig)
     return [option for option in options if option != "--cluster"]
+
+
+def _is_deployed_to(context: str) -> bool:
+    """Whether Pulumi's state, which tells what a failed run left too, has anything there."""
+    state = STATE / "pulumi" / ".pulumi" / "stacks" / PROJECT / f"{STACK}.json"
+    if not state.exists():
+        return False
+    latest = json.loads(state.read_text())["checkpoint"]["latest"] or {}
+    return any(
+        each["type"] == "pulumi:providers:kubernetes" and each["inputs"].get("context") == context
+        for each in latest.get("resources", [])
+    )
 
 
 def _config() -> tuple[dict[str, Any], list[str]]:

@@ -37,6 +37,7 @@ COPIED = (
     "charts",
     "dev",
     "embedded",
+    "provisioner",
 )
 
 

@@ -19,6 +19,7 @@ import pytest
 import yaml
 from platforms import copy_project
 
+from dev.provisioner import stop as stop_provisioner
 from embedded.cluster import Cluster
 from embedded.postgres import Server, embedded_bin
 
@@ -103,6 +104,7 @@ def clone(directory: Path, **environment: str) -> Iterator[Clone]:
     try:
         yield made
     finally:
+        stop_provisioner(directory / ".state" / "provisioner")
         made.server.destroy()
         made.cluster.destroy()
 
@@ -286,8 +288,9 @@ def deploys_to_a_cluster(fresh: Clone, nothing_changed: str) -> None:
     assert "started a Kubernetes cluster" in fresh.run("up", "--cluster")
     assert fresh.cluster.kubectl(*ready) == "2"
     assert nothing_changed in fresh.run("up", "--cluster")
-    assert "stopped the cluster" in fresh.run("down")
-    assert "was not running" in fresh.run("cluster-down")
+    fresh.run("provisioner")
+    assert "stopped the provisioner\nstopped the cluster" in fresh.run("cluster-down")
+    assert "the cluster was not running\nstopped PostgreSQL" in fresh.run("down")
     assert str(fresh.cluster.kubeconfig) in fresh.run("cluster")
     assert fresh.cluster.kubectl(*ready) == "2"
     assert not (fresh.directory / ".state" / "manifests").exists()
@@ -307,9 +310,14 @@ def test_up_on_a_cluster(fresh: Clone) -> None:
 def test_up_on_a_cluster_with_pulumi(fresh: Clone) -> None:
     fresh.find_pulumi()
     deploys_to_a_cluster(fresh, " unchanged\n\nDuration")
-    fresh.run("up")
+    fresh.run("down")
+    assert "started the cluster" in fresh.run("up")
     assert "mindroom" not in fresh.cluster.kubectl("get", "namespaces")
     assert (fresh.directory / ".state" / "manifests").exists()
+    fresh.run("down")
+    assert "the cluster" not in fresh.run("up")
+    fresh.run("up", "--cluster")
+    assert "mindroom" in fresh.cluster.kubectl("get", "namespaces")
 
 
 @pytest.mark.engine

@@ -17,7 +17,7 @@ import yaml
 
 from components import ROOT
 from embedded import cluster as module
-from embedded.cluster import CLIENTS, SERVERS, Access, Cluster, ClusterError
+from embedded.cluster import CLIENTS, SERVERS, Access, Cluster, ClusterError, program
 
 PROGRAMS = {*SERVERS, *CLIENTS}
 
@@ -79,6 +79,31 @@ def test_what_it_holds_survives_a_stop(own: Cluster) -> None:
     assert own.start() is True
     assert port(own) == before
     assert own.kubectl("get", "configmap", "kept", "-o", "jsonpath={.data.a}") == "b"
+
+
+def test_a_client_that_watches_does_not_hold_the_stop_up(own: Cluster) -> None:
+    watch = ["get", "namespaces", "--watch", f"--kubeconfig={own.kubeconfig}"]
+    with subprocess.Popen([program("kubectl"), *watch], stdout=subprocess.PIPE) as client:
+        try:
+            assert client.stdout
+            client.stdout.readline()
+            begun = time.monotonic()
+            assert own.stop() is True
+            assert time.monotonic() - begun < module.GRACE
+        finally:
+            client.kill()
+    assert running(own) == {}
+    own.start()
+
+
+def test_a_program_that_does_not_stop_is_killed(
+    own: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "GRACE", 2.0)
+    running(own)["kube-apiserver"].suspend()
+    assert own.stop() is True
+    assert running(own) == {}
+    own.start()
 
 
 @pytest.mark.parametrize("name", sorted(PROGRAMS))
