@@ -17,7 +17,6 @@ from hypothesis import settings
 from migrating import query
 from platforms import Platform, run, stack_config
 from provisioning import World, a_world
-from psycopg import sql
 
 from components.instance_provisioner import INSTANCES_NAMESPACE, NAMESPACE, RESTRICTED
 from dev.in_process import HELM
@@ -89,11 +88,9 @@ def server(postgres_bin: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 def database(server: Server) -> Iterator[str]:
     """The URL of a new, empty database, dropped afterwards whoever is still connected to it."""
     name = f"test_{secrets.token_hex(6)}"
-    with psycopg.connect(server.url(), autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    query(server.url(), f"create database {name}")
     yield server.url(name)
-    with psycopg.connect(server.url(), autocommit=True) as connection:
-        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    query(server.url(), f"drop database {name} with (force)")
 
 
 @pytest.fixture
