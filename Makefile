@@ -11,7 +11,7 @@ KUBERNETES := $(if $(CLUSTER_KUBECONFIG)$(wildcard $(KUBEBUILDER_ASSETS)/kwok),,
 RENDERED := $(if $(CLUSTER),,--exclude '**kubernetes**')
 OPTIONS := $(if $(CLUSTER),--cluster) $(if $(REFRESH),--refresh $(RENDERED))
 
-.PHONY: help up demo preview down clean cluster cluster-down migrate psql test check bench tools lock generate
+.PHONY: help up demo preview down clean cluster cluster-down migrate psql tunnel test check bench tools lock generate
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,10 @@ migrate: .venv/.installed ## Run the migration engine on the dev database: make 
 
 psql: .venv/.installed ## Open psql on the dev database
 	@$(PYTHON) -m dev psql
+
+export CMD
+tunnel: .venv/.installed ## Open a shell that reaches the database of STACK=prod, or run CMD="..." so
+	@bin/tunnel $(if $(STACK),-s $(STACK)) -- $(if $(CMD),bash -c "$$CMD","$$SHELL")
 
 test: .venv/.installed $(TOOLS) $(KUBERNETES) ## Run all tests
 	$(PYTHON) -m pytest -n 2 --dist loadfile tests

@@ -27,7 +27,7 @@ from pydantic.alias_generators import to_camel
 from components import PROJECT, ROOT
 from components.automation import Scheduler
 from components.matrix import SERVICES
-from components.session import Connection
+from components.session import Connection, way_to
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 SHORTEST_PASSWORD = 16
@@ -54,6 +54,7 @@ class Config(BaseModel):
         "disable", "allow", "prefer", "require", "verify-ca", "verify-full"
     ] = Field(examples=["verify-full"])
     database_sslrootcert: str = Field("", examples=["certs/supabase-ca.crt"])
+    database_bastion: str = Field("", examples=["deploy@platform.mindroom.example"])
     service_passwords: Annotated[dict[str, SecretStr], BeforeValidator(_from_json)]
     kubernetes_context: str = Field("", examples=["production"])
     render_directory: str = Field("", examples=[""])
@@ -101,7 +102,14 @@ def load() -> Config:
         if values.get(key) not in (None, "", "{}")
         and not runtime_config.is_config_secret(prefix + key)
     ]
-    return parse(values, exposed, pulumi.get_stack())
+    config = parse(values, exposed, pulumi.get_stack())
+    way = way_to(config.database_host, config.database_port)
+    if config.database_bastion and "hostaddr" not in way:
+        pulumi.log.warn(
+            "databaseBastion is set, but there is no tunnel: if the database cannot be reached, "
+            f"run bin/tunnel -- pulumi ... -s {pulumi.get_stack()}"
+        )
+    return config
 
 
 def parse(values: Mapping[str, Any], exposed: list[str], stack: str) -> Config:

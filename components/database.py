@@ -13,6 +13,11 @@ from migrate.files import PLATFORM
 MAINTENANCE = "postgres"
 """The database that every plain server has, from which others are created."""
 
+TUNNEL = {"DATABASE_PROXY": "ALL_PROXY", "DATABASE_NO_PROXY": "NO_PROXY"}
+"""What bin/tunnel sets -> what the provider, and nothing else, shall see.
+
+Its inputs are the server's own, and the same without a tunnel or with the next one."""
+
 
 @dataclass(frozen=True)
 class DatabaseArgs:
@@ -60,7 +65,7 @@ class Database(pulumi.ComponentResource):
             sslrootcert=to.sslrootcert or None,
             database=MAINTENANCE if plain else to.database,
             superuser=plain,
-            opts=pulumi.ResourceOptions(parent=self),
+            opts=pulumi.ResourceOptions(parent=self, env_var_mappings=TUNNEL),
         )
         self.name = pulumi.Output.from_input(to.database)
         if plain:

@@ -1,10 +1,11 @@
 """The administrator's way to the database, and the dynamic providers' one session on it."""
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -66,7 +67,9 @@ class Connection:
 
     def url(self) -> str:
         """The administrator's connection URL for this machine, password included."""
-        url = self.url_for(self.role, self.password)
+        way = way_to(self.host, self.port)
+        url = replace(self, port=way["port"]).url_for(self.role, self.password)
+        url += f"&hostaddr={way['hostaddr']}" if "hostaddr" in way else ""
         # Not urlencode's +, which libpq takes literally.
         return url + (f"&sslrootcert={quote(self.sslrootcert)}" if self.sslrootcert else "")
 
@@ -76,7 +79,9 @@ class Connection:
         It names no CA file, which is elsewhere on each machine: that is for PGSSLROOTCERT to say.
         """
         host = f"[{self.host}]" if ":" in self.host else quote(self.host, safe="")
-        login = f"{quote(self.login(role), safe='')}:{quote(password, safe='')}"
+        login = quote(self.login(role), safe="") + (
+            f":{quote(password, safe='')}" if password else ""
+        )
         return (
             f"postgresql://{login}@{host}:{self.port}/{quote(self.database, safe='')}"
             f"?sslmode={self.sslmode}"
@@ -85,6 +90,17 @@ class Connection:
     def __repr__(self) -> str:
         """Without the password."""
         return f"Connection({self.login(self.role)}@{self.host}:{self.port}/{self.database})"
+
+
+def way_to(host: str, port: int) -> dict[str, Any]:
+    """The parameters by which libpq finds a server: itself, or the near end of bin/tunnel to it.
+
+    The host stays the server's own, whose name the certificate has.
+    """
+    near, _, target = os.environ.get("DATABASE_TUNNEL", "").partition(":")
+    if target == f"{host}:{port}":
+        return {"host": host, "hostaddr": "127.0.0.1", "port": int(near)}
+    return {"host": host, "port": port}
 
 
 class DatabaseProvider(ResourceProvider):

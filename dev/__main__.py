@@ -19,7 +19,7 @@ import yaml
 
 from components import PROJECT, ROOT
 from components.matrix import SERVICES
-from dev import DevError
+from dev import DevError, committed_config
 from dev.provisioner import stop as stop_provisioner
 from embedded.cluster import Access, Cluster, ClusterError
 from embedded.postgres import PostgresError, Server, embedded_bin
@@ -274,10 +274,7 @@ def _config() -> tuple[dict[str, Any], list[str]]:
         }
     else:
         given = _parse(url)
-    declared = yaml.safe_load((ROOT / "Pulumi.yaml").read_text())["config"]
-    committed = yaml.safe_load((ROOT / f"Pulumi.{STACK}.yaml").read_text())["config"]
-    config = {key: each["default"] for key, each in declared.items()}
-    config |= {key.removeprefix(f"{PROJECT}:"): value for key, value in committed.items()}
+    config = committed_config(STACK)
     config |= {
         "databaseHost": str(given.get("host") or "127.0.0.1"),
         "databasePort": int(given.get("port") or 5432),

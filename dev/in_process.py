@@ -32,6 +32,7 @@ from pulumi.runtime import mocks, rpc
 from pulumi.runtime.settings import get_root_resource
 
 from components import PROJECT, ROOT
+from components.session import way_to
 from dev import DevError
 from embedded.cluster import Access, ClusterError
 from migrate.errors import MigrateError
@@ -157,8 +158,7 @@ class Realiser(mocks.Mocks):
         to = self.provider_of(args)
         return psycopg.connect(
             make_conninfo(
-                host=to["host"],
-                port=int(to["port"]),
+                **way_to(to["host"], int(to["port"])),
                 user=to["username"],
                 password=to["password"],
                 sslmode=to["sslmode"],

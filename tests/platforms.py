@@ -13,13 +13,12 @@ from typing import Any
 
 import psycopg
 import pytest
-import yaml
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
-from components import PROJECT, ROOT
+from components import ROOT
 from components.matrix import SERVICES
-from dev import in_process
+from dev import committed_config, in_process
 from embedded.postgres import Server
 
 SECRETS = ("databasePassword", "servicePasswords", "provisionerApiToken")
@@ -31,6 +30,8 @@ COPIED = (
     "__main__.py",
     "Pulumi.yaml",
     "Pulumi.dev.yaml",
+    "bin",
+    "scripts",
     "components",
     "migrate",
     "sql",
@@ -55,12 +56,9 @@ def copy_project(directory: Path) -> None:
 
 def stack_config(url: str, render: Path, **changes: Any) -> dict[str, Any]:
     """The dev stack's config on the database of a URL, keyed as in Pulumi.yaml."""
-    declared = yaml.safe_load((ROOT / "Pulumi.yaml").read_text())["config"]
-    committed = yaml.safe_load((ROOT / "Pulumi.dev.yaml").read_text())["config"]
     to = conninfo_to_dict(url)
     return (
-        {key: each["default"] for key, each in declared.items()}
-        | {key.removeprefix(f"{PROJECT}:"): value for key, value in committed.items()}
+        committed_config("dev")
         | {
             "databaseHost": to["host"],
             "databasePort": int(str(to["port"])),
