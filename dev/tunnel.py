@@ -212,6 +212,7 @@ def _keep_up(command: list[str], bastion: str, parent: int, answer: TextIO) -> N
         up = False
         with subprocess.Popen(
             command,
+            env=os.environ | {"SHELL": "/bin/sh"},  # which carries out LocalCommand
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

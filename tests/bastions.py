@@ -33,11 +33,12 @@ def make_certificates(directory: Path) -> dict[str, str]:
     ca, ca_key, crt, key = (
         directory / name for name in ("ca.crt", "ca.key", "server.crt", "server.key")
     )
-    new = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
-    run(*new, "-nodes", "-subj", "/CN=a CA", "-keyout", ca_key, "-out", ca)
+    new = ["openssl", "req", "-x509", "-nodes", "-newkey", "ec"]
+    new += ["-pkeyopt", "ec_paramgen_curve:prime256v1"]
+    run(*new, "-subj", "/CN=a CA", "-keyout", ca_key, "-out", ca)
     leaf = ["-addext", f"subjectAltName=DNS:{NAME}", "-addext", "basicConstraints=CA:FALSE"]
-    signed = ["-CA", ca, "-CAkey", ca_key, *leaf, "-subj", f"/CN={NAME}"]
-    run(*new, "-nodes", *signed, "-keyout", key, "-out", crt)
+    signed = ["-subj", f"/CN={NAME}", *leaf, "-CA", str(ca), "-CAkey", str(ca_key)]
+    run(*new, *signed, "-keyout", key, "-out", crt)
     if os.getuid() == 0:
         shutil.chown(key, "postgres")
     return {"ssl": "on", "ssl_cert_file": str(crt), "ssl_key_file": str(key)}
@@ -69,18 +70,21 @@ class Bastion:
         for name in ("host_key", "other_host_key", "key", "other_key"):
             run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.directory / name)
         (self.directory / "hosts").write_text(f"127.0.0.1 {NAME} {OTHER_NAME}\n")
-        names = " ".join(f"{name}:{self.target}" for name in (NAME, OTHER_NAME))
+        # As docs/tunnel.md has it.
+        allowed = ",".join(f'permitopen="{name}:{self.target}"' for name in (NAME, OTHER_NAME))
+        (self.directory / "authorized_keys").write_text(
+            f'restrict,port-forwarding,{allowed},command="/bin/false" '
+            + (self.directory / "key.pub").read_text()
+        )
         (self.directory / "sshd_config").write_text(f"""\
 ListenAddress 127.0.0.1:{self.port}
 HostKey {self.directory}/host_key
-AuthorizedKeysFile {self.directory}/key.pub
+AuthorizedKeysFile {self.directory}/authorized_keys
 StrictModes no
 UsePAM no
 PasswordAuthentication no
 KbdInteractiveAuthentication no
 PidFile none
-AllowTcpForwarding local
-PermitOpen {names}
 """)
         (self.directory / "bin").mkdir()
         self.client()

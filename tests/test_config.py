@@ -412,6 +412,17 @@ class TestLoad:
         assert "Pulumi.staging.yaml" in message
         assert VALID[key] not in message
 
+    def test_a_bastion_without_a_tunnel_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        told: list[str] = []
+        monkeypatch.setattr(pulumi.log, "warn", told.append)
+        self.given(VALID | {"databaseBastion": "bastion.example"}, SECRETS)
+        for leads_to in ("", "41234:other.example:5432", "41234:pooler.example:5432"):
+            monkeypatch.setenv("DATABASE_TUNNEL", leads_to)
+            stack_config.load()
+        (first, second) = told
+        assert first == second
+        assert first.endswith("run bin/tunnel -- pulumi ... -s staging")
+
     def test_missing_secret_is_not_called_exposed(self) -> None:
         self.given(VALID | dict.fromkeys(SECRETS, ""), [])
         with pytest.raises(pulumi.RunError) as caught:
@@ -529,6 +540,21 @@ class TestConnection:
 
     def test_without_certificate_there_is_no_such_parameter(self) -> None:
         assert "sslrootcert" not in conninfo_to_dict(TO.url_for("stripe_handler", "word"))
+
+    @pytest.mark.parametrize("host", ["db.example", "2001:db8::1"])
+    def test_a_tunnel_to_it_is_for_this_machine_alone(
+        self, host: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        to = replace(TO, host=host)
+        direct, elsewhere = conninfo_to_dict(to.url()), to.url_for("stripe_handler", "word")
+        monkeypatch.setenv("DATABASE_TUNNEL", f"41234:{host}:5432")
+        through = {"hostaddr": "127.0.0.1", "port": "41234"}
+        assert conninfo_to_dict(to.url()) == direct | through
+        assert to.url_for("stripe_handler", "word") == elsewhere
+        assert conninfo_to_dict(replace(to, port=5433).url()) == direct | {"port": "5433"}
+
+    def test_without_password_there_is_no_colon(self) -> None:
+        assert f"//{TO.role}@" in replace(TO, password="").url()
 
     def test_ipv6_address_is_in_brackets(self) -> None:
         assert "@[2001:db8::1]:5432/" in replace(TO, host="2001:db8::1").url()

@@ -20,7 +20,7 @@ from migrating import query, wait_for
 from platforms import SECRETS, copy_project, stack_config
 from test_engine import make_project
 
-from components import PROJECT
+from components import PROJECT, ROOT
 from dev import tunnel
 from embedded.postgres import Server
 
@@ -104,7 +104,8 @@ class Site:
     @property
     def environment(self) -> dict[str, str]:
         path = f"{self.bastion.directory / 'bin'}{os.pathsep}{os.environ['PATH']}"
-        return os.environ | {"PATH": path} | self.variables
+        # ssh is not to rely on the user's shell.
+        return os.environ | {"PATH": path, "SHELL": "/bin/false"} | self.variables
 
     def start(self, *command: str | Path, program: str = "bin/tunnel") -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -303,6 +304,24 @@ def test_the_exit_code_is_the_commands(site: Site, code: int) -> None:
     assert site.run("-s", "test", "--", "bash", "-c", f"exit {code}") == (code, "")
 
 
+def test_make_runs_a_command_or_opens_a_shell(site: Site) -> None:
+    def make(*arguments: str, **variables: str) -> str:
+        done = subprocess.run(
+            ["make", "--old-file", ".venv/.installed", "tunnel", "STACK=test", *arguments],
+            cwd=site.directory,
+            env=site.environment | variables,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        site.is_closed()
+        return done.stdout
+
+    shutil.copy(ROOT / "Makefile", site.directory)
+    assert f":{NAME}:" in make("""CMD=echo "$$DATABASE_TUNNEL" 'it ran' """)
+    assert f":{NAME}:" in make(SHELL="/usr/bin/env")
+
+
 def test_a_command_that_does_not_exist_is_told(site: Site) -> None:
     assert site.run("-s", "test", "--", "no-such-command") == (
         127,
@@ -492,7 +511,7 @@ def deployed(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Site:
     }
     made = make_project(directory, config, url)
     # The database's host is not to be reached without the tunnel, whatever this says.
-    variables = made.stack.workspace.env_vars | {"NO_PROXY": NAME}
+    variables = {**made.stack.workspace.env_vars, "NO_PROXY": NAME}
     deployed = Site(directory, site.bastion, site.server, variables)
     print(deployed.pulumi("up", "--yes", "--skip-preview"))
     return deployed
