@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 import pytest
 import yaml
-from bastions import NAME, OTHER_NAME, Bastion, make_certificates
+from bastions import NAME, OTHER_NAME, Bastion, make_certificates, require_packages
 from migrating import query, wait_for
 from platforms import SECRETS, copy_project, stack_config
 from test_engine import make_project
@@ -140,27 +141,33 @@ class Site:
         wait_for(lambda: not self.bastion.connections(), "the end of the tunnel", 5)
 
 
-@pytest.fixture(scope="module")
-def site(postgres_bin: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    directory, project = tmp_path_factory.mktemp("tls"), tmp_path_factory.mktemp("a project")
-    server = Server(
-        tmp_path_factory.mktemp("postgres") / "server",
-        postgres_bin,
-        settings={"fsync": "off", **make_certificates(directory)},
-    )
-    copy_project(project)
-    shutil.copy(directory / "ca.crt", project)
+@contextmanager
+def new_site(postgres_bin: Path, directory: Path) -> Iterator[Site]:
+    """A site whose project has the CA's certificate and nothing else."""
+    require_packages()
+    for name in ("certificates", "bastion", "a project"):
+        (directory / name).mkdir()
+    certificates = make_certificates(directory / "certificates")
+    server = Server(directory / "server", postgres_bin, settings={"fsync": "off", **certificates})
+    shutil.copy(directory / "certificates" / "ca.crt", directory / "a project")
     try:
         server.start()
-        bastion = Bastion(tmp_path_factory.mktemp("bastion"), server.port)
+        bastion = Bastion(directory / "bastion", server.port)
         try:
-            site = Site(project, bastion, server, {"PGPASSWORD": server.password})
-            site.write_stack("test")
-            yield site
+            yield Site(directory / "a project", bastion, server, {})
         finally:
             bastion.stop()
     finally:
         server.destroy()
+
+
+@pytest.fixture(scope="module")
+def site(postgres_bin: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with new_site(postgres_bin, tmp_path_factory.mktemp("site")) as site:
+        copy_project(site.directory)
+        site.variables["PGPASSWORD"] = site.server.password
+        site.write_stack("test")
+        yield site
 
 
 @pytest.fixture(autouse=True)
@@ -498,23 +505,21 @@ print(json.dumps(result.outputs["database"]))
 
 
 @pytest.fixture(scope="module")
-def deployed(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Site:
-    """A project whose stack the real engine brought up through a tunnel."""
-    directory = tmp_path_factory.mktemp("deployed")
-    shutil.copy(site.directory / "ca.crt", directory)
-    url = site.server.url("deployed")
-    config = stack_config(url, directory / "manifests") | {
-        "databaseHost": NAME,
-        "databaseSslmode": "verify-full",
-        "databaseSslrootcert": "ca.crt",
-        "databaseBastion": site.bastion.url,
-    }
-    made = make_project(directory, config, url)
-    # The database's host is not to be reached without the tunnel, whatever this says.
-    variables = {**made.stack.workspace.env_vars, "NO_PROXY": NAME}
-    deployed = Site(directory, site.bastion, site.server, variables)
-    print(deployed.pulumi("up", "--yes", "--skip-preview"))
-    return deployed
+def deployed(postgres_bin: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A site whose stack the real engine brought up through a tunnel."""
+    with new_site(postgres_bin, tmp_path_factory.mktemp("deployed")) as site:
+        url = site.server.url("deployed")
+        config = stack_config(url, site.directory / "manifests") | {
+            "databaseHost": NAME,
+            "databaseSslmode": "verify-full",
+            "databaseSslrootcert": "ca.crt",
+            "databaseBastion": site.bastion.url,
+        }
+        made = make_project(site.directory, config, url)
+        # Whatever this says, the database's host is not to be reached without the tunnel.
+        site.variables |= {**made.stack.workspace.env_vars, "NO_PROXY": NAME}
+        site.pulumi("up", "--yes", "--skip-preview")
+        yield site
 
 
 @pytest.mark.engine
