@@ -107,7 +107,7 @@ def parse(arguments: list[str]) -> tuple[str, list[str]]:
     if not stack and Path(command[0]).name == "pulumi":
         words = [part for word in command for part in word.split("=", 1)]
         given = [value for flag, value in pairwise(words) if flag in ("-s", "--stack")]
-        stack = "".join(given[:1])
+        stack = next(iter(given), "")
     if not stack:
         raise DevError(f"the database of which stack?\n{USAGE}")
     return stack.rpartition("/")[2], command
@@ -126,6 +126,8 @@ def _open(stack: str) -> None:
             f"Pulumi.{stack}.yaml names no bastion: if the database is not reached without one, "
             "add below config\n  mindroom:databaseBastion: USER@HOST"
         )
+    if not host:
+        raise DevError(f"Pulumi.{stack}.yaml has no databaseHost for the tunnel to lead to")
     if str(port) == "6543":
         raise DevError(
             "databasePort 6543 is a transaction pooler, where the lock of a migration does not "
@@ -179,10 +181,13 @@ def _guard(ssh: list[str], bastion: str) -> str:
     """
     parent = os.getpid()
     reader, writer = os.pipe()
-    if os.fork():
+    if child := os.fork():
         os.close(writer)
         with open(reader) as answer:
-            return answer.read()
+            said = answer.read()
+        if said != UP:
+            os.waitpid(child, 0)
+        return said
     try:
         os.setsid()
         # What a signal to the whole group means is the command's to decide.

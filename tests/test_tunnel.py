@@ -66,7 +66,7 @@ time.sleep(60)
 GO_ON = (
     ASK
     + """\
-for _ in range(150):
+for _ in range(600):
     try:
         print(ask(), flush=True)
     except psycopg.Error:
@@ -138,7 +138,7 @@ class Site:
         return text
 
     def is_closed(self) -> None:
-        wait_for(lambda: not self.bastion.connections(), "the end of the tunnel", 5)
+        wait_for(lambda: not self.bastion.connections(), "the end of the tunnel")
 
 
 @contextmanager
@@ -440,10 +440,16 @@ def test_without_ssh_it_says_what_to_install(site: Site, tmp_path: Path) -> None
         (("--", "pulumi", "up"), f"the database of which stack?\n{tunnel.USAGE}"),
         (("-s", "prdo", "--", "true"), "Pulumi.prdo.yaml does not exist: the stacks here are "),
         (("-s", "dev", "--", "true"), "Pulumi.dev.yaml names no bastion: "),
+        (("-s", "fresh", "--", "true"), "Pulumi.fresh.yaml names no bastion: "),
+        (("-s", "no-yaml", "--", "true"), "Pulumi.no-yaml.yaml is no YAML: "),
+        (("-s", "no-host", "--", "true"), "Pulumi.no-host.yaml has no databaseHost "),
         (("-s", "pooler", "--", "true"), "databasePort 6543 is a transaction pooler, "),
     ],
 )
 def test_what_cannot_be_done_is_told(site: Site, command: tuple[str, ...], message: str) -> None:
+    (site.directory / "Pulumi.fresh.yaml").write_text("encryptionsalt: v1:salt\n")
+    (site.directory / "Pulumi.no-yaml.yaml").write_text("config: {\n")
+    site.write_stack("no-host", databaseHost="")
     site.write_stack("pooler", databasePort="6543")
     assert refused(site, *command or ("--",)).startswith(f"error: {message}")
 
