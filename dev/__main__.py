@@ -236,6 +236,9 @@ def _deploy_to_cluster(config: dict[str, Any], options: list[str]) -> list[str]:
         if own.start():
             print("started the cluster, from which the former deployment is taken away")
         os.environ["KUBECONFIG"] = str(own.kubeconfig)
+    elif config["renderDirectory"]:
+        # The provider would ask the operator's own cluster for its version.
+        os.environ["KUBECONFIG"] = os.devnull
     return [option for option in options if option != "--cluster"]
 
 

@@ -165,6 +165,19 @@ def test_committed_stack_file_is_not_touched(platform_clone: Clone) -> None:
     assert (platform_clone.directory / "Pulumi.dev.yaml").read_text() == ours.read_text()
 
 
+def test_the_cluster_of_the_operator_is_none_of_its_business(
+    platform_clone: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = tmp_path / "kubeconfig"
+    away.write_text(
+        """{apiVersion: v1, kind: Config, current-context: away,
+            clusters: [{name: away, cluster: {server: "https://127.0.0.1:1"}}],
+            contexts: [{name: away, context: {cluster: away, user: ""}}]}"""
+    )
+    monkeypatch.setitem(platform_clone.environment, "KUBECONFIG", str(away))
+    assert "unchanged" in platform_clone.run("up")
+
+
 def test_down_keeps_the_data_for_the_next_up(platform_clone: Clone) -> None:
     with psycopg.connect(platform_clone.server.url("mindroom"), autocommit=True) as connection:
         connection.execute("insert into auth.users (id, email) values (default, 'kept@x.test')")
