@@ -2,7 +2,9 @@
 
 import os
 import re
+import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -74,12 +76,12 @@ def test_pull_request_of_a_fork_sees_no_secret() -> None:
         for step in steps("preview")
         if re.search(r"secrets\.|github\.token|auth-actions", str(step))
     ]
-    assert len(guarded) == 4
+    assert len(guarded) == 5
     for step in guarded:
         assert "env.TRUSTED == 'true'" in step["if"], step
         assert "||" not in step["if"], step
-    (preview,) = (step for step in steps("preview") if "-m reviews preview" in step.get("run", ""))
-    assert preview["env"]["OFFLINE"] == "${{ env.TRUSTED == 'false' && '--offline' || '' }}"
+    (offline,) = (step for step in steps("preview") if "--offline" in step.get("run", ""))
+    assert offline["if"] == "env.TRUSTED == 'false'"
 
 
 def test_hosted_environments_are_in_every_workflow_one_after_the_other() -> None:
@@ -100,21 +102,71 @@ def test_hosted_environments_are_in_every_workflow_one_after_the_other() -> None
     assert deploy["needs"] == "test"
 
 
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A directory with what a step runs, by another Python, which only says how it was called."""
+    for name in (".ci", ".venv/bin", "bin"):
+        (tmp_path / name).mkdir(parents=True)
+    shutil.copy(ROOT / ".ci" / "reach", tmp_path / ".ci")
+    (tmp_path / "Pulumi.prod.yaml").write_text("config:\n  mindroom:protect: true\n")
+    return tmp_path
+
+
+def script(path: Path, text: str) -> None:
+    path.write_text(f"#!/bin/bash\n{text}\n")
+    path.chmod(0o755)
+
+
 @pytest.mark.parametrize(("code", "fails"), [(0, False), (3, False), (1, True)])
-def test_drift_is_no_failure_and_an_error_is(tmp_path: Path, code: int, fails: bool) -> None:
+def test_drift_is_no_failure_and_an_error_is(checkout: Path, code: int, fails: bool) -> None:
     (step,) = (step for step in steps("drift") if step.get("id") == "drift")
-    python = tmp_path / ".venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text(f'#!/bin/sh\necho "$@"\nexit {code}\n')
-    python.chmod(0o755)
-    output = tmp_path / "output"
+    script(checkout / ".venv" / "bin" / "python", f'echo "$@"\nexit {code}')
+    output = checkout / "output"
     done = subprocess.run(
-        ["bash", "--noprofile", "--norc", "-e", "-o", "pipefail", "-c", step["run"]],
-        cwd=tmp_path,
+        ["bash", "-e", "-c", step["run"].replace("${{ matrix.environment }}", "prod")],
+        cwd=checkout,
         env=os.environ
-        | {"GITHUB_OUTPUT": str(output), "RUNNER_TEMP": str(tmp_path), "STACK": "mindroom/prod"},
+        | {"GITHUB_OUTPUT": str(output), "RUNNER_TEMP": str(checkout), "STACK": "mindroom/prod"},
         check=False,
     )
     assert (done.returncode != 0) == fails
     assert output.read_text() == f"code={code}\n"
-    assert (tmp_path / "drift.md").read_text() == "-m reviews drift mindroom/prod\n"
+    assert (checkout / "drift.md").read_text() == "-m reviews drift mindroom/prod\n"
+
+
+def test_bastion_is_reached_by_a_key_that_only_its_agent_has(checkout: Path) -> None:
+    with (checkout / "Pulumi.prod.yaml").open("a") as file:
+        file.write("  mindroom:databaseBastion: deploy@bastion.example\n")
+    script(
+        checkout / "bin" / "tunnel",
+        'echo "$@"\nssh-add -l\necho "agent $SSH_AUTH_SOCK key ${BASTION_KEY-none}"\nexit 7',
+    )
+    key = checkout / "key"
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "ci", "-f", key], check=True
+    )
+    done = subprocess.run(
+        [checkout / ".ci" / "reach", "prod", "pulumi", "up", "a b"],
+        cwd=checkout,
+        env=os.environ
+        | {
+            "HOME": str(checkout),
+            "BASTION_KEY": key.read_text(),
+            "BASTION_KNOWN_HOSTS": "bastion.example ssh-ed25519 AAAA",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 7
+    command, known, agent = done.stdout.splitlines()
+    assert command == "-s prod -- pulumi up a b"
+    assert " ci (ED25519)" in known
+    match = re.fullmatch(r"agent (/.+) key none", agent)
+    assert match
+    deadline = time.monotonic() + 10
+    while Path(match[1]).exists():  # the agent ends a moment later
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert (checkout / ".ssh" / "known_hosts").read_text() == "bastion.example ssh-ed25519 AAAA\n"
+    assert not [path for path in (checkout / ".ssh").iterdir() if path.name != "known_hosts"]
