@@ -90,11 +90,12 @@ def _preview(options: argparse.Namespace) -> int:
 def _drift(options: argparse.Namespace) -> int:
     events = _events(options, "--refresh", "--expect-no-changes")
     plan = _plan_of(options, events)
-    changes, messages = text.changes(events), text.messages(events)
-    _print("drift", options.stack, [_HINT, changes, text.migrations(plan), messages])
+    differs = bool(text.steps(events))
+    sections = [text.changes(events), text.migrations(plan), text.messages(events)]
+    _print("drift", options.stack, [_HINT, *sections] if differs else sections)
     if text.failed(events) or "error" in plan:
         return ERROR
-    return DRIFT if text.steps(events) else DONE
+    return DRIFT if differs else DONE
 
 
 def _comment(options: argparse.Namespace) -> int:

@@ -516,6 +516,7 @@ def test_life_on_the_real_engine(deploy_to: Access, postgres_bin: Path, tmp_path
         assert code == 0
         assert "**Changes:** none." in shown
         assert "**Migrations:** none pending." in shown
+        assert "changed by hand" not in shown
         drifts(life, url)
         changes(life)
         shapes(life)
@@ -530,6 +531,7 @@ def drifts(life: Life, url: str) -> None:
     code, shown = life.run("drift")
     assert code == 3
     assert shown.startswith("<!-- mindroom: drift of test -->\n## Drift of `test`\n")
+    assert "changed by hand" in shown
     assert "stripe_handler-public.subscriptions\n" in shown
     assert '+     privileges: "UPDATE"' in shown
     assert "objects changed behind the engine's back 1" in shown
