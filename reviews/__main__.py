@@ -99,18 +99,26 @@ def _drift(options: argparse.Namespace) -> int:
 
 
 def _comment(options: argparse.Namespace) -> int:
-    print(_github().comment(options.number, options.file.read_text()))
+    print(_github().comment(options.number, _read(options.file)))
     return DONE
 
 
 def _issue(options: argparse.Namespace) -> int:
     if options.file:
         title = f"{options.environment} is not as main says"
-        print(_github().open_issue(title, options.file.read_text()))
+        print(_github().open_issue(title, _read(options.file)))
     else:
         closed = _github().close_issue(text.marker("drift", options.environment))
         print(f"closed {closed}" if closed else "there is no open issue")
     return DONE
+
+
+def _read(file: Path) -> str:
+    """The text in a file that `preview` or `drift` was to print into."""
+    written = file.read_text()
+    if not written.startswith(text.MARK):
+        raise ReviewError(f"{file}: holds no preview and no drift")
+    return written
 
 
 def _print(kind: str, stack: str, sections: list[text.Section]) -> None:

@@ -104,8 +104,8 @@ class GitHub:
         except urllib.error.HTTPError as error:
             reason = error.read().decode(errors="replace")
             raise ReviewError(f"{method} {request.full_url}: {error}: {reason}") from None
-        except urllib.error.URLError as error:
-            raise ReviewError(f"{method} {request.full_url}: {error.reason}") from None
+        except OSError as error:
+            raise ReviewError(f"{method} {request.full_url}: {error}") from None
 
 
 def _first_line(text: str) -> str:

@@ -22,6 +22,9 @@ LIMIT = 65_536
 
 LONGEST_VALUE = 200
 
+MARK = "<!-- mindroom: "
+"""How a text of ours begins."""
+
 SIGNS = {"create": "+", "import": "+", "update": "!", "replace": "!", "delete": "-"}
 """Each operation that is a change, with what colours it; `replace` stands for all of its steps."""
 
@@ -47,7 +50,7 @@ class Section:
 
 def marker(kind: str, environment: str) -> str:
     """The first line of a text, unseen, by which it is found again to be updated."""
-    return f"<!-- mindroom: {kind} of {environment} -->"
+    return f"{MARK}{kind} of {environment} -->"
 
 
 def render(kind: str, environment: str, sections: Sequence[Section], limit: int = LIMIT) -> str:

@@ -213,6 +213,17 @@ def test_missing_variable_is_told(
     assert f"'{name}' is not set" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [["comment", "7"], ["issue", "prod"]])
+def test_text_that_is_not_ours_is_not_written(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    file = tmp_path / "comment.md"
+    file.touch()
+    assert main([*command, str(file)]) == 1
+    assert f"error: {file}: holds no " in capsys.readouterr().err
+    assert hub.requests == []
+
+
 def test_missing_file_is_told(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["comment", "7", "nowhere.md"]) == 1
     assert capsys.readouterr().err == "error: nowhere.md: No such file or directory\n"
