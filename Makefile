@@ -11,10 +11,11 @@ KUBERNETES := $(if $(CLUSTER_KUBECONFIG)$(wildcard $(KUBEBUILDER_ASSETS)/kwok),,
 RENDERED := $(if $(CLUSTER),,--exclude '**kubernetes**')
 OPTIONS := $(if $(CLUSTER),--cluster) $(if $(REFRESH),--refresh $(RENDERED))
 
-.PHONY: help up demo preview down clean cluster cluster-down migrate psql test check bench tools lock generate
+.PHONY: help up demo preview preview-comment down clean cluster cluster-down migrate psql new-env test check \
+  bench tools lock generate
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 17
 
 up: .venv/.installed $(if $(CLUSTER),$(KUBERNETES)) ## Bring the dev platform up; REFRESH=1 repairs what was changed by hand, CLUSTER=1 deploys to the cluster
 	@$(PYTHON) -m dev up $(OPTIONS)
@@ -25,6 +26,9 @@ demo: .venv/.installed ## Play a customer's life on the platform of make up CLUS
 
 preview: .venv/.installed $(if $(CLUSTER),$(KUBERNETES)) ## Show what `make up` would change; REFRESH=1 shows drift
 	@$(PYTHON) -m dev preview --diff $(OPTIONS)
+
+preview-comment: .venv/.installed ## Show the comment that a pull request gets; STACK=prod for that one
+	@$(PYTHON) -m $(if $(STACK),reviews preview $(STACK),dev preview-comment)
 
 down: .venv/.installed ## Stop the dev PostgreSQL and cluster; their data stays
 	@$(PYTHON) -m dev down
@@ -43,6 +47,9 @@ migrate: .venv/.installed ## Run the migration engine on the dev database: make 
 
 psql: .venv/.installed ## Open psql on the dev database
 	@$(PYTHON) -m dev psql
+
+new-env: .venv/.installed ## Write the stack file of a new environment: make new-env NAME=qa
+	@$(PYTHON) -m dev.new_env '$(NAME)'
 
 test: .venv/.installed $(TOOLS) $(KUBERNETES) ## Run all tests
 	$(PYTHON) -m pytest -n 2 --dist loadfile tests

@@ -38,6 +38,7 @@ COPIED = (
     "dev",
     "embedded",
     "provisioner",
+    "reviews",
 )
 
 

@@ -263,6 +263,14 @@ def test_interrupted_in_a_migration(platform_clone: Clone) -> None:
     platform_clone.run("up")
 
 
+@pytest.mark.engine
+@pytest.mark.skipif(not shutil.which("pulumi"), reason="needs the Pulumi CLI on PATH")
+def test_comment_that_a_pull_request_gets(with_pulumi: Clone) -> None:
+    text = with_pulumi.run("preview-comment")
+    assert "<!-- mindroom: preview of dev -->\n## Preview of `dev`\n\n**Changes:** none." in text
+    assert "\n**Migrations:** none pending." in text
+
+
 def test_no_secret_in_any_output_or_state(platform_clone: Clone) -> None:
     state = platform_clone.directory / ".state"
     words = platform_clone.secrets()
@@ -291,7 +299,8 @@ def test_without_pulumi_it_says_so_in_one_line(fresh: Clone) -> None:
     first = [line for line in fresh.run("up").splitlines() if "Pulumi CLI" in line]
     assert len(first) == 1
     assert "running in-process" in first[0]
-    assert "needs the Pulumi CLI" in fresh.fails("preview")
+    for command in ("preview", "preview-comment"):
+        assert "needs the Pulumi CLI" in fresh.fails(command)
     assert "removed .state/" in fresh.run("clean")
     assert not (fresh.directory / ".state").exists()
 
