@@ -11,10 +11,11 @@ KUBERNETES := $(if $(CLUSTER_KUBECONFIG)$(wildcard $(KUBEBUILDER_ASSETS)/kwok),,
 RENDERED := $(if $(CLUSTER),,--exclude '**kubernetes**')
 OPTIONS := $(if $(CLUSTER),--cluster) $(if $(REFRESH),--refresh $(RENDERED))
 
-.PHONY: help up demo preview down clean cluster cluster-down migrate psql tunnel test check bench tools lock generate
+.PHONY: help up demo preview preview-comment down clean cluster cluster-down migrate psql tunnel new-env \
+  test check bench tools lock generate
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 17
 
 up: .venv/.installed $(if $(CLUSTER),$(KUBERNETES)) ## Bring the dev platform up; REFRESH=1 repairs what was changed by hand, CLUSTER=1 deploys to the cluster
 	@$(PYTHON) -m dev up $(OPTIONS)
@@ -25,6 +26,9 @@ demo: .venv/.installed ## Play a customer's life on the platform of make up CLUS
 
 preview: .venv/.installed $(if $(CLUSTER),$(KUBERNETES)) ## Show what `make up` would change; REFRESH=1 shows drift
 	@$(PYTHON) -m dev preview --diff $(OPTIONS)
+
+preview-comment: .venv/.installed ## Show the comment that a pull request gets; STACK=prod for that one
+	@$(PYTHON) -m $(if $(STACK),reviews preview $(STACK),dev preview-comment)
 
 down: .venv/.installed ## Stop the dev PostgreSQL and cluster; their data stays
 	@$(PYTHON) -m dev down
@@ -47,6 +51,9 @@ psql: .venv/.installed ## Open psql on the dev database
 export CMD
 tunnel: .venv/.installed ## Open a shell that reaches the database of STACK=prod, or run CMD="..." so
 	@bin/tunnel $(if $(STACK),-s $(STACK)) -- $(if $(CMD),bash -c "$$CMD","$$SHELL")
+
+new-env: .venv/.installed ## Write the stack file of a new environment: make new-env NAME=qa
+	@$(PYTHON) -m dev.new_env '$(NAME)'
 
 test: .venv/.installed $(TOOLS) $(KUBERNETES) ## Run all tests
 	$(PYTHON) -m pytest -n 2 --dist loadfile tests

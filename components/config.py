@@ -77,7 +77,7 @@ class Config(BaseModel):
 
 
 _FIELDS = {to_camel(name): name for name in Config.model_fields}
-_SECRETS = ("databasePassword", "servicePasswords", "provisionerApiToken")
+SECRETS = ("databasePassword", "servicePasswords", "provisionerApiToken")
 
 
 def _plain(value: Any) -> Any:
@@ -98,7 +98,7 @@ def load() -> Config:
     }
     exposed = [
         key
-        for key in _SECRETS
+        for key in SECRETS
         if values.get(key) not in (None, "", "{}")
         and not runtime_config.is_config_secret(prefix + key)
     ]
@@ -151,7 +151,7 @@ def _problem(detail: Any) -> tuple[str, str]:
             return key, "is no key of this project" + (f": {close[0]} is meant?" if close else "")
         case "literal_error":
             return key, f"must be {detail['ctx']['expected']}, not {detail['input']!r}"
-        case kind if key in _SECRETS:
+        case kind if key in SECRETS:
             return key, f"is malformed ({kind}; the value is not shown)"
         case _:
             return key, f"{detail['msg'].lower()}, not {detail['input']!r}"
@@ -237,12 +237,12 @@ def _message(problems: list[tuple[str, str]], stack: str) -> str:
                 f"  run: pulumi config set -s {stack} --secret --path servicePasswords.{role}"
                 for role in SERVICES
             ]
-        elif key in _SECRETS:
+        elif key in SECRETS:
             lines.append(f"  run: pulumi config set -s {stack} --secret {key}")
         value: Any = {"secure": "(ciphertext)"}
         if key == "servicePasswords":
             value = {role: {"secure": "(ciphertext)"} for role in SERVICES}
-        if key in _SECRETS:
+        if key in SECRETS:
             lines.append(f"  which adds to Pulumi.{stack}.yaml, below config:")
         else:
             lines.append(f"  add to Pulumi.{stack}.yaml, below config, for example:")

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -39,6 +40,7 @@ def main(arguments: list[str]) -> int:
     commands = {
         "up": up,
         "preview": preview,
+        "preview-comment": preview_comment,
         "down": down,
         "clean": clean,
         "cluster": cluster,
@@ -97,6 +99,23 @@ def up(options: list[str]) -> int:
 
 def preview(options: list[str]) -> int:
     """Show what `up` would change."""
+    pulumi, options = _prepare_preview(options)
+    _pulumi(pulumi, "preview", *options)
+
+
+def preview_comment(options: list[str]) -> int:
+    """Show the comment on `up` that a pull request gets."""
+    with redirect_stdout(sys.stderr):
+        pulumi, _ = _prepare_preview(options)
+    from reviews.__main__ import main as command_line  # here, because it takes as long to import
+
+    os.environ |= _environment()
+    os.environ["PATH"] = f"{Path(pulumi).parent}{os.pathsep}{os.environ['PATH']}"
+    return command_line(["preview", STACK, "--config-file", str(STACK_FILE)])
+
+
+def _prepare_preview(options: list[str]) -> tuple[str, list[str]]:
+    """Bring the stack's config up to date; returns the Pulumi CLI and its options."""
     config, hidden = _config()
     options = _deploy_to_cluster(config, options)
     pulumi = _find_pulumi()
@@ -106,7 +125,7 @@ def preview(options: list[str]) -> int:
             "migrations are pending"
         )
     _prepare_stack(pulumi, config, hidden)
-    _pulumi(pulumi, "preview", *options)
+    return pulumi, options
 
 
 def provisioner(_options: list[str]) -> int:
@@ -236,6 +255,9 @@ def _deploy_to_cluster(config: dict[str, Any], options: list[str]) -> list[str]:
         if own.start():
             print("started the cluster, from which the former deployment is taken away")
         os.environ["KUBECONFIG"] = str(own.kubeconfig)
+    elif config["renderDirectory"]:
+        # The provider would ask the operator's own cluster for its version.
+        os.environ["KUBECONFIG"] = os.devnull
     return [option for option in options if option != "--cluster"]
 
 

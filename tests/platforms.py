@@ -39,6 +39,7 @@ COPIED = (
     "dev",
     "embedded",
     "provisioner",
+    "reviews",
 )
 
 

@@ -487,14 +487,15 @@ class TestProjectFiles:
         assert config.automation == "kubernetes"
         assert config.protect is False
 
-    def test_prod_stack_with_its_secrets_is_valid(self) -> None:
-        values = self.values("prod")
-        config = parse(values | {key: VALID[key] for key in SECRETS}, [], "prod")
+    @pytest.mark.parametrize("stack", ["staging", "prod"])
+    def test_hosted_stack_with_its_secrets_is_valid(self, stack: str) -> None:
+        values = self.values(stack)
+        config = parse(values | {key: VALID[key] for key in SECRETS}, [], stack)
         assert config.platform == "supabase"
         assert config.automation == "pg_cron"
         assert config.protect is True
 
-    @pytest.mark.parametrize("stack", ["dev", "prod"])
+    @pytest.mark.parametrize("stack", ["dev", "staging", "prod"])
     def test_committed_secrets_are_encrypted(self, stack: str) -> None:
         def plain(value: Any) -> bool:
             inner = value.values() if isinstance(value, dict) else ()

@@ -165,6 +165,19 @@ def test_committed_stack_file_is_not_touched(platform_clone: Clone) -> None:
     assert (platform_clone.directory / "Pulumi.dev.yaml").read_text() == ours.read_text()
 
 
+def test_the_cluster_of_the_operator_is_none_of_its_business(
+    platform_clone: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = tmp_path / "kubeconfig"
+    away.write_text(
+        """{apiVersion: v1, kind: Config, current-context: away,
+            clusters: [{name: away, cluster: {server: "https://127.0.0.1:1"}}],
+            contexts: [{name: away, context: {cluster: away, user: ""}}]}"""
+    )
+    monkeypatch.setitem(platform_clone.environment, "KUBECONFIG", str(away))
+    assert "unchanged" in platform_clone.run("up")
+
+
 def test_down_keeps_the_data_for_the_next_up(platform_clone: Clone) -> None:
     with psycopg.connect(platform_clone.server.url("mindroom"), autocommit=True) as connection:
         connection.execute("insert into auth.users (id, email) values (default, 'kept@x.test')")
@@ -250,6 +263,14 @@ def test_interrupted_in_a_migration(platform_clone: Clone) -> None:
     platform_clone.run("up")
 
 
+@pytest.mark.engine
+@pytest.mark.skipif(not shutil.which("pulumi"), reason="needs the Pulumi CLI on PATH")
+def test_comment_that_a_pull_request_gets(with_pulumi: Clone) -> None:
+    text = with_pulumi.run("preview-comment")
+    assert "<!-- mindroom: preview of dev -->\n## Preview of `dev`\n\n**Changes:** none." in text
+    assert "\n**Migrations:** none pending." in text
+
+
 def test_no_secret_in_any_output_or_state(platform_clone: Clone) -> None:
     state = platform_clone.directory / ".state"
     words = platform_clone.secrets()
@@ -278,7 +299,8 @@ def test_without_pulumi_it_says_so_in_one_line(fresh: Clone) -> None:
     first = [line for line in fresh.run("up").splitlines() if "Pulumi CLI" in line]
     assert len(first) == 1
     assert "running in-process" in first[0]
-    assert "needs the Pulumi CLI" in fresh.fails("preview")
+    for command in ("preview", "preview-comment"):
+        assert "needs the Pulumi CLI" in fresh.fails(command)
     assert "removed .state/" in fresh.run("clean")
     assert not (fresh.directory / ".state").exists()
 

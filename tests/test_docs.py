@@ -11,7 +11,7 @@ from provisioner.settings import Settings
 
 SOURCES = [
     path
-    for folder in ("components", "dev", "embedded", "migrate", "provisioner")
+    for folder in ("components", "dev", "embedded", "migrate", "provisioner", "reviews")
     for path in sorted((ROOT / folder).rglob("*.py"))
 ] + [ROOT / "tests" / "conftest.py"]
 
@@ -63,9 +63,9 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 
 def test_make_targets_that_are_named_exist() -> None:
-    targets = set(re.findall(r"^([a-z]+):", text("Makefile"), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", text("Makefile"), re.MULTILINE))
     for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
-        assert set(re.findall(r"`make ([a-z]+)", path.read_text())) <= targets
+        assert set(re.findall(r"`make ([a-z-]+)", path.read_text())) <= targets
 
 
 def test_lock_has_exact_versions_with_hashes_and_no_address() -> None:

@@ -445,9 +445,12 @@ def test_jobs_of_pg_cron_follow_the_stack(tmp_path: Path) -> None:
         assert scheduled() == []
 
 
-def test_prod_stack_file_needs_only_its_secrets_and_certificate(tmp_path: Path) -> None:
-    shutil.copy(ROOT / "Pulumi.prod.yaml", tmp_path / "Pulumi.test.yaml")
-    committed = yaml.safe_load((ROOT / "Pulumi.prod.yaml").read_text())["config"]
+@pytest.mark.parametrize("stack", ["staging", "prod"])
+def test_hosted_stack_file_needs_only_its_secrets_and_certificate(
+    tmp_path: Path, stack: str
+) -> None:
+    shutil.copy(ROOT / f"Pulumi.{stack}.yaml", tmp_path / "Pulumi.test.yaml")
+    committed = yaml.safe_load((ROOT / f"Pulumi.{stack}.yaml").read_text())["config"]
     values = {key.removeprefix(f"{PROJECT}:"): value for key, value in committed.items()}
     made = make_project(tmp_path, values, "")
     with pytest.raises(automation.CommandError) as caught:
