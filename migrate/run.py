@@ -252,6 +252,10 @@ def _run(
         return
     send(connection, SESSION)
     with lock(connection, wait, lambda holder: report(Step("waiting", holder))):
+        from migrate import adoption  # here, because it runs, too
+
+        if adoption.adopt(connection, tree):
+            report(Step("adopted", "what psql had made"))
         found = plan(connection, tree, names)
         if not found.work:
             return
