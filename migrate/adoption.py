@@ -75,6 +75,8 @@ def adopt(connection: Connection, tree: Tree) -> bool:
     Raises:
         MigrateError: as `judge`.
     """
+    with connection.transaction(force_rollback=True):  # to a role that may not, all is different
+        send(connection, ledger.CREATE)
     found = judge(connection, tree)
     if found is None:
         return False

@@ -9,6 +9,7 @@ from typing import Any, LiteralString
 import psycopg
 import pytest
 from migrating import objects, psql, query
+from migrating import refused as refused_login
 from platforms import PASSWORDS, Hosted, Platform, run, sql_files, stack_config, supabase
 from pooler import TENANT
 
@@ -91,8 +92,8 @@ class TestStandIn:
         query(hosted.url, "drop role one_more")
 
     def test_login_without_the_tenant_is_refused(self, hosted: Hosted) -> None:
-        with pytest.raises(psycopg.OperationalError, match="Tenant or user not found"):
-            psycopg.connect(hosted.url.replace(f".{TENANT}", ""))
+        told = refused_login(hosted.url.replace(f".{TENANT}", ""))
+        assert "what to do: behind Supabase's pooler a user is ROLE.PROJECT" in told
 
     def test_change_that_changes_nothing_is_seen(self, hosted: Hosted) -> None:
         before = hosted.theirs()
