@@ -1,4 +1,4 @@
-"""Adopting a database that the files have made, but no run of the engine: psql has.
+"""Adopting a database that psql has made of the files, before any run of the engine.
 
 What the files make is seen in a throwaway PostgreSQL.  A database without a ledger is adopted
 where it is equal to that, and else refused as it is.  One that the bundle made has a ledger, and is
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from migrate import catalog, ledger, rehearsal, run
+from migrate import catalog, ledger
 from migrate.catalog import Difference
 from migrate.connection import Connection, connect, readable, send
 from migrate.errors import AdoptionError
@@ -19,7 +19,7 @@ from migrate.files import PLATFORM, REPEATABLE, VERSIONED, Tree
 
 @dataclass(frozen=True)
 class Adoption:
-    """A database that the files have made, but no run.
+    """A database that psql has made of the files.
 
     Attributes:
         bundled: it has the ledger that the bundle writes.
@@ -38,7 +38,7 @@ class Adoption:
 
 @readable()
 def judge(connection: Connection, tree: Tree) -> Adoption | None:
-    """Compare a database that no run has made with what the files make; reads only.
+    """Compare a database that psql has made with what the files make; reads only.
 
     Returns:
         None if a run has made it, or if it has none of the tables.
@@ -49,7 +49,9 @@ def judge(connection: Connection, tree: Tree) -> Adoption | None:
         MigrateError: the files cannot be applied to an empty database.
     """
     known = ledger.read(connection)
-    bundled = VERSIONED in known.digests and ledger.catalog(connection) is None
+    bundled = VERSIONED in known.digests
+    if bundled and (known.settled or ledger.catalog(connection) is not None):
+        return None
     if not bundled and (known.digests or not known.settled):
         return None
     live = catalog.read(connection)
@@ -75,16 +77,19 @@ def adopt(connection: Connection, tree: Tree) -> bool:
     Raises:
         MigrateError: as `judge`.
     """
-    with connection.transaction(force_rollback=True):  # to a role that may not, all is different
-        send(connection, ledger.CREATE)
-    found = judge(connection, tree)
+    try:
+        found = judge(connection, tree)
+    except AdoptionError:  # everything differs to a role that owns nothing: tell that instead
+        with connection.transaction(force_rollback=True):
+            send(connection, ledger.CREATE)
+        raise
     if found is None:
         return False
     with connection.transaction():
         send(connection, ledger.CREATE + ledger.UPGRADE)
         if not found.bundled:
-            for file in (*tree[VERSIONED], *tree[REPEATABLE]):
-                send(connection, ledger.record(file))
+            files = (*tree[VERSIONED], *tree[REPEATABLE])
+            send(connection, "".join(map(ledger.record, files)))
         ledger.complete_contents(connection, REPEATABLE, tree[REPEATABLE])
         ledger.end(connection, found.expected)
     return True
@@ -96,6 +101,8 @@ def _tables(objects: Mapping[str, str]) -> set[str]:
 
 def _make(tree: Tree) -> tuple[set[str], Mapping[str, str]]:
     """The objects of platform/ that the other files leave as they are, and all that all make."""
+    from migrate import rehearsal, run  # here, because most runs adopt nothing
+
     with (
         tempfile.TemporaryDirectory(prefix="adoption-") as name,
         rehearsal.throwaway(Path(name)) as url,
