@@ -72,7 +72,7 @@ def adopt(connection: Connection, tree: Tree) -> bool:
     """Record what `judge` finds, under the lock of a run.
 
     Returns:
-        Whether there was anything to adopt.
+        Whether it was a database without a ledger.
 
     Raises:
         MigrateError: as `judge`.
@@ -92,7 +92,7 @@ def adopt(connection: Connection, tree: Tree) -> bool:
             send(connection, "".join(map(ledger.record, files)))
         ledger.complete_contents(connection, REPEATABLE, tree[REPEATABLE])
         ledger.end(connection, found.expected)
-    return True
+    return not found.bundled
 
 
 def _tables(objects: Mapping[str, str]) -> set[str]:

@@ -107,12 +107,13 @@ def _refusals(node: Any) -> Iterator[str]:
         case ast.AlterRoleStmt() | ast.AlterRoleSetStmt():
             changed = [node.role.rolename] if node.role else []
         case ast.DropRoleStmt():
-            changed = [role.rolename for role in node.roles]
+            changed = [role.rolename for role in node.roles or ()]
         case ast.RenameStmt() if node.renameType == ObjectType.OBJECT_ROLE:
             changed = [node.subname, node.newname]
         case ast.GrantRoleStmt():
-            changed = [role.rolename for role in node.grantee_roles]
-            memberships = [role.priv_name for role in node.granted_roles] if node.is_grant else []
+            changed = [role.rolename for role in node.grantee_roles or ()]
+            granted = (node.granted_roles or ()) if node.is_grant else ()
+            memberships = [role.priv_name for role in granted]
     for role in memberships:
         if role in RESERVED_MEMBERSHIPS:
             yield f'"{role}" role memberships are reserved, only superusers can grant them'
