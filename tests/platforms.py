@@ -33,6 +33,7 @@ COPIED = (
     "Pulumi.dev.yaml",
     "components",
     "migrate",
+    "policies",
     "sql",
     "charts",
     "dev",

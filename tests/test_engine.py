@@ -88,15 +88,25 @@ def make_project(directory: Path, config: dict[str, Any], url: str) -> Project:
             }
         ),
     )
-    values = {}
-    for key, value in config.items():
-        words = value if isinstance(value, dict) else {"": value}
-        for name, word in words.items():
-            path = f"{PROJECT}:{key}" + (f".{name}" if name else "")
-            text = word if isinstance(word, str) else json.dumps(word)
-            values[path] = automation.ConfigValue(text, secret=key in SECRETS)
+    values = {
+        path: automation.ConfigValue(text, secret=key in SECRETS)
+        for key, value in config.items()
+        for path, text in paths(f"{PROJECT}:{key}", value)
+    }
     stack.set_all_config(values, path=True)
     return Project(directory, stack, config, url)
+
+
+def paths(path: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Each value in a value of config, by the path to it."""
+    if isinstance(value, dict):
+        for name, each in value.items():
+            yield from paths(f"{path}.{name}", each)
+    elif isinstance(value, list):
+        for index, each in enumerate(value):
+            yield from paths(f"{path}[{index}]", each)
+    else:
+        yield path, value if isinstance(value, str) else json.dumps(value)
 
 
 def live_catalog(url: str) -> dict[str, str]:
