@@ -24,7 +24,7 @@ up: .venv/.installed $(if $(CLUSTER),$(KUBERNETES)) ## Bring the dev platform up
 demo: .venv/.installed ## Play a customer's life on the platform of make up CLUSTER=1
 	@$(PYTHON) -m dev demo
 
-preview: .venv/.installed $(if $(CLUSTER),$(KUBERNETES)) ## Show what `make up` would change; REFRESH=1 shows drift
+preview: .venv/.installed $(if $(CLUSTER),$(KUBERNETES)) ## Show what `make up` would change, and what breaks a policy; REFRESH=1 shows drift
 	@$(PYTHON) -m dev preview --diff $(OPTIONS)
 
 preview-comment: .venv/.installed ## Show the comment that a pull request gets; STACK=prod for that one

@@ -28,6 +28,7 @@ from components import PROJECT, ROOT
 from components.automation import Scheduler
 from components.matrix import SERVICES
 from components.session import Connection, way_to
+from policies.rules import PolicyException, parse_exceptions
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 SHORTEST_PASSWORD = 16
@@ -63,6 +64,10 @@ class Config(BaseModel):
     base_domain: str = Field(examples=["mindroom.example"])
     automation: Scheduler = Field(examples=["kubernetes"])
     protect: bool = Field(examples=[True])
+    policy_exceptions: Annotated[list[PolicyException], BeforeValidator(parse_exceptions)] = Field(
+        [],
+        examples=[[{"policy": "pods-have-limits", "resource": "NAME OR TYPE", "reason": "WHY"}]],
+    )
 
     @property
     def connection(self) -> Connection:
@@ -153,6 +158,8 @@ def _problem(detail: Any) -> tuple[str, str]:
             return key, f"must be {detail['ctx']['expected']}, not {detail['input']!r}"
         case kind if key in SECRETS:
             return key, f"is malformed ({kind}; the value is not shown)"
+        case "value_error":
+            return key, str(detail["ctx"]["error"])
         case _:
             return key, f"{detail['msg'].lower()}, not {detail['input']!r}"
 

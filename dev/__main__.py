@@ -100,7 +100,7 @@ def up(options: list[str]) -> int:
 def preview(options: list[str]) -> int:
     """Show what `up` would change."""
     pulumi, options = _prepare_preview(options)
-    _pulumi(pulumi, "preview", *options)
+    _pulumi(pulumi, "preview", "--policy-pack", "policies", *options)
 
 
 def preview_comment(options: list[str]) -> int:

@@ -15,7 +15,6 @@ from reviews.github import GitHub
 
 DONE, ERROR, DRIFT = 0, 1, 3  # as `python -m migrate` has them
 
-_PACK = ROOT / "policies"
 _STREAMED = "PULUMI_ENABLE_STREAMING_JSON_PREVIEW"
 """Has `pulumi preview --json` say everything, the policies' answers included, one event a line."""
 
@@ -71,8 +70,7 @@ def _preview(options: argparse.Namespace) -> int:
         changes = text.Section("**Changes:** not known, since this was done without secrets.")
         _print("preview", options.stack, [changes, text.migrations(plan)])
         return ERROR if "error" in plan else DONE
-    pack = ["--policy-pack", str(_PACK)] if _PACK.exists() else []
-    events = _events(options, *pack)
+    events = _events(options, "--policy-pack", "policies")
     plan = _plan_of(options, events, "--rehearse")
     _print(
         "preview",

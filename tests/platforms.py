@@ -13,7 +13,6 @@ from typing import Any
 
 import psycopg
 import pytest
-import yaml
 from pooler import RESERVED, TENANT, Pooler
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
@@ -36,6 +35,7 @@ COPIED = (
     "scripts",
     "components",
     "migrate",
+    "policies",
     "sql",
     "charts",
     "dev",

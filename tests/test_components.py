@@ -31,6 +31,7 @@ from components import PROJECT, ROOT, access
 from components import config as stack_config
 from components.automation import SCHEDULES
 from components.matrix import ALL, GROUP, SERVICES, Service
+from policies.rules import Resource, data_is_protected
 
 Properties = dict[str, Any]
 
@@ -408,6 +409,9 @@ class TestProtection:
             expected |= named(PG_DATABASE, ["database"])
         protected = {k for k, each in declared.resources.items() if each.request.protect}
         assert protected == (expected if protect else set())
+        bare = [Resource(key.type, key.name, {}) for key in declared.resources]
+        asked = {Key(each.type, each.name) for each in bare if list(data_is_protected(each))}
+        assert asked == expected
 
     def test_schema_is_retained(self, declared: Run, protect: bool) -> None:
         retained = {k for k, each in declared.resources.items() if each.request.retainOnDelete}

@@ -26,6 +26,7 @@ from components.config import Config, parse
 from components.matrix import SERVICES
 from components.session import Connection
 from dev import __main__ as dev
+from policies.rules import PolicyException
 
 CERTIFICATE = "certs/supabase-ca.crt"
 DIGEST = "@sha256:" + "0a" * 32
@@ -47,6 +48,9 @@ VALID = {
     "baseDomain": "mindroom.example",
     "automation": "pg_cron",
     "protect": "true",
+    "policyExceptions": json.dumps(
+        [{"policy": "pods-have-limits", "resource": "kubernetes:batch/*", "reason": "a trial"}]
+    ),
 }
 SECRETS = ["databasePassword", "servicePasswords", "provisionerApiToken"]
 REQUIRED = [str(f.alias) for f in Config.model_fields.values() if f.is_required()]
@@ -118,6 +122,9 @@ def test_valid_config_is_typed() -> None:
     assert config.database_port == 5432
     assert config.protect is True
     assert parse(VALID | {"protect": "false"}, [], "prod").protect is False
+    assert config.policy_exceptions == [
+        PolicyException("pods-have-limits", "kubernetes:batch/*", "a trial")
+    ]
     assert config.render_directory == ""
     assert {r: w.get_secret_value() for r, w in config.service_passwords.items()} == PASSWORDS
     assert config.connection == Connection(
@@ -169,6 +176,35 @@ def test_wrong_value_is_told(key: str, value: str, text: str) -> None:
     assert problem.key == key
     assert text in problem.text
     assert keys_of_problems(pasted(values, problem)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"reason": None}, "entry 2 has no reason"),
+        ({"reason": " "}, "entry 2 has no reason"),
+        ({"reason": ["a trial"]}, "entry 2 has no reason"),
+        ({"resource": None}, "entry 2 has no resource"),
+        ({"policy": ""}, "entry 2 has no policy"),
+        ({"policy": "pods-have-limit"}, "entry 2: 'pods-have-limit' is no policy; there are no-gr"),
+        ({"until": "May"}, "entry 2 has an unknown until"),
+        ({"reason": "", "policy": "x"}, "entry 2 has no reason; entry 2: 'x' is no policy"),
+    ],
+)
+def test_wrong_policy_exception_is_told(change: dict[str, Any], text: str) -> None:
+    (right,) = json.loads(VALID["policyExceptions"])
+    wrong = {k: v for k, v in {**right, **change}.items() if v is not None}
+    values = VALID | {"policyExceptions": json.dumps([right, wrong])}
+    problem = only_problem(values)
+    assert problem.key == "policyExceptions"
+    assert problem.text.startswith(text)
+    assert keys_of_problems(pasted(values, problem)) == []
+
+
+@pytest.mark.parametrize("value", ["pods-have-limits", "{", '{"policy": "x"}', "7"])
+def test_policy_exceptions_that_are_no_list_are_told(value: str) -> None:
+    problem = only_problem(VALID | {"policyExceptions": value})
+    assert (problem.key, problem.text) == ("policyExceptions", "must be a list")
 
 
 @pytest.mark.parametrize(
@@ -452,7 +488,7 @@ class TestProjectFiles:
     @pytest.mark.parametrize("name", Config.model_fields)
     def test_key_has_its_type_and_a_description(self, name: str) -> None:
         field = Config.model_fields[name]
-        types: dict[Any, str] = {int: "integer", bool: "boolean", dict: "object"}
+        types: dict[Any, str] = {int: "integer", bool: "boolean", dict: "object", list: "array"}
         declared = self.DECLARED[str(field.alias)]
         expected = types.get(get_origin(field.annotation) or field.annotation, "string")
         assert declared["type"] == expected

@@ -5,6 +5,7 @@ When something is wrong there is one clear message and a non-zero exit, and the 
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -350,6 +351,7 @@ def test_pulumi_after_a_run_without_it_says_what_to_do(fresh: Clone) -> None:
     assert "made in-process, without Pulumi" in fresh.fails()
     fresh.run("clean")
     assert "created" in fresh.run("up")
+    assert re.search(r"Policies:\n +\S+ mindroom@", fresh.run("preview"))
 
 
 def test_state_directory_that_cannot_be_written(fresh: Clone) -> None:

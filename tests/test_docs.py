@@ -7,6 +7,7 @@ import pytest
 
 from components import ROOT
 from components.automation import SCHEDULES
+from policies.rules import RULES
 from provisioner.settings import Settings
 
 SOURCES = [
@@ -48,6 +49,13 @@ def test_outputs_document_is_the_contract() -> None:
     exported = re.findall(r'pulumi\.export\(\s*"(\w+)"', text("__main__.py"))
     documented = re.findall(r"^\| `(\w+)` \|", text("docs/outputs.md"), re.MULTILINE)
     assert documented == exported
+    (version,) = re.findall(r'"contract_version", "([^"]+)"', text("__main__.py"))
+    assert f"](outputs/{version}.json)" in text("docs/outputs.md")
+
+
+def test_policies_document_has_every_policy() -> None:
+    documented = re.findall(r"^\| `([a-z-]+)` \|", text("docs/policies.md"), re.MULTILINE)
+    assert documented == list(RULES)
 
 
 def test_automation_document_has_every_job_with_its_schedule() -> None:

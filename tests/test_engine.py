@@ -7,14 +7,17 @@ of its own, because roles belong to the server.
 import json
 import re
 import shutil
+from base64 import b64decode
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
 import yaml
+from outputs import breaches
 from platforms import (
     PASSWORDS,
     SECRETS,
@@ -31,6 +34,7 @@ from components import PROJECT, ROOT
 from components.automation import SCHEDULES
 from embedded.cluster import Access
 from embedded.postgres import Server
+from examples import stripe_handler
 from migrate import catalog, files
 from migrate.connection import connect
 
@@ -87,15 +91,25 @@ def make_project(directory: Path, config: dict[str, Any], url: str) -> Project:
             }
         ),
     )
-    values = {}
-    for key, value in config.items():
-        words = value if isinstance(value, dict) else {"": value}
-        for name, word in words.items():
-            path = f"{PROJECT}:{key}" + (f".{name}" if name else "")
-            text = word if isinstance(word, str) else json.dumps(word)
-            values[path] = automation.ConfigValue(text, secret=key in SECRETS)
+    values = {
+        path: automation.ConfigValue(text, secret=key in SECRETS)
+        for key, value in config.items()
+        for path, text in paths(f"{PROJECT}:{key}", value)
+    }
     stack.set_all_config(values, path=True)
     return Project(directory, stack, config, url)
+
+
+def paths(path: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Each value in a value of config, by the path to it."""
+    if isinstance(value, dict):
+        for name, each in value.items():
+            yield from paths(f"{path}.{name}", each)
+    elif isinstance(value, list):
+        for index, each in enumerate(value):
+            yield from paths(f"{path}[{index}]", each)
+    else:
+        yield path, value if isinstance(value, str) else json.dumps(value)
 
 
 def live_catalog(url: str) -> dict[str, str]:
@@ -162,6 +176,7 @@ def test_no_drift_right_after_up(project: Project) -> None:
 
 def test_outputs_by_plain_json(project: Project) -> None:
     outputs = project.stack.outputs()
+    assert breaches({name: output.value for name, output in outputs.items()}) == []
     migrations = [path.name for path in sql_files("migrations")]
     assert outputs["applied_migrations"].value == migrations
     assert outputs["schema_fingerprint"].value == files.fingerprint(live_catalog(project.url))
@@ -305,6 +320,70 @@ def test_rotated_password_changes_its_role_only(project: Project) -> None:
     assert replaced
     assert all("stripe_handler" in line for line in replaced)
     psycopg.connect(result.outputs["service_database_urls"].value["stripe_handler"]).close()
+
+
+@pytest.fixture(scope="module")
+def consumer(project: Project) -> automation.Stack:
+    """A stack of examples/consumer/ beside the platform's, of which nothing is there yet."""
+    directory = project.directory / "examples" / "consumer"
+    directory.mkdir(parents=True)
+    for name in ("Pulumi.yaml", "__main__.py"):
+        shutil.copy(ROOT / "examples" / "consumer" / name, directory)
+    environment = automation.LocalWorkspaceOptions(env_vars=project.stack.workspace.env_vars)
+    stack = automation.create_stack("test", work_dir=str(directory), opts=environment)
+    image = "registry.example/stripe-handler@sha256:" + "0a" * 32
+    values = {"platform": f"organization/{PROJECT}/test", "image": image}
+    stack.set_all_config({k: automation.ConfigValue(value) for k, value in values.items()})
+    return stack
+
+
+def environment_of_the_service(manifests: Path) -> dict[str, str]:
+    """What the consumer's container would find, as Kubernetes puts it together."""
+    found = [yaml.safe_load(path.read_text()) for path in manifests.rglob("*.yaml")]
+    secrets = {each["metadata"]["name"]: each for each in found if each["kind"] == "Secret"}
+    (deployment,) = (each for each in found if each["kind"] == "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    references = {each["name"]: each["valueFrom"]["secretKeyRef"] for each in container["env"]}
+    return {
+        name: b64decode(secrets[reference["name"]]["data"][reference["key"]]).decode()
+        for name, reference in references.items()
+    }
+
+
+@pytest.mark.postgres("18")
+def test_a_consumer_gets_its_own_role_by_the_outputs(
+    project: Project, consumer: automation.Stack
+) -> None:
+    manifests = Path(consumer.workspace.work_dir) / "manifests"
+    event = (ROOT / "examples" / "customer.subscription.created.json").read_text()
+    rotated = f"{PROJECT}:servicePasswords.stripe_handler"
+    for word in (None, "a-password-of-the-next-year"):
+        if word:
+            new = automation.ConfigValue(word, secret=True)
+            project.stack.set_config(rotated, new, path=True)
+            project.up()
+        result = consumer.up(color="never", policy_packs=["../../policies"])
+        url = environment_of_the_service(manifests)["DATABASE_URL"]
+        assert url == project.stack.outputs()["service_database_urls"].value["stripe_handler"]
+        assert url not in result.stdout
+        with psycopg.connect(url, autocommit=True) as connection:
+            assert connection.info.user == "stripe_handler"
+            body = event.replace("ACCOUNT", str(uuid4()))
+            assert stripe_handler.receive(connection, body) == 200
+        assert set(changes(consumer.preview(expect_no_changes=True))) == {"same"}
+
+
+@pytest.mark.postgres("18")
+def test_a_consumer_refuses_outputs_that_it_does_not_know(consumer: automation.Stack) -> None:
+    program = Path(consumer.workspace.work_dir) / "__main__.py"
+    text = program.read_text()
+    program.write_text(text.replace('CONTRACT = "1"', 'CONTRACT = "2"'))
+    with pytest.raises(
+        automation.CommandError, match=r"contract_version 1\.0\.0, and this"
+    ) as caught:
+        consumer.preview(color="never")
+    assert "Traceback" not in str(caught.value)
+    program.write_text(text)
 
 
 def test_no_secret_in_state_or_history(project: Project) -> None:

@@ -484,15 +484,6 @@ PolicyPack(
 """
 
 
-def replace_policies(directory: Path) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir()
-    runtime = {"name": "python", "options": {"virtualenv": "../.venv"}}
-    document = json.dumps({"name": "throwaway", "runtime": runtime})
-    (directory / "PulumiPolicy.yaml").write_text(document)
-    (directory / "__main__.py").write_text(POLICIES)
-
-
 @pytest.mark.engine
 @pytest.mark.postgres("18")
 @pytest.mark.skipif(not shutil.which("pulumi"), reason="needs the Pulumi CLI on PATH")
@@ -543,7 +534,7 @@ def drifts(life: Life, url: str) -> None:
 
 def changes(life: Life) -> None:
     name = late_index(life.project.directory)
-    replace_policies(life.project.directory / "policies")
+    (life.project.directory / "policies" / "__main__.py").write_text(POLICIES)
     planted = "planted-to-be-looked-for"
     path = f"{PROJECT}:servicePasswords.stripe_handler"
     secret = automation.ConfigValue(planted, secret=True)

@@ -1,0 +1,1 @@
+"""What every stack is held to: `rules`, and the pack that has the engine run them."""
