@@ -58,11 +58,15 @@ class FilesProvider(DatabaseProvider):
         changed = olds.get("files") != news["files"]
         try:
             with self.session() as session:
-                from migrate import run
+                from migrate import adoption, run
 
                 plan = run.plan(session, tree, [folder])
                 if plan.work:
-                    _preview(session, tree, plan)
+                    made = adoption.judge(session, tree)
+                    if made and not made.bundled:
+                        print(f"{folder}: {made}")
+                    else:
+                        _preview(session, tree, plan)
         except UnreachableError as error:
             print(f"warning: what is pending in {folder}/ is not known: {error}")
             return DiffResult(changes=changed)

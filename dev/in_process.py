@@ -193,6 +193,8 @@ def _database(realiser: Realiser, args: mocks.MockResourceArgs) -> tuple[bool, P
 def _role(realiser: Realiser, args: mocks.MockResourceArgs) -> tuple[bool, Properties]:
     wanted = args.inputs
     name, timeout = wanted["name"], f"statement_timeout={int(wanted['statementTimeout'])}"
+    to = realiser.provider_of(args)
+    login = name + to["username"].removeprefix(to["databaseUsername"])
     with closing(realiser.connect(args)) as connection:
         found = connection.execute(
             """select rolcanlogin, rolinherit, rolconnlimit, coalesce(
@@ -209,15 +211,13 @@ def _role(realiser: Realiser, args: mocks.MockResourceArgs) -> tuple[bool, Prope
             found
             and found[:4] == declared
             and timeout in found[4]
-            and _can_log_in(connection, name, wanted["password"])
+            and _can_log_in(connection, login, wanted["password"])
         ):
             return False, wanted
         role = sql.Identifier(name)
         statement = "alter role {} with" if found else "create role {} with"
         connection.execute(
-            sql.SQL(
-                statement + " {} {} nosuperuser nobypassrls connection limit {} password {}"
-            ).format(
+            sql.SQL(statement + " {} {} connection limit {} password {}").format(
                 role,
                 sql.SQL("login" if wanted["login"] else "nologin"),
                 sql.SQL("inherit" if wanted["inherit"] else "noinherit"),
@@ -237,9 +237,9 @@ def _role(realiser: Realiser, args: mocks.MockResourceArgs) -> tuple[bool, Prope
     return True, wanted
 
 
-def _can_log_in(connection: psycopg.Connection, role: str, password: str) -> bool:
+def _can_log_in(connection: psycopg.Connection, login: str, password: str) -> bool:
     try:
-        psycopg.connect(connection.info.dsn, user=role, password=password).close()
+        psycopg.connect(connection.info.dsn, user=login, password=password).close()
     except psycopg.OperationalError as error:
         return "too many connections" in str(error)
     return True

@@ -39,7 +39,8 @@ exit codes:
   0  up to date, or done
   1  error: nothing is half-done, the message says what stands and what to do
   2  pending: there is something to apply (status, plan)
-  3  drift: the database was changed behind the engine's back (plan, verify)
+  3  drift: the database was changed behind the engine's back (plan, verify), or was made by
+     psql, without a ledger, and is not what the files make (plan, up)
 """
 
 _UNSETTLED = "the record of what is there is not complete: `up` completes it"
@@ -229,7 +230,7 @@ def _status(options: argparse.Namespace) -> Result:
 
 
 def _plan(options: argparse.Namespace) -> Result:
-    from migrate import proof, rehearsal, scripts
+    from migrate import adoption, proof, rehearsal, scripts
     from migrate.lint import lint
 
     if options.offline:
@@ -249,13 +250,20 @@ def _plan(options: argparse.Namespace) -> Result:
         return Result(UP_TO_DATE, "\n".join(text), "", document)
     with _open(options) as (connection, tree):
         found = run.plan(connection, tree, _names(options))
-        drift = proof.drift(connection) if found.settled else []
+        made = adoption.judge(connection, tree)
+        if made and not made.bundled:
+            found = run.Plan([], settled=False)
+        if made:
+            drift = [] if found.pending else made.differences
+        else:
+            drift = proof.drift(connection) if found.settled else []
         state = rehearsal.state(connection)
     findings = lint(*found.linted)
     rehearsed = rehearsal.rehearse(tree, state) if options.rehearse and found.work else None
     forgotten = [f"{folder.name}/{name}" for folder in found.folders for name in folder.gone]
     text = [f"pending  {file.label}" for file in found.pending]
     text += [f"removed  {label}" for label in forgotten]
+    text += [str(made)] if made and not made.bundled else []
     text += map(str, findings)
     text += [f"drift: {difference}" for difference in drift]
     text += [str(rehearsed)] if rehearsed else []

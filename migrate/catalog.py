@@ -14,7 +14,10 @@ from migrate.connection import Connection, readable
 from migrate.ledger import SCHEMA
 
 _QUERY = f"""
-with us as (select nspowner as role from pg_namespace where nspname = '{SCHEMA}'),
+with us as (
+  select coalesce((select nspowner from pg_namespace where nspname = '{SCHEMA}'),
+                  current_user::regrole) as role
+),
 role (oid, name) as (
   select oid, case when oid = us.role then 'us' else rolname end from pg_roles, us
 ),
@@ -149,7 +152,7 @@ group by r.rolname, p.object
 def read(connection: Connection) -> dict[str, str]:
     """Object -> definition of everything that is ours, in one query.
 
-    The database needs a ledger, whose owner tells what is ours.
+    The ledger's owner tells what is ours; where there is no ledger, the session's role.
     """
     with connection.transaction(force_rollback=True):  # takes the setting back, too
         connection.execute("set local search_path = ''")

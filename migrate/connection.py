@@ -101,6 +101,8 @@ def _refusal(error: Exception) -> str:
     text = str(error).strip()
     hints = {
         "password authentication failed": "check user and password",
+        "Tenant or user not found": "behind Supabase's pooler a user is ROLE.PROJECT, and each "
+        "region has a pooler of its own: check user and host",
         "Connection refused": "is the server running, and is the port right?",
         "could not translate host name": "check the host name",
         "failed to resolve host": "check the host name",

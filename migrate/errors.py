@@ -55,15 +55,30 @@ class UnsettledError(MigrateError):
 class DriftError(MigrateError):
     """The live catalog is not what the last run left behind."""
 
+    expected = "as the last run left them"
+    remedy = (
+        "undo the change; or, where it is to stay, run `python -m migrate verify --accept` and "
+        "write a migration that makes it where it is missing"
+    )
+
     def __init__(self, differences: "Sequence[Difference]") -> None:
         self.differences = list(differences)
         count = len(self.differences)
         super().__init__(
-            f"{count} object{' is' if count == 1 else 's are'} not as the last run left them:\n"
+            f"{count} object{' is' if count == 1 else 's are'} not {self.expected}:\n"
             + "\n".join(map(str, self.differences))
-            + "\n  what to do: undo the change; or, where it is to stay, run `python -m migrate "
-            "verify --accept` and write a migration that makes it where it is missing"
+            + f"\n  what to do: {self.remedy}"
         )
+
+
+class AdoptionError(DriftError):
+    """A database has tables of ours and no ledger, and is not what the files make."""
+
+    expected = "as the files make them, and there is no ledger to tell why; nothing was changed"
+    remedy = (
+        "if an older release made the database, run `up` from that release first; else make it "
+        "equal by hand. What is not the platform's belongs into a schema that another role owns"
+    )
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import psycopg
 
-from migrate import catalog, files, ledger
+from migrate import adoption, catalog, files, ledger
 from migrate.connection import SESSION, Connection, StatementError, lock, readable, send
 from migrate.errors import FilesError, LostError, MigrateError
 from migrate.files import PLATFORM, REPEATABLE, VERSIONED, File, Tree
@@ -108,8 +108,8 @@ class Step:
     """What a run tells of its progress.
 
     Attributes:
-        event: "waiting" for another run, "applying", "retrying" after a lock timeout, "applied",
-            or "forgot" a repeatable file that is no more.
+        event: "adopted" a database, "waiting" for another run, "applying", "retrying" after a lock
+            timeout, "applied", or "forgot" a repeatable file that is no more.
         subject: folder and name of the file; of "waiting", who holds the lock.
         seconds: how long it took; of "retrying", until it is tried again.
         number, total: which of how many pending files.
@@ -214,7 +214,8 @@ def up(
     A versioned file commits by itself, together with its ledger row; the repeatable files of a
     folder commit together, unless one runs without a transaction.  An object that had drifted
     before the run and that the run did not touch stays recorded as it should be, so that no run
-    hides a drift.  A run that was cut off is finished by the next.
+    hides a drift.  A run that was cut off is finished by the next.  A database that psql has made
+    is adopted before.
 
     Args:
         connection: in autocommit mode, from `connect`.
@@ -227,6 +228,7 @@ def up(
         The files applied, none when all was done before.
 
     Raises:
+        AdoptionError: psql has made it, and something else than the files make.
         MigrateError: with what failed, what is committed and what to do.
     """
     applied: list[File] = []
@@ -252,6 +254,8 @@ def _run(
         return
     send(connection, SESSION)
     with lock(connection, wait, lambda holder: report(Step("waiting", holder))):
+        if adoption.adopt(connection, tree):
+            report(Step("adopted", "what psql had made"))
         found = plan(connection, tree, names)
         if not found.work:
             return

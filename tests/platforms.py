@@ -14,6 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 import yaml
+from pooler import RESERVED, TENANT, Pooler
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
@@ -115,7 +116,8 @@ def emulate_supabase(server: Server, *, grants_all: bool) -> str:
 
     Args:
         server: a new server.
-        grants_all: the default privileges of projects made before 2026-05-30.
+        grants_all: the default privileges of projects made before 2026-05-30; of newer ones, the
+            least that is known to remain with the API roles.
     """
     assert server.superuser == "supabase_admin"
     password = "the-owner-of-the-project"
@@ -129,38 +131,104 @@ def emulate_supabase(server: Server, *, grants_all: bool) -> str:
             ).format(password)
         )
         admin = " with admin option" if server_major(connection) >= 16 else ""
+        present = {name for (name,) in connection.execute("select rolname from pg_roles")}
         for statement in (
+            *(f"create role {role}" for role in RESERVED if role not in present),
+            "alter role authenticator login",
             f"grant anon, authenticated, service_role, authenticator to postgres{admin}",
             "alter database postgres owner to postgres",
             "grant usage on schema auth to postgres with grant option",
+            "grant create, usage on schema auth to supabase_auth_admin",
+            *(
+                f"alter {kind} owner to supabase_auth_admin"
+                for kind in (
+                    "table auth.users",
+                    "function auth.uid()",
+                    "function auth.role()",
+                    "function auth.email()",
+                    "function auth.jwt()",
+                )
+            ),
             "grant all on auth.users to postgres",
             "grant all on schema extensions to postgres with grant option",
             "create publication supabase_realtime",
             "alter publication supabase_realtime owner to postgres",
         ):
             connection.execute(statement.encode())
-        for kind in ("tables", "functions", "sequences"):
-            change = (
-                "grant all on {} to anon, authenticated, service_role"
-                if grants_all
-                else "revoke all on {} from anon, authenticated, service_role"
-            )
-            connection.execute(
-                f"alter default privileges for role postgres in schema public "
-                f"{change.format(kind)}".encode()
-            )
+        for kind, left in (
+            ("tables", "truncate, references, trigger"),
+            ("functions", ""),
+            ("sequences", ""),
+        ):
+            if given := "all" if grants_all else left:
+                connection.execute(
+                    f"alter default privileges for role postgres in schema public grant {given} "
+                    f"on {kind} to anon, authenticated, service_role".encode()
+                )
     return server.url().replace(f"supabase_admin:{server.password}", f"postgres:{password}")
 
 
+@dataclass(frozen=True)
+class Hosted:
+    """A stand-in of a hosted Supabase project.
+
+    Attributes:
+        url: of its `postgres`, by the session pooler.
+        superuser: of `supabase_admin`, whom only Supabase has, by the server itself.
+    """
+
+    url: str
+    superuser: str
+
+    def theirs(self) -> dict[str, list[Any]]:
+        """All that is Supabase's, so that the least change of it is seen.
+
+        Of roles and their settings even the transaction that wrote each, which tells of an ALTER
+        that changes nothing.
+        """
+        with psycopg.connect(self.superuser) as connection:
+            return {
+                text: connection.execute(
+                    text.encode(), {"reserved": [*RESERVED, "postgres"]}
+                ).fetchall()
+                for text in _THEIRS
+            }
+
+
+_THEIRS = (
+    "select xmin::text, a.* from pg_authid a where rolname = any(%(reserved)s) order by rolname",
+    """select m.* from pg_auth_members m join pg_roles r on r.oid = m.member
+       where rolname = any(%(reserved)s) and rolname <> 'postgres' order by roleid, member""",
+    """select s.xmin::text, s.* from pg_db_role_setting s left join pg_roles r on r.oid = setrole
+       where rolname = any(%(reserved)s) or setrole = 0 order by setdatabase, setrole""",
+    """select nspname, nspowner, nspacl::text from pg_namespace
+       where nspname in ('auth', 'extensions') order by nspname""",
+    """select relname, relowner, relacl::text, relrowsecurity, attname, atttypid, attacl::text
+       from pg_class c join pg_attribute on attrelid = c.oid
+       where relnamespace in ('auth'::regnamespace, 'extensions'::regnamespace)
+       order by relname, attnum""",
+    """select proname, proowner, proacl::text, prosrc from pg_proc
+       where pronamespace in ('auth'::regnamespace, 'extensions'::regnamespace)
+       order by proname""",
+)
+
+
 @contextmanager
-def supabase(postgres_bin: Path, directory: Path, *, grants_all: bool) -> Iterator[str]:
-    """The URL of `postgres` on a Supabase stand-in of its own: see `emulate_supabase`."""
+def supabase(postgres_bin: Path, directory: Path, *, grants_all: bool) -> Iterator[Hosted]:
+    """A Supabase stand-in of its own behind the session pooler: see `emulate_supabase`."""
     server = Server(
         directory / "server", postgres_bin, superuser="supabase_admin", settings={"fsync": "off"}
     )
     try:
         server.start()
-        yield emulate_supabase(server, grants_all=grants_all)
+        url = emulate_supabase(server, grants_all=grants_all)
+        pooler = Pooler(server.port)
+        login, port = "//postgres:", f":{server.port}/"
+        assert login in url
+        assert port in url
+        url = url.replace(login, f"//postgres.{TENANT}:").replace(port, f":{pooler.port}/")
+        yield Hosted(url, server.url())
+        pooler.cut()
     finally:
         server.destroy()
 

@@ -2,6 +2,7 @@
 
 import socket
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
 
 
@@ -40,16 +41,25 @@ class Proxy:
             while True:
                 here, _ = listener.accept()
                 there = socket.create_connection(("127.0.0.1", self._target))
-                for one, other in ((here, there), (there, here)):
-                    threading.Thread(target=self._pass_on, args=[one, other], daemon=True).start()
+                for ways in ((here, there, self.sent(here)), (there, here, _blocks(there))):
+                    threading.Thread(target=self._pass_on, args=ways, daemon=True).start()
 
-    def _pass_on(self, one: socket.socket, other: socket.socket) -> None:
+    def sent(self, client: socket.socket) -> Iterator[bytes]:
+        """What a client sends, as it is passed on."""
+        return _blocks(client)
+
+    def _pass_on(self, one: socket.socket, other: socket.socket, blocks: Iterator[bytes]) -> None:
         self._open.add(one)
         with suppress(OSError):
-            while data := one.recv(65536):
+            for data in blocks:
                 other.sendall(data)
         for each in (one, other):
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
         self._open.discard(one)
         one.close()
+
+
+def _blocks(source: socket.socket) -> Iterator[bytes]:
+    while data := source.recv(65536):
+        yield data

@@ -407,7 +407,7 @@ def world(
             platform: Platform = request.getfixturevalue("platform")
         else:
             directory, grants_all = tmp_path_factory.mktemp("supabase"), HOSTED[request.param]
-            url = stack.enter_context(supabase(postgres_bin, directory, grants_all=grants_all))
+            url = stack.enter_context(supabase(postgres_bin, directory, grants_all=grants_all)).url
             config = stack_config(url, directory / "manifests", platform="supabase")
             platform = Platform(url, config, run(config))
         urls = {"": platform.url} | {role: platform.service_url(role) for role in SERVICES}

@@ -21,7 +21,6 @@ from platforms import (
     TOKEN,
     copy_project,
     cron_server,
-    emulate_supabase,
     run,
     sql_files,
     stack_config,
@@ -354,25 +353,6 @@ def test_destroy_on_dev_leaves_nothing(project: Project, own_server: Server) -> 
     assert not list((project.directory / "manifests").rglob("*.yaml"))
     project.up()
     assert "table public.accounts" in live_catalog(project.url)
-
-
-def test_supabase(postgres_bin: Path, tmp_path: Path) -> None:
-    server = new_server(tmp_path, postgres_bin, "supabase_admin")
-    directory = tmp_path / "project"
-    directory.mkdir()
-    try:
-        server.start()
-        url = emulate_supabase(server, grants_all=True)
-        config = stack_config(url, directory / "manifests", platform="supabase", protect=True)
-        hosted = make_project(directory, config, url)
-        hosted.up()
-        assert set(changes(hosted.up())) == {"same"}
-        resources = hosted.resources()
-        assert "postgresql:index/database:Database" not in {each["type"] for each in resources}
-        with pytest.raises(automation.CommandError, match="protected"):
-            hosted.stack.destroy(color="never")
-    finally:
-        server.destroy()
 
 
 def test_deployed_to_a_cluster(deploy_to: Access, postgres_bin: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import psycopg
 import pytest
 import yaml
-from platforms import PASSWORDS, TOKEN, Platform, run, sql_files, stack_config, supabase
+from platforms import PASSWORDS, TOKEN, Platform, run, sql_files, stack_config
 from psycopg.conninfo import conninfo_to_dict
 from pulumi.runtime.mocks import MockResourceArgs
 
@@ -188,33 +188,6 @@ def test_a_resource_that_is_not_known_is_refused() -> None:
     declared = MockResourceArgs("aws:s3/bucket:Bucket", "assets", {}, custom=True)
     with pytest.raises(InProcessError, match="assets: resources of type aws:s3/bucket:Bucket"):
         Realiser({}).new_resource(declared)
-
-
-def is_adopted(platform: Platform, url: str, manifests: Path) -> None:
-    reserved = """select rolname, rolsuper, rolinherit, rolcreaterole, rolcreatedb, rolcanlogin,
-                  rolreplication, rolbypassrls, rolconfig from pg_roles
-                  where rolname not in ('platform_service', 'stripe_handler',
-                  'instance_provisioner', 'customer_portal', 'admin_dashboard') order by 1"""
-    config = stack_config(url, manifests, platform="supabase")
-    with psycopg.connect(url) as connection:
-        before = connection.execute(reserved).fetchall()
-    result = run(config)
-    assert "database" not in result.changed
-    assert result.outputs["database"]["platform"] == "supabase"
-    with psycopg.connect(url) as connection:
-        assert connection.execute(reserved).fetchall() == before
-    assert run(config).changed == []
-    plain, hosted = catalog_of(platform.url), catalog_of(url)
-    ours = {name for name in plain | hosted if "public." in name or "private." in name}
-    assert {name: hosted.get(name) for name in ours} == {name: plain.get(name) for name in ours}
-
-
-@pytest.mark.parametrize("grants_all", [True, False], ids=["grants-all", "grants-nothing"])
-def test_supabase_is_adopted(
-    platform: Platform, postgres_bin: Path, tmp_path: Path, *, grants_all: bool
-) -> None:
-    with supabase(postgres_bin, tmp_path, grants_all=grants_all) as url:
-        is_adopted(platform, url, tmp_path)
 
 
 def test_wrong_password_is_refused_and_not_shown(platform: Platform) -> None:

@@ -1,0 +1,115 @@
+"""Adopting a database that psql has made of the files, before any run of the engine.
+
+What the files make is seen in a throwaway PostgreSQL.  A database without a ledger is adopted
+where it is equal to that, and else refused as it is.  One that the bundle made has a ledger, and is
+run on as any other; where it is not what the files make, that is drift.
+"""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from migrate import catalog, ledger
+from migrate.catalog import Difference
+from migrate.connection import Connection, connect, readable, send
+from migrate.errors import AdoptionError
+from migrate.files import PLATFORM, REPEATABLE, VERSIONED, Tree
+
+
+@dataclass(frozen=True)
+class Adoption:
+    """A database that psql has made of the files.
+
+    Attributes:
+        bundled: it has the ledger that the bundle writes.
+        expected: the catalog as the files make it.
+        differences: where the live catalog is something else; none where there is no ledger.
+    """
+
+    bundled: bool
+    expected: Mapping[str, str]
+    differences: list[Difference]
+
+    def __str__(self) -> str:
+        """What a run will do about a database without a ledger."""
+        return "made by psql, and equal to what the files make: a run only records that"
+
+
+@readable()
+def judge(connection: Connection, tree: Tree) -> Adoption | None:
+    """Compare a database that psql has made with what the files make; reads only.
+
+    Returns:
+        None if a run has made it, or if it has none of the tables.
+
+    Raises:
+        AdoptionError: it has no ledger, and is not what the files make.
+        NoRehearsalError: the throwaway server does not come up.
+        MigrateError: the files cannot be applied to an empty database.
+    """
+    known = ledger.read(connection)
+    bundled = VERSIONED in known.digests
+    if bundled and (known.settled or ledger.catalog(connection) is not None):
+        return None
+    if not bundled and (known.digests or not known.settled):
+        return None
+    live = catalog.read(connection)
+    if not _tables(live):  # of most databases this is all there is to ask
+        return None
+    given, made = _make(tree)
+    if not _tables(live) & _tables(made) - given:
+        return None
+    expected = {name: text for name, text in made.items() if name not in given}
+    expected |= {name: text for name, text in live.items() if name in given}
+    differences = catalog.differences(expected, live)
+    if differences and not bundled:
+        raise AdoptionError(differences)
+    return Adoption(bundled, expected, differences)
+
+
+def adopt(connection: Connection, tree: Tree) -> bool:
+    """Record what `judge` finds, under the lock of a run.
+
+    Returns:
+        Whether it was a database without a ledger.
+
+    Raises:
+        MigrateError: as `judge`.
+    """
+    try:
+        found = judge(connection, tree)
+    except AdoptionError:  # everything differs to a role that owns nothing: tell that instead
+        with connection.transaction(force_rollback=True):
+            send(connection, ledger.CREATE)
+        raise
+    if found is None:
+        return False
+    with connection.transaction():
+        send(connection, ledger.CREATE + ledger.UPGRADE)
+        if not found.bundled:
+            files = (*tree[VERSIONED], *tree[REPEATABLE])
+            send(connection, "".join(map(ledger.record, files)))
+        ledger.complete_contents(connection, REPEATABLE, tree[REPEATABLE])
+        ledger.end(connection, found.expected)
+    return not found.bundled
+
+
+def _tables(objects: Mapping[str, str]) -> set[str]:
+    return {name for name in objects if name.startswith("table ")}
+
+
+def _make(tree: Tree) -> tuple[set[str], Mapping[str, str]]:
+    """The objects of platform/ that the other files leave as they are, and all that all make."""
+    from migrate import rehearsal, run  # here, because most runs adopt nothing
+
+    with (
+        tempfile.TemporaryDirectory(prefix="adoption-") as name,
+        rehearsal.throwaway(Path(name)) as url,
+        connect(url) as connection,
+    ):
+        run.up(connection, tree, [PLATFORM])
+        before = catalog.read(connection)
+        run.up(connection, tree)
+        made = catalog.read(connection)
+    return {name for name in before if before[name] == made.get(name)}, made

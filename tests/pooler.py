@@ -1,0 +1,122 @@
+"""Supabase's session pooler before a plain server, and what its server refuses.
+
+Behind the pooler a login is `ROLE.TENANT`.  The server of a hosted project has an extension
+(supautils) by which nobody but a superuser changes its reserved roles, whatever CREATEROLE and
+ADMIN OPTION would allow.  Here the statement is read on its way and replaced by the refusal; what a
+DO block executes is not seen.
+"""
+
+import socket
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+from pglast import ast, parse_sql
+from pglast.enums import ObjectType
+from pglast.parser import ParseError
+from proxy import Proxy
+
+TENANT = "abcdefghijklmnopqrst"
+
+RESERVED = (
+    "supabase_admin",
+    "supabase_auth_admin",
+    "supabase_storage_admin",
+    "supabase_replication_admin",
+    "dashboard_user",
+    "pgbouncer",
+    "service_role",
+    "authenticator",
+    "authenticated",
+    "anon",
+)
+"""Roles that only a superuser creates, changes, drops, or makes members of others."""
+
+RESERVED_MEMBERSHIPS = (
+    "pg_read_server_files",
+    "pg_write_server_files",
+    "pg_execute_server_program",
+    "authenticator",
+)
+"""Roles of which only a superuser makes members."""
+
+_STARTUP = 3 << 16
+_ENCRYPTION = (80877103, 80877104)  # TLS, GSSAPI
+
+
+class Pooler(Proxy):
+    """Passes sessions of `ROLE.TENANT` on as `ROLE`, and refuses what touches reserved roles."""
+
+    def sent(self, client: socket.socket) -> Iterator[bytes]:
+        """What the client sends: its login without the tenant, no statement that is refused."""
+        stream = client.makefile("rb")
+        while len(head := stream.read(8)) == 8:
+            size, code = struct.unpack("!ii", head)
+            body = stream.read(size - 8)
+            if code not in _ENCRYPTION:
+                break
+            client.sendall(b"N")
+        else:
+            return
+        if code == _STARTUP:
+            words = body.split(b"\0")
+            at = words.index(b"user") + 1
+            role, _, tenant = words[at].partition(b".")
+            if tenant != TENANT.encode():
+                told = b"SFATAL\0CXX000\0MTenant or user not found\0\0"
+                client.sendall(b"E" + struct.pack("!i", len(told) + 4) + told)
+                return
+            words[at] = role
+            body = b"\0".join(words)
+        yield struct.pack("!ii", len(body) + 8, code) + body
+        while len(head := stream.read(5)) == 5:
+            kind, size = struct.unpack("!ci", head)
+            body = stream.read(size - 4)
+            if kind == b"Q":
+                body = _checked(body)
+            elif kind == b"P":
+                name, _, rest = body.partition(b"\0")
+                query, _, types = rest.partition(b"\0")
+                body = name + b"\0" + _checked(query + b"\0") + types
+            yield kind + struct.pack("!i", len(body) + 4) + body
+
+
+def _checked(query: bytes) -> bytes:
+    try:
+        statements = parse_sql(query[:-1].decode())
+    except ParseError:
+        return query  # for the server to tell
+    told = next((told for each in statements for told in _refusals(each.stmt)), None)
+    if told is None:
+        return query
+    return f"do $$begin raise insufficient_privilege using message = '{told}'; end$$\0".encode()
+
+
+def _refusals(node: Any) -> Iterator[str]:
+    """What is told of a statement that only a superuser may run."""
+    changed, memberships = [], []
+    match node:
+        case ast.CreateRoleStmt():
+            changed = [node.role]
+            memberships = [
+                role.rolename
+                for option in node.options or ()
+                if option.defname == "addroleto"
+                for role in option.arg
+            ]
+        case ast.AlterRoleStmt() | ast.AlterRoleSetStmt():
+            changed = [node.role.rolename] if node.role else []
+        case ast.DropRoleStmt():
+            changed = [role.rolename for role in node.roles or ()]
+        case ast.RenameStmt() if node.renameType == ObjectType.OBJECT_ROLE:
+            changed = [node.subname, node.newname]
+        case ast.GrantRoleStmt():
+            changed = [role.rolename for role in node.grantee_roles or ()]
+            granted = (node.granted_roles or ()) if node.is_grant else ()
+            memberships = [role.priv_name for role in granted]
+    for role in memberships:
+        if role in RESERVED_MEMBERSHIPS:
+            yield f'"{role}" role memberships are reserved, only superusers can grant them'
+    for role in changed:
+        if role in RESERVED:
+            yield f'"{role}" is a reserved role, only superusers can modify it'
