@@ -42,7 +42,7 @@ def main() -> None:
     )
     roles = Roles(
         "roles",
-        RolesArgs(database.provider, passwords, config.protect),
+        RolesArgs(database.provider, passwords, database.existing_roles, config.protect),
         pulumi.ResourceOptions(depends_on=schema),
     )
     grants = Grants(

@@ -1,6 +1,6 @@
 """Roles and Grants: the services' login roles, and their privileges out of the matrix."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import pulumi
@@ -17,11 +17,13 @@ class RolesArgs:
     Attributes:
         provider: the way to the server.
         passwords: role -> password, secrets.
+        existing: names of the roles that the server has before this run.
         protect: refuse to destroy them.
     """
 
     provider: postgresql.Provider
     passwords: Mapping[str, pulumi.Output[str]]
+    existing: Collection[str]
     protect: bool
 
 
@@ -43,7 +45,10 @@ class Roles(pulumi.ComponentResource):
                 connection_limit=service.connection_limit,
                 statement_timeout=service.statement_timeout,
                 opts=pulumi.ResourceOptions(
-                    parent=self, provider=args.provider, protect=args.protect
+                    parent=self,
+                    provider=args.provider,
+                    protect=args.protect,
+                    import_=role if role in args.existing else None,
                 ),
             )
             RoleSettings(

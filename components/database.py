@@ -1,13 +1,13 @@
 """Database: the database itself, made on a plain server, adopted on hosted Supabase."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import pulumi
 import pulumi_postgresql as postgresql
 
 from components.schema import RepeatableSet
-from components.session import Connection
+from components.session import Connection, look
 from migrate.files import PLATFORM
 
 MAINTENANCE = "postgres"
@@ -44,10 +44,12 @@ class Database(pulumi.ComponentResource):
     Attributes:
         name: the database's name.
         provider: the way to the server for roles and grants.
+        existing_roles: names of the roles that the server has before this run.
     """
 
     name: pulumi.Output[str]
     provider: postgresql.Provider
+    existing_roles: frozenset[str]
 
     def __init__(
         self, name: str, args: DatabaseArgs, opts: pulumi.ResourceOptions | None = None
@@ -67,6 +69,8 @@ class Database(pulumi.ComponentResource):
             superuser=plain,
             opts=pulumi.ResourceOptions(parent=self, env_var_mappings=TUNNEL),
         )
+        existing = look(replace(to, database=MAINTENANCE) if plain else to)
+        self.existing_roles = existing.roles
         self.name = pulumi.Output.from_input(to.database)
         if plain:
             database = postgresql.Database(
@@ -74,7 +78,10 @@ class Database(pulumi.ComponentResource):
                 name=to.database,
                 encoding="UTF8",
                 opts=pulumi.ResourceOptions(
-                    parent=self, provider=self.provider, protect=args.protect
+                    parent=self,
+                    provider=self.provider,
+                    protect=args.protect,
+                    import_=to.database if to.database in existing.databases else None,
                 ),
             )
             RepeatableSet(

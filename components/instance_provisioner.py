@@ -92,6 +92,16 @@ class InstanceProvisioner(pulumi.ComponentResource):
             _manifest("Namespace", {"name": each, "labels": RESTRICTED}, {}, opts)
             for each, opts in ((NAMESPACE, child), (INSTANCES_NAMESPACE, kept))
         )
+        if args.context:
+            # Read by every run: a cluster that was built anew is seen, which else looks unchanged.
+            pulumi.CustomResource(
+                "kubernetes:core/v1:Namespace",
+                "namespace-on-the-cluster",
+                {"apiVersion": "v1", "kind": "Namespace"},
+                pulumi.ResourceOptions.merge(
+                    child, pulumi.ResourceOptions(id=instances.id, version=VERSION)
+                ),
+            )
         content: dict[str, pulumi.Input[str]] = {
             "DATABASE_URL": args.database_url,
             "API_TOKEN": args.api_token,

@@ -5,23 +5,26 @@ pulumi-postgresql.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import pulumi
 from pulumi.dynamic import CreateResult, DiffResult, ReadResult, Resource, UpdateResult
 
 from components.session import DatabaseProvider
+from migrate.errors import MigrateError, UnreachableError
 
 
 class RoleSettingsProvider(DatabaseProvider):
     """Keeps a role's settings as declared; the inputs are `role` and `settings`."""
 
     def diff(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
-        """Compare with the last state; another role is another resource."""
+        """Compare with the last state, and with the database; another role is another resource."""
         replaces = ["role"] if olds["role"] != news["role"] else []
-        return DiffResult(
-            changes=bool(replaces) or olds["settings"] != news["settings"], replaces=replaces
-        )
+        changes = bool(replaces) or olds["settings"] != news["settings"]
+        with suppress(UnreachableError):  # as Schema's resources tell
+            changes = changes or self._live(news) != news["settings"]
+        return DiffResult(changes=changes, replaces=replaces)
 
     def create(self, props: dict[str, Any]) -> CreateResult:
         """Set them."""
@@ -35,17 +38,25 @@ class RoleSettingsProvider(DatabaseProvider):
         with self.session() as session:
             from migrate import roles
 
+            if props["role"] not in roles.on_server(session)[1]:
+                raise MigrateError(
+                    f"the stack's state has the role {props['role']}, and the server has not\n"
+                    "  what to do: run `pulumi up --refresh`, which makes it (docs/recovery.md)"
+                )
             roles.set_settings(session, props["role"], props["settings"])
         return props
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
         """The live settings, of those that were declared."""
+        live = props | {"settings": self._live(props)}
+        return ReadResult(id_, live, live)
+
+    def _live(self, props: dict[str, Any]) -> dict[str, str]:
         with self.session() as session:
             from migrate import roles
 
             found = roles.settings(session, props["role"])
-        live = {name: found[name] for name in props["settings"] if name in found}
-        return ReadResult(id_, props | {"settings": live}, props | {"settings": live})
+        return {name: found[name] for name in props["settings"] if name in found}
 
 
 class RoleSettings(Resource, module="access", name="RoleSettings"):

@@ -1,6 +1,7 @@
 """Schema: the SQL files of sql/, applied by the migration engine as three dynamic resources."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,13 @@ from pulumi.dynamic import (
 from components import ROOT
 from components.session import DatabaseProvider, exclusive
 from migrate import files
-from migrate.errors import FilesError, NoRehearsalError, UnreachableError, UnsettledError
+from migrate.errors import (
+    FilesError,
+    MigrateError,
+    NoRehearsalError,
+    UnreachableError,
+    UnsettledError,
+)
 
 # Imported in the methods that need it: see components/session.py.
 if TYPE_CHECKING:
@@ -27,6 +34,11 @@ if TYPE_CHECKING:
     from migrate.run import Plan
 
 SQL = Path(os.path.relpath(ROOT / "sql"))
+
+RESTORED = (
+    "where the database was restored from an older backup, run `python -m migrate up` and then "
+    "`pulumi up --refresh`, which looks at roles and grants, too (docs/recovery.md)"
+)
 
 
 class FilesProvider(DatabaseProvider):
@@ -47,6 +59,8 @@ class FilesProvider(DatabaseProvider):
         if folder == files.VERSIONED:
             problems += files.number_problems(found)
             problems += files.history_problems(folder, olds.get("files", {}), news["files"])
+            if olds.get("files", {}).keys() - news["files"].keys():
+                problems.append(f"so says the stack's state: {RESTORED}")
         return CheckResult(news, [CheckFailure("", text) for text in problems])
 
     def diff(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
@@ -60,16 +74,20 @@ class FilesProvider(DatabaseProvider):
             with self.session() as session:
                 from migrate import adoption, run
 
+                if (known := run.compare(session, tree, [folder])).folders[0].recorded:
+                    _refuse_older(olds, known)
                 plan = run.plan(session, tree, [folder])
                 if plan.work:
                     made = adoption.judge(session, tree)
                     if made and not made.bundled:
                         print(f"{folder}: {made}")
                     else:
+                        _refuse_older(olds, plan)
                         _preview(session, tree, plan)
         except UnreachableError as error:
             print(f"warning: what is pending in {folder}/ is not known: {error}")
-            return DiffResult(changes=changed)
+            # A database that is gone is no network's fault: `up` must not end as if all were well.
+            return DiffResult(changes=changed or "does not exist" in str(error))
         return DiffResult(changes=changed or plan.work)
 
     def create(self, props: dict[str, Any]) -> CreateResult:
@@ -99,6 +117,21 @@ class FilesProvider(DatabaseProvider):
             applied = dict(sorted(ledger.read(session).digests.get(props["folder"], {}).items()))
         live = props | {"files": applied, "head": max(applied, default="")}
         return ReadResult(id_, live, live)
+
+
+def _refuse_older(olds: Mapping[str, Any], plan: "Plan") -> None:
+    """Refuse a database that lacks migrations of the state: its grants may be missing as well.
+
+    Raises:
+        MigrateError: it lacks them.
+    """
+    (folder,) = plan.folders
+    lost = sorted(olds["files"].keys() - folder.recorded.keys()) if folder.versioned else []
+    if lost:
+        raise MigrateError(
+            f"the stack's state has {', '.join(lost)}, and the database has not\n"
+            f"  what to do: {RESTORED}"
+        )
 
 
 def _preview(session: "Session", tree: files.Tree, plan: "Plan") -> None:

@@ -103,6 +103,30 @@ def way_to(host: str, port: int) -> dict[str, Any]:
     return {"host": host, "port": port}
 
 
+@dataclass(frozen=True)
+class Existing:
+    """Names of the databases and roles that a server has before a run.
+
+    They are declared with `import_`: what the engine's state does not know of them, because it was
+    lost or a run was killed, is taken over and made as declared.
+    """
+
+    databases: frozenset[str] = frozenset()
+    roles: frozenset[str] = frozenset()
+
+
+def look(to: Connection) -> Existing:
+    """What is there; nothing where the database cannot be reached, as its resources will tell."""
+    from migrate import roles
+    from migrate.connection import connect
+
+    try:
+        with connect(to.url()) as connection:
+            return Existing(*roles.on_server(connection))
+    except MigrateError:
+        return Existing()
+
+
 class DatabaseProvider(ResourceProvider):
     """A dynamic provider that works on the stack's database.
 

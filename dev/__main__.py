@@ -16,6 +16,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NoReturn
 
+import psutil  # type: ignore[import-untyped]
 import yaml
 
 from components import PROJECT, ROOT
@@ -29,8 +30,7 @@ STATE = ROOT / ".state"
 PROVISIONER = STATE / "provisioner"
 STACK = "dev"
 STACK_FILE = STATE / f"Pulumi.{STACK}.yaml"
-IN_PROCESS = STATE / "in-process"
-"""There when the platform was made without Pulumi, which cannot take it over."""
+PULUMI_STATE = STATE / "pulumi" / ".pulumi" / "stacks" / PROJECT / f"{STACK}.json"
 
 DOWNLOAD_TIMEOUT = 20.0
 
@@ -84,7 +84,6 @@ def up(options: list[str]) -> int:
     # The SDK would wait for what is under way before it passes an interruption on.
     signal.signal(signal.SIGINT, _interrupted)
     plain = {k: v if isinstance(v, str) else json.dumps(v) for k, v in config.items()}
-    IN_PROCESS.touch()
     result = in_process.run(plain, hidden, STACK)
     print("\nOutputs (of an in-process run, which is no Pulumi deployment and keeps no state):")
     shown = {
@@ -263,10 +262,9 @@ def _deploy_to_cluster(config: dict[str, Any], options: list[str]) -> list[str]:
 
 def _is_deployed_to(context: str) -> bool:
     """Whether Pulumi's state, which tells what a failed run left too, has anything there."""
-    state = STATE / "pulumi" / ".pulumi" / "stacks" / PROJECT / f"{STACK}.json"
-    if not state.exists():
+    if not PULUMI_STATE.exists():
         return False
-    latest = json.loads(state.read_text())["checkpoint"]["latest"] or {}
+    latest = json.loads(PULUMI_STATE.read_text())["checkpoint"]["latest"] or {}
     return any(
         each["type"] == "pulumi:providers:kubernetes" and each["inputs"].get("context") == context
         for each in latest.get("resources", [])
@@ -391,7 +389,7 @@ def _pulumi(pulumi: str, command: str, *options: str) -> NoReturn:
 
 
 def _prepare_stack(pulumi: str, config: dict[str, Any], hidden: list[str]) -> None:
-    """Create the stack on first use, and write its config with the secrets encrypted.
+    """Create the stack where there is none, and write its config with the secrets encrypted.
 
     It is created from .state/, with a project file of its own, so that the salt of its encryption
     goes to .state/Pulumi.dev.yaml and not into the committed one.
@@ -411,15 +409,16 @@ def _prepare_stack(pulumi: str, config: dict[str, Any], hidden: list[str]) -> No
             raise DevError(f"pulumi {arguments[0]} {arguments[1]} failed: {done.stderr.strip()}")
 
     secrets_file = STATE / "secrets.json"
-    if not STACK_FILE.exists():
-        if IN_PROCESS.exists():
-            raise DevError(
-                "this platform was made in-process, without Pulumi, which does not take over a "
-                "database that it did not create: `make clean` removes it and its data, then "
-                "`make up` makes it anew"
-            )
+    if not (STACK_FILE.exists() and PULUMI_STATE.exists()):
         (STATE / "Pulumi.yaml").write_text(f"name: {PROJECT}\nruntime: python\n")
         quietly("stack", "select", "--create")
+    for lock in (STATE / "pulumi" / ".pulumi" / "locks").rglob("*.json"):
+        if not psutil.pid_exists(json.loads(lock.read_text())["pid"]):
+            print("a run was killed: its lock and its notes of what was under way are removed")
+            quietly("cancel", "--yes")
+            # Of the stack alone, which asks nothing and nobody.
+            target = ("--target", "**pulumi:pulumi:Stack**")
+            quietly("refresh", "--yes", "--skip-preview", "--clear-pending-creates", *target)
     stack = yaml.safe_load(STACK_FILE.read_text())
     present = stack.get("config", {})
     encrypted = {f"{PROJECT}:{key}": present.get(f"{PROJECT}:{key}") for key in hidden}

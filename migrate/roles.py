@@ -1,10 +1,18 @@
-"""Settings of a login role (`ALTER ROLE .. SET`), which belong to the server, not to a schema."""
+"""Roles and their settings (`ALTER ROLE .. SET`), which belong to the server, not to a schema."""
 
 from collections.abc import Mapping
 
 from psycopg import sql
 
-from migrate.connection import Connection
+from migrate.connection import Connection, readable
+
+
+@readable()
+def on_server(connection: Connection) -> tuple[frozenset[str], frozenset[str]]:
+    """Names of the server's databases, and of its roles."""
+    databases = connection.execute("select datname from pg_database")
+    roles = connection.execute("select rolname from pg_roles")
+    return frozenset(name for (name,) in databases), frozenset(name for (name,) in roles)
 
 
 def settings(connection: Connection, role: str) -> dict[str, str]:

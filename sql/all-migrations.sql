@@ -2712,9 +2712,12 @@ create or replace trigger instances_notify_insert
 create or replace trigger instances_notify_update
   after update on public.instances
   for each row when (
-    (old.status, old.runtime, old.subdomain, old.cpu_limit, old.memory_limit_mb, old.storage_limit_gb)
-      is distinct from
-    (new.status, new.runtime, new.subdomain, new.cpu_limit, new.memory_limit_mb, new.storage_limit_gb)
+    old.status is distinct from new.status
+    or old.runtime is distinct from new.runtime
+    or old.subdomain is distinct from new.subdomain
+    or old.cpu_limit is distinct from new.cpu_limit
+    or old.memory_limit_mb is distinct from new.memory_limit_mb
+    or old.storage_limit_gb is distinct from new.storage_limit_gb
     or old.config is distinct from new.config
     or old.app_config is distinct from new.app_config
   )
@@ -2930,7 +2933,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '52_instance_functions.sql', 'e744fd1f16501817e6e736ad3af50273a9d2ae637c6021435b2f47023144bde4', NULL, '1.0.0');
+values (0, 'repeatable', '52_instance_functions.sql', '80602887b572fb397e6db6d2f172b79784ed0e9703e5a7e13179134b09e2a721', NULL, '1.0.0');
 
 -- repeatable/53_automation_functions.sql
 

@@ -31,6 +31,7 @@ from components import PROJECT, ROOT, access
 from components import config as stack_config
 from components.automation import SCHEDULES
 from components.matrix import ALL, GROUP, SERVICES, Service
+from components.session import Existing
 from policies.rules import Resource, data_is_protected
 
 Properties = dict[str, Any]
@@ -316,6 +317,19 @@ def test_everything_is_declared_under_its_component_and_nothing_else(
     components = {key for key, each in declared.resources.items() if each.parent is None}
     assert {key.type for key in components} == set(expected)
     assert len(declared.resources) == len(components) + sum(map(len, expected.values()))
+
+
+def test_what_the_server_has_is_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    for found in ({"mindroom", "stripe_handler"}, set()):
+        existing = Existing(frozenset(found), frozenset(found))
+        monkeypatch.setattr("components.database.look", lambda _, existing=existing: existing)
+        made = run({})
+        imported = {key.name: r.request.importId for key, r in made.resources.items()}
+        assert {name: id_ for name, id_ in imported.items() if id_} == {
+            name: id_
+            for name, id_ in (("database", "mindroom"), ("stripe_handler", "stripe_handler"))
+            if id_ in found
+        }
 
 
 def test_component_types_name_their_module_and_class(plain: Run) -> None:

@@ -345,13 +345,45 @@ def test_up_on_a_cluster_with_pulumi(fresh: Clone) -> None:
 
 @pytest.mark.engine
 @pytest.mark.skipif(not shutil.which("pulumi"), reason="needs the Pulumi CLI on PATH")
-def test_pulumi_after_a_run_without_it_says_what_to_do(fresh: Clone) -> None:
+def test_pulumi_takes_over_what_a_run_without_it_made(fresh: Clone) -> None:
     fresh.run("up")
     fresh.find_pulumi()
-    assert "made in-process, without Pulumi" in fresh.fails()
-    fresh.run("clean")
-    assert "created" in fresh.run("up")
+    assert "5 imported" in fresh.run("up")
+    assert " unchanged\n\nDuration" in fresh.run("up")
     assert re.search(r"Policies:\n +\S+ mindroom@", fresh.run("preview"))
+
+
+@pytest.mark.engine
+@pytest.mark.skipif(not shutil.which("pulumi"), reason="needs the Pulumi CLI on PATH")
+@pytest.mark.parametrize("lost", [["pulumi"], ["pulumi", "Pulumi.dev.yaml", "passphrase"]])
+def test_lost_pulumi_state(with_pulumi: Clone, lost: list[str]) -> None:
+    for name in lost:
+        path = with_pulumi.directory / ".state" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert "5 imported" in with_pulumi.run("up")
+    assert " unchanged\n\nDuration" in with_pulumi.run("up")
+
+
+@pytest.mark.engine
+@pytest.mark.skipif(not shutil.which("pulumi"), reason="needs the Pulumi CLI on PATH")
+def test_killed_run_leaves_no_lock_for_the_next_one(with_pulumi: Clone) -> None:
+    path = with_pulumi.migration("select pg_sleep(3);\n", "slow")
+    process = with_pulumi.start("up")
+    with psycopg.connect(with_pulumi.server.url("mindroom"), autocommit=True) as connection:
+        sleeping = """select from pg_stat_activity
+                      where query like '%pg_sleep(3)%' and pid <> pg_backend_pid()"""
+        deadline = time.monotonic() + 60
+        while not connection.execute(sleeping.encode()).fetchall():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.kill()  # Pulumi itself, which took the place of `python -m dev`
+        assert process.wait() == -signal.SIGKILL
+        text = with_pulumi.run("up")
+        assert text.startswith("a run was killed: its lock and its notes")
+        assert "pending operations" not in text
+        applied = "select name from migrate.ledger where name = %s"
+        assert connection.execute(applied, [path.name]).fetchall() == [(path.name,)]
+    assert " unchanged\n\nDuration" in with_pulumi.run("up")
 
 
 def test_state_directory_that_cannot_be_written(fresh: Clone) -> None:

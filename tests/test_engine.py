@@ -446,8 +446,11 @@ def test_deployed_to_a_cluster(deploy_to: Access, postgres_bin: Path, tmp_path: 
         project = make_project(directory, stack_config(url, directory, **to), url)
         project.up()
         assert deploy_to.kubectl(*ready) == "2"
-        assert set(changes(project.preview(expect_no_changes=True))) == {"same"}
-        assert set(changes(project.preview(expect_no_changes=True, refresh=True))) == {"same"}
+        assert set(changes(project.preview(expect_no_changes=True))) == {"same", "read"}
+        assert set(changes(project.preview(expect_no_changes=True, refresh=True))) == {
+            "same",
+            "read",
+        }
         image = automation.ConfigValue("localhost/instance-provisioner:next")
         project.stack.set_config(f"{PROJECT}:provisionerImage", image)
         preview = project.preview()

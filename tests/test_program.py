@@ -19,7 +19,7 @@ from components.automation import SCHEDULES
 from components.matrix import API_ROLES, SERVICES
 from dev.in_process import InProcessError, Realiser
 from embedded.cluster import Access
-from migrate import catalog, files
+from migrate import catalog, files, proof
 from migrate.connection import connect
 
 
@@ -127,6 +127,22 @@ def test_bundle_by_psql_gives_the_same_catalog_and_the_program_adopts_it(
             "select count(*) from migrate.ledger where folder <> 'platform'"
         ).fetchone()
     assert count == (len(sql_files("migrations")) + len(sql_files("repeatable")),)
+
+
+def test_a_restored_database_is_no_drift_and_is_taken_over_without_its_ledger(
+    platform: Platform, database: str, postgres_bin: Path, tmp_path: Path
+) -> None:
+    backup = tmp_path / "backup"
+    dump = [f"{postgres_bin}/pg_dump", "--format=custom", f"--file={backup}", platform.url]
+    restore = [f"{postgres_bin}/pg_restore", "--clean", "--if-exists", f"--dbname={database}"]
+    for command in (dump, [*restore, str(backup)]):
+        subprocess.run(command, check=True, capture_output=True)
+    with connect(database) as connection:
+        assert proof.drift(connection) == []
+        connection.execute("drop schema migrate cascade")
+    result = run(stack_config(database, tmp_path / "manifests"))
+    assert result.outputs["schema_fingerprint"] == platform.result.outputs["schema_fingerprint"]
+    assert catalog_of(database) == catalog_of(platform.url)
 
 
 def test_manifests_are_valid_and_private(platform: Platform) -> None:

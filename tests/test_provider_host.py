@@ -464,11 +464,12 @@ class TestCheck:
         digest = offline.state["migrations"].inputs["files"][name]
         (offline.folder("migrations") / name).unlink()
         with offline.host() as host:
-            (message,) = host.refused("migrations")
+            message, hint = host.refused("migrations")
         assert message == (
             f"migrations/{name}: was applied (sha256 {digest[:16]}) and is gone: restore it, or "
             "update this checkout if it is older than the database"
         )
+        assert hint.startswith("so says the stack's state: where the database was restored")
 
     def test_removed_repeatable_passes(self, offline: Stack) -> None:
         name = offline.names("repeatable")[-1]
@@ -630,10 +631,16 @@ class TestDiff:
             assert host.diff("repeatable") == (DIFF_NONE, "")
         assert name not in [row[0] for row in applied.ledger("repeatable")]
 
-    def test_file_that_only_the_state_knows_is_pending(self, applied: Stack) -> None:
+    def test_migration_that_only_the_state_knows_is_pending_after_a_refresh(
+        self, applied: Stack
+    ) -> None:
         name = applied.names("migrations")[-1]
         applied.execute(f"delete from migrate.ledger where name = '{name}'")
         with applied.host() as host:
+            told = host.failure(host.diff, "migrations")
+            assert f"the stack's state has {name}, and the database has not" in told
+            assert "run `python -m migrate up` and then `pulumi up --refresh`" in told
+            applied.state["migrations"] = host.refresh("migrations")
             changes, told = host.diff("migrations")
         assert changes == DIFF_SOME
         assert told.splitlines()[0] == f"pending: migrations/{name}"
@@ -721,6 +728,7 @@ class TestUnreachable:
 
     def test_missing_database_is_told(self, applied: Stack) -> None:
         with applied.host(databaseName="absent") as host:
+            assert host.diff("migrations")[0] == DIFF_SOME
             message = host.failure(host.update, "migrations")
         assert 'database "absent" does not exist' in message
 
@@ -906,6 +914,16 @@ class TestRoleSettings:
             assert stack.state["settings"].outputs["settings"] == {}
             assert host.diff("settings") == (DIFF_SOME, "")
 
+    def test_a_setting_that_is_lost_is_set_again(self, stack: Stack) -> None:
+        with stack.host() as host:
+            host.create("settings")
+            stack.execute(f"alter role {stack.role} reset lock_timeout")
+            assert host.diff("settings") == (DIFF_SOME, "")
+            host.update("settings")
+            assert self.live(stack) == {"statement_timeout=1000", "lock_timeout=5000"}
+        with stack.host(databasePort="1") as host:
+            assert host.diff("settings") == (DIFF_NONE, "")
+
     def test_another_role_is_another_resource(self, stack: Stack) -> None:
         with stack.host() as host:
             host.create("settings")
@@ -914,10 +932,14 @@ class TestRoleSettings:
         assert response.changes == DIFF_SOME
         assert list(response.replaces) == ["role"]
 
-    def test_missing_role_is_told(self, stack: Stack) -> None:
-        stack.role = "nobody_at_all"
+    def test_missing_role_is_told_with_what_to_do(self, stack: Stack) -> None:
         with stack.host() as host:
-            assert 'role "nobody_at_all" does not exist' in host.failure(host.create, "settings")
+            host.create("settings")
+            stack.execute(f"drop role {stack.role}")
+            assert host.diff("settings") == (DIFF_SOME, "")
+            told = host.failure(host.update, "settings")
+        assert f"has the role {stack.role}, and the server has not" in told
+        assert "run `pulumi up --refresh`" in told
 
 
 JOB = {"schedule": "0 0 * * *", "sql": "select 1"}

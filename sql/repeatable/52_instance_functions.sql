@@ -36,9 +36,12 @@ create or replace trigger instances_notify_insert
 create or replace trigger instances_notify_update
   after update on public.instances
   for each row when (
-    (old.status, old.runtime, old.subdomain, old.cpu_limit, old.memory_limit_mb, old.storage_limit_gb)
-      is distinct from
-    (new.status, new.runtime, new.subdomain, new.cpu_limit, new.memory_limit_mb, new.storage_limit_gb)
+    old.status is distinct from new.status
+    or old.runtime is distinct from new.runtime
+    or old.subdomain is distinct from new.subdomain
+    or old.cpu_limit is distinct from new.cpu_limit
+    or old.memory_limit_mb is distinct from new.memory_limit_mb
+    or old.storage_limit_gb is distinct from new.storage_limit_gb
     or old.config is distinct from new.config
     or old.app_config is distinct from new.app_config
   )
