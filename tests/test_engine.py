@@ -4,25 +4,22 @@ Each test works on a copy of the project, so that it may add and edit migrations
 of its own, because roles belong to the server.
 """
 
-import json
 import re
 import shutil
 from base64 import b64decode
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import psycopg
 import pytest
 import yaml
+from engines import Project, changes, execute, live_catalog, make_project, own_server, verification
 from outputs import breaches
 from platforms import (
     PASSWORDS,
     SECRETS,
     TOKEN,
-    copy_project,
     cron_server,
     run,
     sql_files,
@@ -35,8 +32,7 @@ from components.automation import SCHEDULES
 from embedded.cluster import Access
 from embedded.postgres import Server
 from examples import stripe_handler
-from migrate import catalog, files
-from migrate.connection import connect
+from migrate import files
 
 pytestmark = [
     pytest.mark.engine,
@@ -44,118 +40,20 @@ pytestmark = [
 ]
 
 
-@dataclass(frozen=True)
-class Project:
-    """A copy of the project with a stack of its own."""
-
-    directory: Path
-    stack: automation.Stack
-    config: dict[str, Any]
-    url: str
-
-    def up(self, **options: Any) -> automation.UpResult:
-        return self.stack.up(color="never", **options)
-
-    def preview(self, **options: Any) -> automation.PreviewResult:
-        return self.stack.preview(color="never", diff=True, **options)
-
-    def shown(self, **options: Any) -> str:
-        """All that a preview prints; what a provider says goes to stderr."""
-        result = self.preview(**options)
-        return result.stdout + result.stderr
-
-    def resources(self) -> list[dict[str, Any]]:
-        """What the state holds."""
-        deployment = self.stack.export_stack().deployment
-        assert deployment is not None
-        return list(deployment["resources"])
-
-    def migration(self, name: str, text: str) -> Path:
-        path = self.directory / "sql" / "migrations" / name
-        path.write_text(text)
-        return path
-
-
-def make_project(directory: Path, config: dict[str, Any], url: str) -> Project:
-    copy_project(directory)
-    backend = directory / "backend"
-    backend.mkdir()
-    stack = automation.create_stack(
-        "test",
-        work_dir=str(directory),
-        opts=automation.LocalWorkspaceOptions(
-            env_vars={
-                "PULUMI_BACKEND_URL": backend.as_uri(),
-                "PULUMI_CONFIG_PASSPHRASE": "for this test only",
-                "PULUMI_SKIP_UPDATE_CHECK": "true",
-            }
-        ),
-    )
-    values = {
-        path: automation.ConfigValue(text, secret=key in SECRETS)
-        for key, value in config.items()
-        for path, text in paths(f"{PROJECT}:{key}", value)
-    }
-    stack.set_all_config(values, path=True)
-    return Project(directory, stack, config, url)
-
-
-def paths(path: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Each value in a value of config, by the path to it."""
-    if isinstance(value, dict):
-        for name, each in value.items():
-            yield from paths(f"{path}.{name}", each)
-    elif isinstance(value, list):
-        for index, each in enumerate(value):
-            yield from paths(f"{path}[{index}]", each)
-    else:
-        yield path, value if isinstance(value, str) else json.dumps(value)
-
-
-def live_catalog(url: str) -> dict[str, str]:
-    with connect(url) as connection:
-        return catalog.read(connection)
-
-
-def execute(url: str, statement: str) -> None:
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(statement.encode())
-
-
-def new_server(directory: Path, postgres_bin: Path, superuser: str = "postgres") -> Server:
-    settings = {"fsync": "off"}
-    return Server(directory / "server", postgres_bin, superuser=superuser, settings=settings)
+@pytest.fixture(scope="module")
+def server(postgres_bin: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with own_server(tmp_path_factory.mktemp("engine"), postgres_bin) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
-def own_server(postgres_bin: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = new_server(tmp_path_factory.mktemp("engine"), postgres_bin)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.destroy()
-
-
-@pytest.fixture(scope="module")
-def project(own_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Project:
+def project(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A copy of the project, brought up on a plain server."""
     directory = tmp_path_factory.mktemp("project with a space")
-    url = own_server.url("mindroom")
+    url = server.url("mindroom")
     made = make_project(directory, stack_config(url, directory / "manifests"), url)
     made.up()
     return made
-
-
-def changes(
-    result: automation.UpResult | automation.RefreshResult | automation.PreviewResult,
-) -> dict[str, int]:
-    summary = (
-        result.change_summary
-        if isinstance(result, automation.PreviewResult)
-        else result.summary.resource_changes
-    )
-    return {str(getattr(op, "value", op)): count for op, count in (summary or {}).items()}
 
 
 def test_second_preview_and_up_change_nothing(project: Project) -> None:
@@ -186,14 +84,14 @@ def test_outputs_by_plain_json(project: Project) -> None:
 
 
 def test_engine_and_in_process_run_leave_the_same_catalog(
-    project: Project, own_server: Server, tmp_path: Path
+    project: Project, server: Server, tmp_path: Path
 ) -> None:
-    url = own_server.url("made_in_process")
+    url = server.url("made_in_process")
     run(stack_config(url, tmp_path))
     try:
         assert live_catalog(url) == live_catalog(project.url)
     finally:
-        execute(own_server.url(), "drop database made_in_process with (force)")
+        execute(server.url(), "drop database made_in_process with (force)")
 
 
 def test_new_file_shows_in_the_preview_and_is_applied_by_up(project: Project) -> None:
@@ -261,11 +159,6 @@ def test_failing_migration_says_where_and_leaves_nothing(project: Project) -> No
     finally:
         path.unlink()
     assert set(changes(project.up())) == {"same"}
-
-
-def verification(project: Project) -> str:
-    (urn,) = (r["urn"] for r in project.resources() if r["type"].endswith(":Verification"))
-    return str(urn)
 
 
 def test_drift_is_named_by_the_preview_and_refused_by_up(project: Project) -> None:
@@ -420,9 +313,9 @@ def test_protected_stack_refuses_destroy(project: Project) -> None:
     project.up()
 
 
-def test_destroy_on_dev_leaves_nothing(project: Project, own_server: Server) -> None:
+def test_destroy_on_dev_leaves_nothing(project: Project, server: Server) -> None:
     project.stack.destroy(color="never")
-    with psycopg.connect(own_server.url()) as connection:
+    with psycopg.connect(server.url()) as connection:
         names = connection.execute(
             """select datname from pg_database where datname = 'mindroom'
                union all select rolname from pg_roles where rolname = any(%s)""",
@@ -435,12 +328,10 @@ def test_destroy_on_dev_leaves_nothing(project: Project, own_server: Server) -> 
 
 
 def test_deployed_to_a_cluster(deploy_to: Access, postgres_bin: Path, tmp_path: Path) -> None:
-    server = new_server(tmp_path, postgres_bin)
     directory = tmp_path / "project"
     directory.mkdir()
     ready = ("get", "deployments", "-n", "mindroom", "-o", "jsonpath={..readyReplicas}")
-    try:
-        server.start()
+    with own_server(tmp_path, postgres_bin) as server:
         url = server.url("mindroom")
         to = {"kubernetesContext": deploy_to.context, "renderDirectory": ""}
         project = make_project(directory, stack_config(url, directory, **to), url)
@@ -468,8 +359,6 @@ def test_deployed_to_a_cluster(deploy_to: Access, postgres_bin: Path, tmp_path: 
         assert deploy_to.kubectl(*ready) == "2"
         project.stack.destroy(color="never")
         assert "mindroom" not in deploy_to.kubectl("get", "namespaces")
-    finally:
-        server.destroy()
 
 
 def test_jobs_of_pg_cron_follow_the_stack(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from typing import Any
 
 import psycopg
 import pytest
+from engines import Project, changes, make_project, verification
 from migrating import objects, psql, query
 from platforms import PASSWORDS, Hosted, sql_files, stack_config, supabase
 from pulumi import automation
-from test_engine import Project, changes, make_project, verification
 
 from components import PROJECT
 

@@ -10,10 +10,10 @@ from urllib.parse import quote
 
 import pytest
 import yaml
+from engines import make_project
 from manifests import CHARTS, Object, Values, run
 from platforms import TOKEN, stack_config
 from pulumi import automation
-from test_engine import make_project
 
 from components import PROJECT, ROOT
 from components.automation import SCHEDULES

@@ -15,9 +15,9 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 import psycopg
 import pytest
+from engines import Project, changes, execute, live_catalog, make_project, own_server
 from platforms import emulate_supabase, stack_config
 from pulumi import automation
-from test_engine import Project, changes, execute, live_catalog, make_project, new_server
 
 from components import PROJECT
 from components.matrix import SERVICES
@@ -35,12 +35,8 @@ RENDERED = ["**kubernetes**"]
 
 @pytest.fixture(scope="module")
 def server(postgres_bin: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = new_server(tmp_path_factory.mktemp("recovery"), postgres_bin)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.destroy()
+    with own_server(tmp_path_factory.mktemp("recovery"), postgres_bin) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -121,11 +117,9 @@ def test_a_database_that_would_have_to_be_made_anew_is_left_alone(
 
 
 def test_lost_state_of_a_hosted_project(postgres_bin: Path, tmp_path: Path) -> None:
-    server = new_server(tmp_path, postgres_bin, "supabase_admin")
     directory = tmp_path / "project"
     directory.mkdir()
-    try:
-        server.start()
+    with own_server(tmp_path, postgres_bin, "supabase_admin") as server:
         url = emulate_supabase(server, grants_all=True)
         config = stack_config(url, directory / "manifests", platform="supabase", protect=True)
         hosted = make_project(directory, config, url)
@@ -135,8 +129,6 @@ def test_lost_state_of_a_hosted_project(postgres_bin: Path, tmp_path: Path) -> N
         execute(url, "alter role stripe_handler password 'forgotten'")
         assert changes(hosted.up())["import"] == len(SERVICES)
         whole(hosted)
-    finally:
-        server.destroy()
 
 
 # --- a run is killed --------------------------------------------------------------------------
@@ -215,18 +207,14 @@ PYTHON_PROVIDER = "pulumi.dynamic"
 
 
 def test_killed_while_it_creates_the_database(postgres_bin: Path, tmp_path: Path) -> None:
-    server = new_server(tmp_path, postgres_bin)
     directory = tmp_path / "project"
     directory.mkdir()
-    try:
-        server.start()
+    with own_server(tmp_path, postgres_bin) as server:
         url = server.url("mindroom")
         started = make_project(directory, stack_config(url, directory / "manifests"), url)
         kill(started, server, "CREATE DATABASE", PULUMI)
         assert changes(goes_on_after_cancel(started))["import"] == 1
         forgets_what_was_under_way(started)
-    finally:
-        server.destroy()
 
 
 def test_killed_while_it_creates_a_role(project: Project, server: Server) -> None:
@@ -355,32 +343,30 @@ def test_moved_to_another_server(
     project: Project, server: Server, postgres_bin: Path, tmp_path: Path
 ) -> None:
     key = f"{PROJECT}:databasePort"
-    other = new_server(tmp_path, postgres_bin)
-    try:
-        other.start()
-        command = [f"{postgres_bin}/pg_dumpall", "--globals-only", f"--dbname={server.url()}"]
-        everyone = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        with psycopg.connect(other.url(), autocommit=True) as connection:
-            for line in everyone.splitlines():
-                if line.startswith(("CREATE ROLE", "ALTER ROLE", "GRANT")) and not line.startswith(
-                    "CREATE ROLE postgres"
-                ):
-                    connection.execute(line.encode())
-        url = project.url.replace(f":{server.port}/", f":{other.port}/")
-        back_up(project.url, postgres_bin, tmp_path / "backup")
-        restore_into = [f"{postgres_bin}/pg_restore", f"--dbname={url}", f"{tmp_path}/backup"]
-        execute(url.replace("/mindroom", "/postgres"), "create database mindroom")
-        subprocess.run(restore_into, check=True)
-        project.stack.set_config(key, automation.ConfigValue(str(other.port)))
-        told = project.up().stdout
-        assert not re.findall(r"postgresql:.* (?:replac|delet|creat)", told)
-        for each in project.stack.outputs()["service_database_urls"].value.values():
-            assert f":{other.port}/" in each
-            psycopg.connect(each).close()
-    finally:
-        other.destroy()
-        project.stack.set_config(key, automation.ConfigValue(str(server.port)))
-        project.up()
+    with own_server(tmp_path, postgres_bin) as other:
+        try:
+            command = [f"{postgres_bin}/pg_dumpall", "--globals-only", f"--dbname={server.url()}"]
+            everyone = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            with psycopg.connect(other.url(), autocommit=True) as connection:
+                for line in everyone.splitlines():
+                    if line.startswith(
+                        ("CREATE ROLE", "ALTER ROLE", "GRANT")
+                    ) and not line.startswith("CREATE ROLE postgres"):
+                        connection.execute(line.encode())
+            url = project.url.replace(f":{server.port}/", f":{other.port}/")
+            back_up(project.url, postgres_bin, tmp_path / "backup")
+            restore_into = [f"{postgres_bin}/pg_restore", f"--dbname={url}", f"{tmp_path}/backup"]
+            execute(url.replace("/mindroom", "/postgres"), "create database mindroom")
+            subprocess.run(restore_into, check=True)
+            project.stack.set_config(key, automation.ConfigValue(str(other.port)))
+            told = project.up().stdout
+            assert not re.findall(r"postgresql:.* (?:replac|delet|creat)", told)
+            for each in project.stack.outputs()["service_database_urls"].value.values():
+                assert f":{other.port}/" in each
+                psycopg.connect(each).close()
+        finally:
+            project.stack.set_config(key, automation.ConfigValue(str(server.port)))
+            project.up()
     whole(project)
 
 
@@ -461,10 +447,19 @@ def test_rebuilt_cluster(server: Server, tmp_path: Path, monkeypatch: pytest.Mon
             "read",
         }
 
-        # A lost state is not made again from a cluster, where nothing is touched.
+        # What is on a cluster is taken over where the operator says so, and else left alone.
         lose_state(project)
-        with pytest.raises(automation.CommandError, match='"mindroom-instances" already exists'):
+        with pytest.raises(automation.CommandError) as caught:
             project.up()
+        assert '"mindroom-instances" already exists' in str(caught.value)
+        assert "upsertExistingObjects" in str(caught.value)
+        monkeypatch.setenv("PULUMI_K8S_UPSERT_EXISTING_OBJECTS", "true")
+        project.up()
+        monkeypatch.delenv("PULUMI_K8S_UPSERT_EXISTING_OBJECTS")
+        assert set(changes(project.preview(expect_no_changes=True, refresh=True))) == {
+            "same",
+            "read",
+        }
         assert cluster.kubectl(*ready) == "2"
     finally:
         cluster.destroy()

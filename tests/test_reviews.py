@@ -14,13 +14,13 @@ from typing import Any
 
 import psycopg
 import pytest
+from engines import Project, make_project, own_server
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from platforms import PASSWORDS, TOKEN, Platform, copy_project, stack_config
 from pulumi import automation
 from test_dev import WITHOUT_PULUMI
-from test_engine import Project, make_project, new_server
 
 from components import PROJECT
 from embedded.cluster import Access
@@ -488,11 +488,9 @@ PolicyPack(
 @pytest.mark.postgres("18")
 @pytest.mark.skipif(not shutil.which("pulumi"), reason="needs the Pulumi CLI on PATH")
 def test_life_on_the_real_engine(deploy_to: Access, postgres_bin: Path, tmp_path: Path) -> None:
-    server = new_server(tmp_path, postgres_bin)
     directory = tmp_path / "project"
     directory.mkdir()
-    try:
-        server.start()
+    with own_server(tmp_path, postgres_bin) as server:
         url = server.url("mindroom")
         cluster = {"kubernetesContext": deploy_to.context, "renderDirectory": ""}
         life = Life(make_project(directory, stack_config(url, directory) | cluster, url))
@@ -511,8 +509,6 @@ def test_life_on_the_real_engine(deploy_to: Access, postgres_bin: Path, tmp_path
         drifts(life, url)
         changes(life)
         shapes(life)
-    finally:
-        server.destroy()
 
 
 def drifts(life: Life, url: str) -> None:

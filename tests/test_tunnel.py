@@ -17,9 +17,9 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 import yaml
 from bastions import NAME, OTHER_NAME, Bastion, make_certificates, require_packages
+from engines import make_project
 from migrating import query, wait_for
 from platforms import SECRETS, copy_project, stack_config
-from test_engine import make_project
 
 from components import PROJECT, ROOT
 from dev import tunnel
