@@ -41,6 +41,8 @@ class Proxy:
             while True:
                 here, _ = listener.accept()
                 there = socket.create_connection(("127.0.0.1", self._target))
+                for each in (here, there):  # a message is sent at once, as libpq does
+                    each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 for ways in ((here, there, self.sent(here)), (there, here, _blocks(there))):
                     threading.Thread(target=self._pass_on, args=ways, daemon=True).start()
 
