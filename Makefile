@@ -48,12 +48,12 @@ migrate: .venv/.installed ## Run the migration engine on the dev database: make 
 psql: .venv/.installed ## Open psql on the dev database
 	@$(PYTHON) -m dev psql
 
-export CMD
+export CMD NAME
 tunnel: .venv/.installed ## Open a shell that reaches the database of STACK=prod, or run CMD="..." so
 	@bin/tunnel $(if $(STACK),-s $(STACK)) -- $(if $(CMD),bash -c "$$CMD","$$SHELL")
 
 new-env: .venv/.installed ## Write the stack file of a new environment: make new-env NAME=qa
-	@$(PYTHON) -m dev.new_env '$(NAME)'
+	@$(PYTHON) -m dev.new_env "$$NAME"
 
 test: .venv/.installed $(TOOLS) $(KUBERNETES) ## Run all tests
 	$(PYTHON) -m pytest -n 2 --dist loadfile tests

@@ -188,7 +188,7 @@ def _contradictions(given: Mapping[str, Any]) -> list[tuple[str, str]]:
     if sslmode.startswith("verify") and not certificate:
         problems.append(("databaseSslrootcert", f"is missing, and sslmode {sslmode} needs it"))
     if certificate and not (ROOT / certificate).is_file():
-        problems.append(("databaseSslrootcert", f"{certificate!r} is no file"))
+        problems.append(("databaseSslrootcert", f"{certificate!r} is no file: put it there"))
     if not given.get("kubernetesContext") and not given.get("renderDirectory"):
         problems.append(
             (
@@ -252,7 +252,7 @@ def _message(problems: list[tuple[str, str]], stack: str) -> str:
         if key in SECRETS:
             lines.append(f"  which adds to Pulumi.{stack}.yaml, below config:")
         else:
-            lines.append(f"  add to Pulumi.{stack}.yaml, below config, for example:")
+            lines.append(f"  in Pulumi.{stack}.yaml, below config, for example:")
             value = Config.model_fields[_FIELDS[key]].examples[0]  # type: ignore[index]
         added = yaml.safe_dump({f"{PROJECT}:{key}": value}, sort_keys=False)
         lines.append(textwrap.indent(added.rstrip(), "    "))

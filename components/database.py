@@ -56,6 +56,8 @@ class Database(pulumi.ComponentResource):
     ) -> None:
         super().__init__("mindroom:database:Database", name, None, opts)
         to, plain = args.connection, args.platform == "postgres"
+        existing = look(replace(to, database=MAINTENANCE) if plain else to)
+        self.existing_roles = existing.roles
         self.provider = postgresql.Provider(
             "server",
             host=to.host,
@@ -69,8 +71,6 @@ class Database(pulumi.ComponentResource):
             superuser=plain,
             opts=pulumi.ResourceOptions(parent=self, env_var_mappings=TUNNEL),
         )
-        existing = look(replace(to, database=MAINTENANCE) if plain else to)
-        self.existing_roles = existing.roles
         self.name = pulumi.Output.from_input(to.database)
         if plain:
             database = postgresql.Database(

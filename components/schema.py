@@ -60,7 +60,7 @@ class FilesProvider(DatabaseProvider):
             problems += files.number_problems(found)
             problems += files.history_problems(folder, olds.get("files", {}), news["files"])
             if olds.get("files", {}).keys() - news["files"].keys():
-                problems.append(f"so says the stack's state: {RESTORED}")
+                problems.append(f"or, {RESTORED}")
         return CheckResult(news, [CheckFailure("", text) for text in problems])
 
     def diff(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+import pulumi
 from pulumi.dynamic import ConfigureRequest, ResourceProvider
 
 from migrate.errors import MigrateError
@@ -116,15 +117,21 @@ class Existing:
 
 
 def look(to: Connection) -> Existing:
-    """What is there; nothing where the database cannot be reached, as its resources will tell."""
+    """What is there.  A preview goes on without, and the resources warn of what is not known.
+
+    Raises:
+        pulumi.RunError: an `up` cannot reach the server, and else would find nothing to do.
+    """
     from migrate import roles
     from migrate.connection import connect
 
     try:
         with connect(to.url()) as connection:
             return Existing(*roles.on_server(connection))
-    except MigrateError:
-        return Existing()
+    except MigrateError as error:
+        if pulumi.runtime.is_dry_run():
+            return Existing()
+        raise pulumi.RunError(str(error)) from None
 
 
 class DatabaseProvider(ResourceProvider):

@@ -412,7 +412,8 @@ def _prepare_stack(pulumi: str, config: dict[str, Any], hidden: list[str]) -> No
     if not (STACK_FILE.exists() and PULUMI_STATE.exists()):
         (STATE / "Pulumi.yaml").write_text(f"name: {PROJECT}\nruntime: python\n")
         quietly("stack", "select", "--create")
-    for lock in (STATE / "pulumi" / ".pulumi" / "locks").rglob("*.json"):
+    locks = STATE / "pulumi" / ".pulumi" / "locks" / "organization" / PROJECT / STACK
+    for lock in locks.glob("*.json"):
         if not psutil.pid_exists(json.loads(lock.read_text())["pid"]):
             print("a run was killed: its lock and its notes of what was under way are removed")
             quietly("cancel", "--yes")

@@ -258,6 +258,12 @@ def variant(platform: str, target: str, protect: bool) -> Run:
     return run({**hosted, **deployed, "protect": protect})
 
 
+@pytest.fixture(autouse=True)
+def nothing_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server of these stacks is only spoken of."""
+    monkeypatch.setattr("components.database.look", lambda _: Existing())
+
+
 @pytest.fixture(params=["postgres", "supabase"])
 def platform(request: pytest.FixtureRequest) -> str:
     return str(request.param)

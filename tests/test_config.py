@@ -166,8 +166,8 @@ def test_missing_key_is_told(key: str, value: str | None) -> None:
         ("provisionerImage", "registry.example/provisioner:", "is not repository:tag or repositor"),
         ("provisionerImage", "registry.example/provisioner@sha256:0a", "is not repository:tag or"),
         ("provisionerImage", f"registry.example/provisioner{DIGEST}0", "is not repository:tag or"),
-        ("databaseSslrootcert", "certs/absent.crt", "'certs/absent.crt' is no file"),
-        ("databaseSslrootcert", "certs", "'certs' is no file"),
+        ("databaseSslrootcert", "certs/absent.crt", "'certs/absent.crt' is no file: put it there"),
+        ("databaseSslrootcert", "certs", "'certs' is no file: put it there"),
     ],
 )
 def test_wrong_value_is_told(key: str, value: str, text: str) -> None:

@@ -383,7 +383,12 @@ def test_killed_run_leaves_no_lock_for_the_next_one(with_pulumi: Clone) -> None:
         assert "pending operations" not in text
         applied = "select name from migrate.ledger where name = %s"
         assert connection.execute(applied, [path.name]).fetchall() == [(path.name,)]
-    assert " unchanged\n\nDuration" in with_pulumi.run("up")
+    others = with_pulumi.directory / ".state/pulumi/.pulumi/locks/organization/another/dev/0.json"
+    others.parent.mkdir(parents=True)
+    others.write_text(json.dumps({"pid": process.pid}))
+    text = with_pulumi.run("up")
+    assert " unchanged\n\nDuration" in text
+    assert "a run was killed" not in text
 
 
 def test_state_directory_that_cannot_be_written(fresh: Clone) -> None:

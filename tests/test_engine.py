@@ -175,13 +175,18 @@ def test_drift_is_named_by_the_preview_and_refused_by_up(project: Project) -> No
     assert set(changes(project.preview())) == {"same"}
 
 
-def test_unreachable_database_is_a_warning_in_the_preview(project: Project) -> None:
+def test_unreachable_database_is_a_warning_in_the_preview_and_ends_an_up(project: Project) -> None:
     port = project.config["databasePort"]
+    before = project.resources()
     project.stack.set_config(f"{PROJECT}:databasePort", automation.ConfigValue("1"))
     try:
         shown = project.shown()
+        with pytest.raises(automation.CommandError, match="Connection refused"):
+            project.up()
     finally:
         project.stack.set_config(f"{PROJECT}:databasePort", automation.ConfigValue(str(port)))
+    changed = [each for each in project.resources() if each not in before]
+    assert {each["type"] for each in changed} <= {"pulumi:pulumi:Stack"}
     assert "warning: what is pending in migrations/ is not known" in shown
     assert "Connection refused" in shown
 

@@ -469,7 +469,7 @@ class TestCheck:
             f"migrations/{name}: was applied (sha256 {digest[:16]}) and is gone: restore it, or "
             "update this checkout if it is older than the database"
         )
-        assert hint.startswith("so says the stack's state: where the database was restored")
+        assert hint.startswith("or, where the database was restored")
 
     def test_removed_repeatable_passes(self, offline: Stack) -> None:
         name = offline.names("repeatable")[-1]

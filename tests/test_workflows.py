@@ -134,6 +134,20 @@ def test_drift_is_no_failure_and_an_error_is(checkout: Path, code: int, fails: b
     assert (checkout / "drift.md").read_text() == "-m reviews drift mindroom/prod\n"
 
 
+@pytest.mark.parametrize("written", ["", "  mindroom:databaseBastion: ''\n"])
+def test_without_a_bastion_a_command_runs_as_it_is(checkout: Path, written: str) -> None:
+    with (checkout / "Pulumi.prod.yaml").open("a") as file:
+        file.write(written)
+    done = subprocess.run(
+        [checkout / ".ci" / "reach", "prod", "echo", "a b"],
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "a b\n", "")
+
+
 def test_bastion_is_reached_by_a_key_that_only_its_agent_has(checkout: Path) -> None:
     with (checkout / "Pulumi.prod.yaml").open("a") as file:
         file.write("  mindroom:databaseBastion: deploy@bastion.example\n")
