@@ -12,9 +12,11 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil  # type: ignore[import-untyped]
 import psycopg
 import pytest
 import yaml
@@ -376,9 +378,13 @@ def test_killed_run_leaves_no_lock_for_the_next_one(with_pulumi: Clone) -> None:
         while not connection.execute(sleeping.encode()).fetchall():
             assert time.monotonic() < deadline
             time.sleep(0.1)
+        plugins = psutil.Process(process.pid).children(recursive=True)
         process.kill()  # Pulumi itself, which took the place of `python -m dev`
         assert process.wait() == -signal.SIGKILL
         text = with_pulumi.run("up")
+        for each in plugins:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
         assert text.startswith("a run was killed: its lock and its notes")
         assert "pending operations" not in text
         applied = "select name from migrate.ledger where name = %s"

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
@@ -176,14 +177,14 @@ def kill(project: Project, server: Server, query: str, victim: str, *options: st
             if query in shared:  # nobody writes to this table, which all databases share
                 other.execute(f"lock table pg_catalog.{shared[query]} in share mode".encode())
             wait(True)
-            (found,) = (
-                each
-                for each in (up, *up.children(recursive=True))
-                if victim in " ".join(each.cmdline()[:4])
-            )
+            everybody = (up, *up.children(recursive=True))
+            (found,) = (each for each in everybody if victim in " ".join(each.cmdline()[:4]))
             found.kill()
         up.wait(timeout=120)
         wait(False)
+    for each in everybody:  # plugins, which live on without the engine
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
 
 
 def goes_on_after_cancel(project: Project) -> automation.UpResult:
