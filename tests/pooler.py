@@ -9,6 +9,7 @@ DO block executes is not seen.
 import socket
 import struct
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pglast import ast, parse_sql
@@ -39,6 +40,10 @@ RESERVED_MEMBERSHIPS = (
     "authenticator",
 )
 """Roles of which only a superuser makes members."""
+
+PARSER = ThreadPoolExecutor(1)
+"""The one thread that parses: the parser takes one of the process's 1,024 pthread keys for each
+thread that ever used it, and whatever needs a key after the last one (gRPC does) crashes."""
 
 _STARTUP = 3 << 16
 _ENCRYPTION = (80877103, 80877104)  # TLS, GSSAPI
@@ -83,7 +88,7 @@ class Pooler(Proxy):
 
 def _checked(query: bytes) -> bytes:
     try:
-        statements = parse_sql(query[:-1].decode())
+        statements = PARSER.submit(parse_sql, query[:-1].decode()).result()
     except ParseError:
         return query  # for the server to tell
     told = next((told for each in statements for told in _refusals(each.stmt)), None)

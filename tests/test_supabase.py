@@ -1,5 +1,6 @@
 """`platform: supabase` on a stand-in of a hosted project, by its session pooler."""
 
+import ctypes
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,6 +48,19 @@ def life(hosted: Hosted, tmp_path_factory: pytest.TempPathFactory) -> Life:
 
 class TestStandIn:
     """It refuses what a hosted project refuses, and lets through what one lets through."""
+
+    def test_connections_take_nothing_for_ever(self, hosted: Hosted) -> None:
+        def next_key() -> int:
+            key = ctypes.c_uint()
+            assert ctypes.CDLL(None).pthread_key_create(ctypes.byref(key), None) == 0
+            assert ctypes.CDLL(None).pthread_key_delete(key) == 0
+            return key.value
+
+        query(hosted.url, "select 1")
+        before = next_key()
+        for _ in range(5):
+            query(hosted.url, "select 1")
+        assert next_key() == before
 
     @pytest.mark.parametrize(
         "statement",
