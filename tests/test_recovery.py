@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
@@ -182,9 +182,6 @@ def kill(project: Project, server: Server, query: str, victim: str, *options: st
             found.kill()
         up.wait(timeout=120)
         wait(False)
-    for each in everybody:  # plugins, which live on without the engine
-        with suppress(psutil.NoSuchProcess):
-            each.kill()
 
 
 def goes_on_after_cancel(project: Project) -> automation.UpResult:
@@ -421,13 +418,16 @@ def test_deleted_rows_of_the_ledger_are_told(project: Project, which: str) -> No
 # --- the cluster is built anew ----------------------------------------------------------------
 
 
-def test_rebuilt_cluster(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rebuilt_cluster(
+    postgres_bin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     directory = tmp_path / "project"
     directory.mkdir()
     cluster = Cluster(tmp_path / "cluster")
     ready = ("get", "deployments", "-n", "mindroom", "-o", "jsonpath={..readyReplicas}")
     monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
-    try:
+    with own_server(tmp_path, postgres_bin) as server, ExitStack() as stack:
+        stack.callback(cluster.destroy)
         cluster.start()
         url = server.url("mindroom")
         to = {"kubernetesContext": cluster.context, "renderDirectory": ""}
@@ -462,5 +462,3 @@ def test_rebuilt_cluster(server: Server, tmp_path: Path, monkeypatch: pytest.Mon
             "read",
         }
         assert cluster.kubectl(*ready) == "2"
-    finally:
-        cluster.destroy()
