@@ -577,4 +577,4 @@ class TestPulumi:
         deployed.pulumi("config", "set", "databaseHost", OTHER_NAME)
         code, text = deployed.run(*PULUMI, "up", "--yes", "--skip-preview")
         assert code != 0
-        assert f"certificate is valid for {NAME}, not {OTHER_NAME}" in text
+        assert f'certificate for "{NAME}" does not match host name "{OTHER_NAME}"' in text
