@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pulumi.runtime.rpc import UNKNOWN
+
 from migrate.catalog import Difference
 from migrate.lint import Finding
 from migrate.rehearsal import Rehearsal
@@ -29,7 +31,6 @@ SIGNS = {"create": "+", "import": "+", "update": "!", "replace": "!", "delete": 
 """Each operation that is a change, with what colours it; `replace` stands for all of its steps."""
 
 _SECRET = "4dabf18193072939515e22adb298388d"  # noqa: S105  # the key by which Pulumi marks a secret
-_UNKNOWN = "04da6b54-80e4-46f7-96ec-b56ff0331ba9"  # Pulumi's, for what only `up` can know
 _STACK = "pulumi:pulumi:Stack"
 
 
@@ -249,7 +250,7 @@ def _are_objects(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    if value == _UNKNOWN:
+    if value == UNKNOWN:
         return "(known after up)"
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}... ({len(text)})"

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from platforms import SECRETS, copy_project
 from pulumi import automation
 
 from components import PROJECT
-from embedded.postgres import Server
 from migrate import catalog
 from migrate.connection import connect
 
@@ -93,20 +91,6 @@ def live_catalog(url: str) -> dict[str, str]:
 def execute(url: str, statement: str) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(statement.encode())
-
-
-@contextmanager
-def own_server(
-    directory: Path, postgres_bin: Path, superuser: str = "postgres"
-) -> Iterator[Server]:
-    """A server for these tests alone, because roles belong to the server."""
-    settings = {"fsync": "off"}
-    server = Server(directory / "server", postgres_bin, superuser=superuser, settings=settings)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.destroy()
 
 
 def changes(

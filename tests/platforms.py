@@ -213,13 +213,23 @@ _THEIRS = (
 
 
 @contextmanager
-def supabase(postgres_bin: Path, directory: Path, *, grants_all: bool) -> Iterator[Hosted]:
-    """A Supabase stand-in of its own behind the session pooler: see `emulate_supabase`."""
-    server = Server(
-        directory / "server", postgres_bin, superuser="supabase_admin", settings={"fsync": "off"}
-    )
+def own_server(
+    directory: Path, postgres_bin: Path, superuser: str = "postgres", **settings: str
+) -> Iterator[Server]:
+    """A server for these tests alone, because roles belong to the server."""
+    settings = {"fsync": "off"} | settings
+    server = Server(directory / "server", postgres_bin, superuser=superuser, settings=settings)
     try:
         server.start()
+        yield server
+    finally:
+        server.destroy()
+
+
+@contextmanager
+def supabase(postgres_bin: Path, directory: Path, *, grants_all: bool) -> Iterator[Hosted]:
+    """A Supabase stand-in of its own behind the session pooler: see `emulate_supabase`."""
+    with own_server(directory, postgres_bin, "supabase_admin") as server:
         url = emulate_supabase(server, grants_all=grants_all)
         pooler = Pooler(server.port)
         login, port = "//postgres:", f":{server.port}/"
@@ -228,8 +238,6 @@ def supabase(postgres_bin: Path, directory: Path, *, grants_all: bool) -> Iterat
         url = url.replace(login, f"//postgres.{TENANT}:").replace(port, f":{pooler.port}/")
         yield Hosted(url, server.url())
         pooler.cut()
-    finally:
-        server.destroy()
 
 
 CRON_BIN = Path("/usr/lib/postgresql/15/bin")
@@ -246,17 +254,12 @@ def cron_server(directory: Path, home: str, superuser: str = "postgres") -> Iter
             pytest.fail(needed)
         pytest.skip(needed)
     settings = {
-        "fsync": "off",
         "shared_preload_libraries": "pg_cron",
         "cron.database_name": home,
         "cron.use_background_workers": "on",
     }
-    server = Server(directory / "server", CRON_BIN, superuser=superuser, settings=settings)
-    try:
-        server.start()
+    with own_server(directory, CRON_BIN, superuser, **settings) as server:
         yield server
-    finally:
-        server.destroy()
 
 
 def server_major(connection: psycopg.Connection) -> int:

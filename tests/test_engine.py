@@ -14,13 +14,14 @@ from uuid import uuid4
 import psycopg
 import pytest
 import yaml
-from engines import Project, changes, execute, live_catalog, make_project, own_server, verification
+from engines import Project, changes, execute, live_catalog, make_project, verification
 from outputs import breaches
 from platforms import (
     PASSWORDS,
     SECRETS,
     TOKEN,
     cron_server,
+    own_server,
     run,
     sql_files,
     stack_config,

@@ -16,8 +16,8 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 import psycopg
 import pytest
-from engines import Project, changes, execute, live_catalog, make_project, own_server
-from platforms import emulate_supabase, stack_config
+from engines import Project, changes, execute, live_catalog, make_project
+from platforms import emulate_supabase, own_server, stack_config
 from pulumi import automation
 
 from components import PROJECT

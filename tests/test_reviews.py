@@ -14,11 +14,11 @@ from typing import Any
 
 import psycopg
 import pytest
-from engines import Project, make_project, own_server
+from engines import Project, make_project
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
-from platforms import PASSWORDS, TOKEN, Platform, copy_project, stack_config
+from platforms import PASSWORDS, TOKEN, Platform, copy_project, own_server, stack_config
 from pulumi import automation
 from test_dev import WITHOUT_PULUMI
 
