@@ -13,7 +13,7 @@ from pathlib import Path
 from migrate import catalog, ledger
 from migrate.catalog import Difference
 from migrate.connection import Connection, connect, readable, send
-from migrate.errors import AdoptionError
+from migrate.errors import AdoptionError, MigrateError
 from migrate.files import PLATFORM, REPEATABLE, VERSIONED, Tree
 
 
@@ -46,7 +46,7 @@ def judge(connection: Connection, tree: Tree) -> Adoption | None:
     Raises:
         AdoptionError: it has no ledger, and is not what the files make.
         NoRehearsalError: the throwaway server does not come up.
-        MigrateError: the files cannot be applied to an empty database.
+        MigrateError: it has tables of ours, and the files cannot be applied to an empty database.
     """
     known = ledger.read(connection)
     bundled = VERSIONED in known.digests
@@ -57,9 +57,11 @@ def judge(connection: Connection, tree: Tree) -> Adoption | None:
     live = catalog.read(connection)
     if not _tables(live):  # of most databases this is all there is to ask
         return None
-    given, made = _make(tree)
+    given, made, failure = _make(tree)
     if not _tables(live) & _tables(made) - given:
         return None
+    if failure:
+        raise failure
     expected = {name: text for name, text in made.items() if name not in given}
     expected |= {name: text for name, text in live.items() if name in given}
     differences = catalog.differences(expected, live)
@@ -99,8 +101,11 @@ def _tables(objects: Mapping[str, str]) -> set[str]:
     return {name for name in objects if name.startswith("table ")}
 
 
-def _make(tree: Tree) -> tuple[set[str], Mapping[str, str]]:
-    """The objects of platform/ that the other files leave as they are, and all that all make."""
+def _make(tree: Tree) -> tuple[set[str], Mapping[str, str], MigrateError | None]:
+    """The objects of platform/ that the other files leave as they are, and all that all make.
+
+    The files may need what only the live database has; then it is what they make before they fail.
+    """
     from migrate import rehearsal, run  # here, because most runs adopt nothing
 
     with (
@@ -110,6 +115,10 @@ def _make(tree: Tree) -> tuple[set[str], Mapping[str, str]]:
     ):
         run.up(connection, tree, [PLATFORM])
         before = catalog.read(connection)
-        run.up(connection, tree)
+        failure = None
+        try:
+            run.up(connection, tree)
+        except MigrateError as error:
+            failure = error
         made = catalog.read(connection)
-    return {name for name in before if before[name] == made.get(name)}, made
+    return {name for name in before if before[name] == made.get(name)}, made, failure

@@ -198,6 +198,24 @@ def test_tables_of_others_are_no_reason(database: str, directory: Path) -> None:
     ]
 
 
+NEEDS_MORE = {"migrations/0003_v.sql": "create view v as select a from somebody_s;\n"}
+
+
+def test_files_may_need_a_table_that_was_there_before(database: str, directory: Path) -> None:
+    query(database, "create table somebody_s (a int)")
+    write(directory, NEEDS_MORE)
+    assert "0003_v.sql" in up(database, directory, names=files.FOLDERS[:3])
+
+
+def test_tables_of_ours_under_files_that_fail_anew_are_refused(
+    combined: str, directory: Path
+) -> None:
+    write(directory, NEEDS_MORE)
+    message = failure(lambda: up(combined, directory))
+    assert 'relation "somebody_s" does not exist' in message
+    assert query(combined, "select to_regclass('migrate.ledger')") == [None]
+
+
 def test_of_two_runs_at_once_one_adopts(combined: str, directory: Path) -> None:
     steps: list[run.Step] = []
     with ThreadPoolExecutor(2) as pool:
