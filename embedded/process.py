@@ -4,7 +4,7 @@ import errno
 import os
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -30,11 +30,12 @@ def spawn(
     stderr: int | IO[str],
     cwd: str | Path = "/",
     keep: Sequence[int] = (),
+    environment: Mapping[str, str] = {},
 ) -> subprocess.Popen[str]:
     """Start a command of a server's, out of reach of Ctrl-C; the descriptors to keep stay open."""
     return subprocess.Popen(
         command,
-        env=ENVIRONMENT,
+        env={**ENVIRONMENT, **environment},
         cwd=cwd,
         stdin=subprocess.DEVNULL,
         stdout=stdout,

@@ -70,6 +70,10 @@ def test_it_is_private(own: Cluster) -> None:
     assert listening == {("kube-apiserver", "127.0.0.1", port(own))}
 
 
+def test_kwok_runs_on_one_processor(own: Cluster) -> None:
+    assert running(own)["kwok"].environ()["GOMAXPROCS"] == "1"  # on more it crashes now and then
+
+
 def test_what_it_holds_survives_a_stop(own: Cluster) -> None:
     before = port(own)
     own.kubectl("create", "configmap", "kept", "--from-literal=a=b")
