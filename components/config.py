@@ -6,9 +6,12 @@ Pulumi.yaml.
 
 import difflib
 import json
+import os
 import re
 import textwrap
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pulumi
@@ -46,7 +49,7 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel)
 
     platform: Literal["postgres", "supabase"] = Field(examples=["postgres"])
-    database_host: str = Field(examples=["db.PROJECT.supabase.co"])
+    database_host: str = Field(examples=["db.mindroom.example"])
     database_port: Annotated[int, Field(gt=0, lt=65536)] = Field(examples=[5432])
     database_name: str = Field(examples=["mindroom"])
     database_user: str = Field(examples=["postgres"])
@@ -201,6 +204,16 @@ def _contradictions(given: Mapping[str, Any]) -> list[tuple[str, str]]:
         problems.append(
             ("renderDirectory", "and kubernetesContext are both given: empty one of them")
         )
+    elif context := given.get("kubernetesContext"):
+        files = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
+        if context not in _contexts(files):
+            problems.append(
+                (
+                    "kubernetesContext",
+                    f"{context!r} is no context of {files}: `kubectl config get-contexts` lists "
+                    "those that are; KUBECONFIG can name another file",
+                )
+            )
     token = given.get("provisionerApiToken")
     if token and len(str(token)) < SHORTEST_PASSWORD:
         problems.append(("provisionerApiToken", f"is under {SHORTEST_PASSWORD} characters long"))
@@ -210,6 +223,16 @@ def _contradictions(given: Mapping[str, Any]) -> list[tuple[str, str]]:
             ("provisionerImage", f"{image!r} is not repository:tag or repository@sha256:digest")
         )
     return problems + _password_problems(given)
+
+
+def _contexts(files: str) -> set[str]:
+    """The contexts of kubeconfig files, as the provider merges them."""
+    found = set()
+    for path in files.split(os.pathsep):
+        with suppress(OSError, yaml.YAMLError, TypeError, KeyError):
+            contexts = yaml.safe_load(Path(path).read_text())["contexts"]
+            found |= {str(each["name"]) for each in contexts}
+    return found
 
 
 def _password_problems(given: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import yaml
 from customers import ANN, BOB, Db, add_instance
 from hypothesis import settings
 from migrating import query
@@ -176,6 +177,20 @@ def restricted(cluster: Access, namespace: str) -> str:
     labels = (f"{key}={value}" for key, value in RESTRICTED.items())
     cluster.kubectl("label", "namespace", namespace, *labels)
     return namespace
+
+
+@pytest.fixture
+def contexts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kubeconfig with the contexts of the hosted stacks, whose cluster does not answer."""
+    to = {"cluster": "a", "user": "a"}
+    config = {
+        "clusters": [{"name": "a", "cluster": {"server": "https://127.0.0.1:1"}}],
+        "users": [{"name": "a", "user": {"token": "a"}}],
+        "contexts": [{"name": name, "context": to} for name in ("staging", "production")],
+    }
+    path = tmp_path / "kubeconfig"
+    path.write_text(yaml.safe_dump(config))
+    monkeypatch.setenv("KUBECONFIG", str(path))
 
 
 @pytest.fixture

@@ -258,6 +258,9 @@ def variant(platform: str, target: str, protect: bool) -> Run:
     return run({**hosted, **deployed, "protect": protect})
 
 
+pytestmark = pytest.mark.usefixtures("contexts")
+
+
 @pytest.fixture(autouse=True)
 def nothing_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server of these stacks is only spoken of."""

@@ -53,6 +53,8 @@ VALID = {
     ),
 }
 SECRETS = ["databasePassword", "servicePasswords", "provisionerApiToken"]
+pytestmark = pytest.mark.usefixtures("contexts")
+
 REQUIRED = [str(f.alias) for f in Config.model_fields.values() if f.is_required()]
 
 
@@ -250,6 +252,46 @@ def test_contradiction_is_told(changes: dict[str, str], key: str, text: str) -> 
     assert problem.key == key
     assert text in problem.text
     assert keys_of_problems(pasted(values, problem)) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "fits"),
+    [
+        ("contexts: [{name: other}, {name: production}]", True),
+        ("contexts: [{name: other}]", False),
+        ("contexts: [{name: 1}]", False),
+        ("contexts:", False),
+        ("kind: Config", False),
+        ("", False),
+        ("- a", False),
+        (": :", False),
+        (None, False),
+    ],
+)
+def test_a_context_is_one_of_the_kubeconfigs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, fits: bool
+) -> None:
+    path = tmp_path / "other"
+    if content is not None:
+        path.write_text(content)
+    monkeypatch.setenv("KUBECONFIG", f"{tmp_path / 'nothing'}:{path}")
+    if fits:
+        assert keys_of_problems(VALID) == []
+        return
+    problem = only_problem(VALID)
+    assert problem.key == "kubernetesContext"
+    assert problem.text.startswith(f"'production' is no context of {tmp_path / 'nothing'}:{path}: ")
+
+
+def test_without_kubeconfig_it_is_kubectl_s_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KUBECONFIG")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert f"is no context of {tmp_path}/.kube/config" in only_problem(VALID).text
+    (tmp_path / ".kube").mkdir()
+    (tmp_path / ".kube" / "config").write_text("contexts: [{name: production}]")
+    assert keys_of_problems(VALID) == []
 
 
 @pytest.mark.parametrize(
@@ -544,10 +586,7 @@ class TestProjectFiles:
         assert exposed == dict.fromkeys(SECRETS, False)
 
 
-TO = replace(
-    parse(VALID | {"databaseSslmode": "require", "databaseSslrootcert": ""}, [], "prod").connection,
-    tenant="",
-)
+TO = Connection("pooler.example", 5432, "postgres", "postgres", "", "a word", "require", "")
 texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
 hosts = st.one_of(
     st.sampled_from(["localhost", "127.0.0.1", "db.example", "/run/a directory"]),
