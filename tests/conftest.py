@@ -4,9 +4,11 @@
 database on it. `pytest --postgres 18` runs one version only.
 """
 
+import copy
 import os
 import secrets
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +19,9 @@ from customers import ANN, BOB, Db, add_instance
 from hypothesis import settings
 from migrating import query
 from platforms import Platform, run, stack_config
+from provider_host import NAMES, Stack, State, copied
 from provisioning import World, a_world
+from psycopg.conninfo import make_conninfo
 
 from components.instance_provisioner import INSTANCES_NAMESPACE, NAMESPACE, RESTRICTED
 from dev.in_process import HELM
@@ -139,6 +143,62 @@ def db(connection: psycopg.Connection) -> Iterator[Db]:
             )
             add_instance(db, each, each.name, id=each.instance, status="running")
         yield db
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A copy of the project for the providers' host, which the test may change."""
+    return copied(tmp_path)
+
+
+@pytest.fixture
+def stack(project: Path, database: str) -> Stack:
+    """For the providers' host: an empty database and nothing in the state."""
+    return Stack(project, database)
+
+
+@pytest.fixture(scope="session")
+def finished(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Stack:
+    """Like `stack` with all resources created, to be copied; the database is a template."""
+    with psycopg.connect(server.url(), autocommit=True) as connection:
+        connection.execute("create database finished")
+    stack = Stack(copied(tmp_path_factory.mktemp("finished")), server.url("finished"))
+    with stack.host() as host:
+        for name in NAMES:
+            host.create(name)
+    return stack
+
+
+@pytest.fixture
+def applied(finished: Stack, server: Server, project: Path) -> Iterator[Stack]:
+    """Like `stack` with all resources created, in a database of the test's own."""
+    name = f"test_{secrets.token_hex(6)}"
+    with psycopg.connect(server.url(), autocommit=True) as connection:
+        connection.execute(f"create database {name} template finished".encode())
+        yield Stack(project, server.url(name), copy.deepcopy(finished.state))
+        connection.execute(f"drop database {name} with (force)".encode())
+
+
+@pytest.fixture
+def offline(project: Path) -> Stack:
+    """Like `stack` without any database; the state says that all files were applied."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    password = "p@ss/w rd of nobody"
+    stack = Stack(
+        project,
+        make_conninfo(
+            host="127.0.0.1",
+            port=port,
+            dbname="mindroom",
+            user="nobody",
+            password=password,
+            sslmode="disable",
+        ),
+    )
+    stack.state = {name: State(name, inputs, inputs) for name, inputs in stack.declared().items()}
+    return stack
 
 
 @pytest.fixture(scope="session")

@@ -1,20 +1,27 @@
 """Two customers and an administrator's connection, for tests of tables and of functions.
 
-What is done is done as the role that would do it, in a transaction that is rolled back.
+What is done is done as the role that would do it, in a transaction that is rolled back;
+`customer_of_its_own` is for what several connections have to see.
 """
 
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
-from uuid import NAMESPACE_OID, UUID, uuid5
+from uuid import NAMESPACE_OID, UUID, uuid4, uuid5
 
 import psycopg
 import pytest
+from platforms import Platform
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
+
+TODAY = "(now() at time zone 'utc')::date"
+NOBODY = "00000000-0000-4000-8000-000000000000"
 
 ZONES = ("UTC", "Pacific/Kiritimati", "Etc/GMT+12")
 """At any time of day one of them is in another day than UTC."""
@@ -167,3 +174,69 @@ def catalogue(db: Db, tier: str, columns: tuple[str, ...]) -> tuple[Any, ...]:
 
 def agents(count: int) -> dict[str, dict[str, object]]:
     return {f"agent{number}": {} for number in range(count)}
+
+
+def track(db: Db, customer: Customer = ANN, **given: object) -> bool:
+    names = "".join(f", {name} => %s" for name in given)
+    query = f"select track_usage(instance_id => %s{names})"
+    return bool(db.one(query, customer.instance, *given.values()))
+
+
+def usage(db: Db, columns: str, customer: Customer = ANN) -> tuple[Any, ...]:
+    [row] = db.run(f"select {columns} from usage_metrics where instance_id = %s", customer.instance)
+    return row
+
+
+def said(db: Db, action: str, customer: Customer = ANN) -> list[dict[str, Any]]:
+    """The details of what the audit log says of a customer."""
+    return [row[4] for row in db.audited(customer).values() if row[0] == action]
+
+
+@contextmanager
+def customer_of_its_own(platform: Platform) -> Iterator[tuple[Db, UUID, UUID]]:
+    """A committed customer with a subscription and a running instance, removed afterwards."""
+    with psycopg.connect(platform.url, autocommit=True) as connection:
+        db, account = Db(connection), uuid4()
+        db.run(
+            "insert into auth.users (id, email) values (%s, %s)", account, f"{account}@x.example"
+        )
+        plan = db.insert("subscriptions", account_id=account, tier="enterprise")["id"]
+        name = f"i{account.hex[:12]}"
+        instance = db.insert(
+            "instances",
+            account_id=account,
+            subscription_id=plan,
+            app_name=name,
+            subdomain=name,
+            status="running",
+        )["id"]
+        try:
+            yield db, plan, instance
+        finally:
+            for status in ("deprovisioning", "deprovisioned"):
+                db.run(
+                    """update instances set status = %s where account_id = %s
+                       and status not in ('deprovisioned', %s)""",
+                    status,
+                    account,
+                    status,
+                )
+            db.run("delete from auth.users where id = %s", account)
+            db.run("delete from audit_logs where account_id = %s", account)
+
+
+def at_once(platform: Platform, calls: list[tuple[str, list[object]]], times: int = 1) -> list[Any]:
+    """Each call on a connection of its own, all beginning together; their first values."""
+    start = threading.Barrier(len(calls))
+
+    def run(call: tuple[str, list[object]]) -> list[Any]:
+        with psycopg.connect(platform.url, autocommit=True) as connection:
+            start.wait()
+            found = []
+            for _ in range(times):
+                row = connection.execute(call[0].encode(), call[1]).fetchone()
+                found.append(row[0] if row else None)
+            return found
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return [value for each in pool.map(run, calls) for value in each]

@@ -11,13 +11,12 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
-from customers import Db
+from customers import TODAY, Db, customer_of_its_own
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from platforms import Platform
 
 CONNECTIONS = 64
-TODAY = "(now() at time zone 'utc')::date"
 
 Call = tuple[str, list[Any]]
 """A query that gives one value, and its values."""
@@ -65,13 +64,10 @@ def world(platform: Platform) -> Iterator[World]:
         def connect() -> psycopg.Connection:
             return stack.enter_context(psycopg.connect(platform.url, autocommit=True))
 
-        db, account = Db(connect()), uuid4()
-        db.run(
-            "insert into auth.users (id, email) values (%s, %s)", account, f"{account}@x.example"
-        )
-        plan = db.insert("subscriptions", account_id=account, tier="enterprise")["id"]
-        instances = []
-        for _ in range(3):
+        db, plan, first = stack.enter_context(customer_of_its_own(platform))
+        account = db.one("select account_id from subscriptions where id = %s", plan)
+        instances = [first]
+        for _ in range(2):
             name = f"i{uuid4().hex[:12]}"
             row = {"account_id": account, "subscription_id": plan, "status": "running"}
             made = db.insert("instances", **row, app_name=name, subdomain=name)
@@ -79,10 +75,6 @@ def world(platform: Platform) -> Iterator[World]:
         pool = stack.enter_context(ThreadPoolExecutor(CONNECTIONS))
         connections = [connect() for _ in range(CONNECTIONS)]
         yield World(db, account, plan, instances, connections, pool)
-        for status in ("deprovisioning", "deprovisioned"):
-            db.run("update instances set status = %s where account_id = %s", status, account)
-        db.run("delete from auth.users where id = %s", account)
-        db.run("delete from audit_logs where account_id = %s", account)
 
 
 @pytest.fixture(autouse=True)

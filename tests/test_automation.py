@@ -21,7 +21,7 @@ from typing import Any
 import psycopg
 import pytest
 import yaml
-from customers import ANN, BOB, Db, add_instance
+from customers import ANN, BOB, TODAY, Db, add_instance
 from platforms import Platform, cron_server, emulate_supabase, run, stack_config
 
 from components import PROJECT, ROOT
@@ -33,7 +33,6 @@ from migrate import catalog, cron
 from migrate.connection import connect
 from migrate.errors import MigrateError
 
-TODAY = "(now() at time zone 'utc')::date"
 FLAGGED_DAYS = 300
 EXPIRED = 12_000
 GIGABYTES = 3

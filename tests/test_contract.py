@@ -4,15 +4,13 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from customers import ANN, ZONES, Db
+from customers import ANN, TODAY, ZONES, Db
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg.errors import CheckViolation, DataError, IntegrityError
 from psycopg.types.json import Jsonb
 
 from components.matrix import FUNCTIONS
-
-TODAY = "(now() at time zone 'utc')::date"
 
 PING = '{"id": "evt_1", "type": "ping", "created": 1, "data": {"object": {}}}'
 
