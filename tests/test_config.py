@@ -566,9 +566,9 @@ class TestProjectFiles:
         assert config.protect is False
 
     @pytest.mark.parametrize("stack", ["staging", "prod"])
-    def test_hosted_stack_with_its_secrets_is_valid(self, stack: str) -> None:
-        values = self.values(stack)
-        config = parse(values | {key: VALID[key] for key in SECRETS}, [], stack)
+    def test_hosted_stack_with_its_secrets_and_image_is_valid(self, stack: str) -> None:
+        missing = [*SECRETS, "provisionerImage"]
+        config = parse(self.values(stack) | {key: VALID[key] for key in missing}, [], stack)
         assert config.platform == "supabase"
         assert config.automation == "pg_cron"
         assert config.protect is True

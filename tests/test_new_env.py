@@ -51,6 +51,7 @@ def test_file_has_every_key_but_the_secrets(project: Path) -> None:
         assert f"  # {declared[key]['description']}\n  {PROJECT}:{key}: " in text
 
 
+@pytest.mark.usefixtures("contexts")
 def test_what_is_said_to_be_left_is_all_that_is_left(project: Path) -> None:
     left = new_env.write("qa")
     named = re.findall(rf"^{PROJECT}:(\w+) ", left, re.MULTILINE)
