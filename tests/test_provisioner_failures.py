@@ -13,6 +13,9 @@ import yaml
 from provisioning import PATIENCE, Service, World, eventually, make_namespace
 from proxy import Proxy
 
+# The statements are tried on both by test_provisioner_life.
+pytestmark = pytest.mark.postgres("18")
+
 NOT_THERE = {"images": {"backend": "mindroom/backend:not-there"}}
 ALL = "deployments,statefulsets,services,ingresses,configmaps,secrets,networkpolicies,pvc"
 
