@@ -402,8 +402,9 @@ def test_jobs_of_pg_cron_follow_the_stack(tmp_path: Path) -> None:
         assert scheduled() == []
 
 
+@pytest.mark.usefixtures("contexts")
 @pytest.mark.parametrize("stack", ["staging", "prod"])
-def test_hosted_stack_file_needs_only_its_secrets_and_certificate(
+def test_hosted_stack_file_needs_only_its_secrets_image_and_certificate(
     tmp_path: Path, stack: str
 ) -> None:
     shutil.copy(ROOT / f"Pulumi.{stack}.yaml", tmp_path / "Pulumi.test.yaml")
@@ -413,4 +414,4 @@ def test_hosted_stack_file_needs_only_its_secrets_and_certificate(
     with pytest.raises(automation.CommandError) as caught:
         made.preview()
     found = set(re.findall(rf"{PROJECT}:(\w+) ", str(caught.value)))
-    assert found == {*SECRETS, "databaseSslrootcert"}
+    assert found == {*SECRETS, "provisionerImage", "databaseSslrootcert"}
