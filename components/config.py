@@ -229,7 +229,7 @@ def _contexts(files: str) -> set[str]:
     """The contexts of kubeconfig files, as the provider merges them."""
     found = set()
     for path in files.split(os.pathsep):
-        with suppress(OSError, yaml.YAMLError, TypeError, KeyError):
+        with suppress(OSError, UnicodeError, yaml.YAMLError, TypeError, KeyError):
             contexts = yaml.safe_load(Path(path).read_text())["contexts"]
             found |= {str(each["name"]) for each in contexts}
     return found

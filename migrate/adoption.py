@@ -61,7 +61,11 @@ def judge(connection: Connection, tree: Tree) -> Adoption | None:
     if not _tables(live) & _tables(made) - given:
         return None
     if failure:
-        raise failure
+        raise MigrateError(
+            "psql has made this database, and what it should be cannot be told: the files cannot "
+            "be applied anew; nothing was done to the database itself (in a throwaway "
+            f"PostgreSQL):\n{failure}"
+        ) from failure
     expected = {name: text for name, text in made.items() if name not in given}
     expected |= {name: text for name, text in live.items() if name in given}
     differences = catalog.differences(expected, live)

@@ -64,6 +64,8 @@ SUPABASE: Mapping[str, Any] = {
     "databaseUser": "postgres.tenant",
 }
 CONTEXT: Mapping[str, Any] = {"kubernetesContext": "production", "renderDirectory": ""}
+pytestmark = pytest.mark.usefixtures("contexts")
+
 RESERVED = re.compile(
     "anon|authenticated|service_role|authenticator|postgres|dashboard_user|pgbouncer"
     "|supabase_.*|pg_.*"
@@ -256,9 +258,6 @@ def variant(platform: str, target: str, protect: bool) -> Run:
     hosted = SUPABASE if platform == "supabase" else {}
     deployed = CONTEXT if target == "context" else {}
     return run({**hosted, **deployed, "protect": protect})
-
-
-pytestmark = pytest.mark.usefixtures("contexts")
 
 
 @pytest.fixture(autouse=True)

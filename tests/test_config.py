@@ -28,6 +28,8 @@ from components.session import Connection
 from dev import __main__ as dev
 from policies.rules import PolicyException
 
+pytestmark = pytest.mark.usefixtures("contexts")
+
 CERTIFICATE = "certs/supabase-ca.crt"
 DIGEST = "@sha256:" + "0a" * 32
 PASSWORDS = {role: f"the password of {role}" for role in SERVICES}
@@ -53,8 +55,6 @@ VALID = {
     ),
 }
 SECRETS = ["databasePassword", "servicePasswords", "provisionerApiToken"]
-pytestmark = pytest.mark.usefixtures("contexts")
-
 REQUIRED = [str(f.alias) for f in Config.model_fields.values() if f.is_required()]
 
 
@@ -265,6 +265,7 @@ def test_contradiction_is_told(changes: dict[str, str], key: str, text: str) -> 
         ("", False),
         ("- a", False),
         (": :", False),
+        ("\udcff", False),
         (None, False),
     ],
 )
@@ -273,7 +274,7 @@ def test_a_context_is_one_of_the_kubeconfigs(
 ) -> None:
     path = tmp_path / "other"
     if content is not None:
-        path.write_text(content)
+        path.write_text(content, errors="surrogateescape")
     monkeypatch.setenv("KUBECONFIG", f"{tmp_path / 'nothing'}:{path}")
     if fits:
         assert keys_of_problems(VALID) == []

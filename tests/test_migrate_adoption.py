@@ -212,6 +212,8 @@ def test_tables_of_ours_under_files_that_fail_anew_are_refused(
 ) -> None:
     write(directory, NEEDS_MORE)
     message = failure(lambda: up(combined, directory))
+    assert message.startswith("psql has made this database, and what it should be cannot be told: ")
+    assert "nothing was done to the database itself" in message
     assert 'relation "somebody_s" does not exist' in message
     assert query(combined, "select to_regclass('migrate.ledger')") == [None]
 
