@@ -958,9 +958,38 @@ set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
 values (0, 'migrations', '0013_provisioning.sql', 'cde3e8a73a8a0f75fed451cda5d3eba8b9ccfe8509de5c7dcf0f4c402cd9cb7a', NULL, '1.0.0');
 
+-- migrations/0014_no_temporary_objects.sql
+
+-- Nobody but the database's owner creates temporary objects: a temporary type is found before the real
+-- one by every function that does not name pg_temp last in its search_path, and then runs its creator's
+-- code with the rights of the function's owner. The functions here do; this closes the door for those
+-- of others. On a database of another owner the server answers with a warning, and the functions' own
+-- search_path is what protects them.
+
+do $$
+begin
+  execute pg_catalog.format('revoke temporary on database %I from public', pg_catalog.current_database());
+end
+$$;
+
+
+reset session authorization;
+reset all;
+set client_encoding = 'UTF8';
+set client_connection_check_interval = '2s';
+set lock_timeout = '5s';
+set statement_timeout = '15min';
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'migrations', '0014_no_temporary_objects.sql', '59b3e23f2807f19cfb54f817ae1536f869b0f5a34769832f81afa1b492ca05ca', NULL, '1.0.0');
+
 -- repeatable/10_shared.sql
 
 -- What the tables' own files build on: timestamps, who is acting, the audit log.
+--
+-- Every function sets search_path = pg_catalog, pg_temp. An empty path is not enough: PostgreSQL then
+-- looks for types in the caller's pg_temp first, where a domain named text runs the caller's code in its
+-- CHECK, with the rights of the function's owner. Named last, pg_temp is searched last. For the same
+-- reason no function that runs as its owner calls one of another schema but pg_catalog.
 --
 -- Functions behind triggers live in private. Those that read or write more than their own row are
 -- SECURITY DEFINER, because the writer (a user, a service) may not; nobody needs EXECUTE on a trigger
@@ -968,7 +997,7 @@ values (0, 'migrations', '0013_provisioning.sql', 'cde3e8a73a8a0f75fed451cda5d3e
 -- has already refused a row of another account: it cannot be asked about other customers.
 
 create or replace function private.set_updated_at() returns trigger
-language plpgsql set search_path = ''
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 begin
   new.updated_at := now();
@@ -978,10 +1007,20 @@ $$;
 
 -- Reads the role that was set, since current_user is the owner inside SECURITY DEFINER functions.
 create or replace function private.acting_as_user() returns boolean
-language sql stable set search_path = ''
+language sql stable set search_path = pg_catalog, pg_temp
 as $$
   select coalesce(nullif(current_setting('role', true), 'none'), session_user)
          in ('anon', 'authenticated')
+$$;
+
+-- Not auth.uid(): that is Supabase's, under a search_path that we do not decide.
+create or replace function private.acting_user_id() returns uuid
+language sql stable set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce(
+    nullif(current_setting('request.jwt.claim.sub', true), ''),
+    nullif(nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub', '')
+  )::uuid
 $$;
 
 -- The role that acts is the default of its column.
@@ -994,7 +1033,7 @@ create or replace function private.log_audit(
   details jsonb default '{}',
   success boolean default true
 ) returns void
-language plpgsql set search_path = ''
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
   headers constant jsonb := nullif(current_setting('request.headers', true), '')::jsonb;
@@ -1014,14 +1053,14 @@ begin
     details, ip_address, user_agent, success
   )
   values (
-    account_id, auth.uid(), action, category, resource_type, resource_id,
+    account_id, private.acting_user_id(), action, category, resource_type, resource_id,
     details, client, left(headers ->> 'user-agent', 500), success
   );
 end
 $$;
 
 create or replace function private.audit_change() returns trigger
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   resource constant text := tg_argv[0];
@@ -1080,6 +1119,8 @@ comment on function private.set_updated_at() is
   'updated_at is now, whatever the writer says.';
 comment on function private.acting_as_user() is
   'Is this a request that a user made through the API?';
+comment on function private.acting_user_id() is
+  'The user of the request that the API makes, null without one.';
 comment on function private.log_audit(uuid, text, text, text, uuid, jsonb, boolean) is
   'The one door to the audit log for functions and triggers. The user, address and program come from the request, if there is one.';
 comment on function private.audit_change() is
@@ -1088,6 +1129,7 @@ comment on function private.audit_change() is
 revoke all on function
   private.set_updated_at(),
   private.acting_as_user(),
+  private.acting_user_id(),
   private.log_audit(uuid, text, text, text, uuid, jsonb, boolean),
   private.audit_change()
 from public, anon, authenticated, service_role;
@@ -1100,7 +1142,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '10_shared.sql', '5f78534f803708a66b7158156c8c0ebf540de4356f49cffa3b92a2d55e8846ff', NULL, '1.0.0');
+values (0, 'repeatable', '10_shared.sql', '16d04d18c9314ec0c39fa7463e9e1172ed40829c57145e0698f1a11cf5d2bc68', NULL, '1.0.0');
 
 -- repeatable/20_accounts.sql
 
@@ -1109,7 +1151,7 @@ values (0, 'repeatable', '10_shared.sql', '5f78534f803708a66b7158156c8c0ebf540de
 
 -- Users without an email (anonymous, phone) get their account when they state one.
 create or replace function private.sync_account() returns trigger
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   profile constant jsonb := new.raw_user_meta_data;
@@ -1195,14 +1237,14 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '20_accounts.sql', '7bd007ca689c9465eac3a2c3deff3a903c24df54f60da55236ed1f7116cb2681', NULL, '1.0.0');
+values (0, 'repeatable', '20_accounts.sql', 'c8d7fedbc716b44da2e8ebd7d565bb50aa10d9c83cc7901885994bca55ab98bf', NULL, '1.0.0');
 
 -- repeatable/21_subscriptions.sql
 
 -- subscriptions: read by their owner, written by stripe-handler only.
 
 create or replace function private.apply_tier() returns trigger
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   catalogue private.tiers;
@@ -1234,7 +1276,7 @@ end
 $$;
 
 create or replace function private.note_cancellation() returns trigger
-language plpgsql set search_path = ''
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 begin
   if new.status = 'cancelled' then
@@ -1248,7 +1290,7 @@ $$;
 
 -- The instances are resized by the provisioner, which reads their rows.
 create or replace function private.resize_instances() returns trigger
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
   update public.instances as instance
@@ -1265,7 +1307,7 @@ $$;
 
 -- A customer whose row is gone would still be charged.
 create or replace function private.keep_billed_subscription() returns trigger
-language plpgsql set search_path = ''
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 begin
   if old.status <> 'cancelled' and old.stripe_subscription_id is not null then
@@ -1362,7 +1404,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '21_subscriptions.sql', '714801e2f9f26a3f709944603b146de58fa1c25268fd6fec93ebddee30ec6886', NULL, '1.0.0');
+values (0, 'repeatable', '21_subscriptions.sql', '8af6bc79f327ea85962d87564f116550d9936619b358f9574986ec39787a6518', NULL, '1.0.0');
 
 -- repeatable/22_instances.sql
 
@@ -1370,7 +1412,7 @@ values (0, 'repeatable', '21_subscriptions.sql', '714801e2f9f26a3f709944603b146d
 -- instance-provisioner's.
 
 create or replace function private.count_agents(config jsonb) returns integer
-language sql immutable set search_path = ''
+language sql immutable set search_path = pg_catalog, pg_temp
 as $$
   select case jsonb_typeof(config -> 'agents')
     when 'object' then (select count(*) from jsonb_object_keys(config -> 'agents'))
@@ -1380,7 +1422,7 @@ as $$
 $$;
 
 create or replace function private.apply_tier_resources() returns trigger
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   catalogue private.tiers;
@@ -1410,7 +1452,7 @@ end
 $$;
 
 create or replace function private.check_status_transition() returns trigger
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
   if not exists (
@@ -1444,7 +1486,7 @@ $$;
 
 -- Not check constraints: those would read the whole config again at every heartbeat.
 create or replace function private.check_instance_config() returns trigger
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   max_bytes constant integer := 1048576;
@@ -1483,7 +1525,7 @@ $$;
 -- The provisioner never touches a release that no row speaks of: deleting the row of a deployed
 -- instance would leave it, with the customer's data, running for ever.
 create or replace function private.keep_deployed_instance() returns trigger
-language plpgsql set search_path = ''
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 begin
   if old.status <> 'deprovisioned' then
@@ -1605,7 +1647,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '22_instances.sql', '6a7035d023aa35fe44ca57cac38c7782baa59cbb532b80602a7a48668350e8c3', NULL, '1.0.0');
+values (0, 'repeatable', '22_instances.sql', '8d5a84fddaf9345b5657ce39d8bd0cc0c8ea178626e52123e3a5b87f25b3dcc4', NULL, '1.0.0');
 
 -- repeatable/23_usage_metrics.sql
 
@@ -1613,7 +1655,7 @@ values (0, 'repeatable', '22_instances.sql', '6a7035d023aa35fe44ca57cac38c7782ba
 -- once per message: see the migration that made the table.
 
 create or replace function private.check_usage_day() returns trigger
-language plpgsql set search_path = ''
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
   today constant date := (now() at time zone 'utc')::date;
@@ -1665,7 +1707,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '23_usage_metrics.sql', 'f5704616acb68dec498720cd0d9a21696f5c87ee654d7b823f64d61a632854b8', NULL, '1.0.0');
+values (0, 'repeatable', '23_usage_metrics.sql', '9bbf29e6b81ae9b0752ee7d0544a5c9b964af12c2f98e812f698130d7cf01fd2', NULL, '1.0.0');
 
 -- repeatable/24_audit_logs.sql
 
@@ -1716,7 +1758,7 @@ values (0, 'repeatable', '24_audit_logs.sql', '818cb29f3f8aa72e68114fc2b0c3c41c4
 -- assignee, resolution); worked on through admin-dashboard.
 
 create or replace function private.check_ticket_priority() returns trigger
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
   if new.priority in ('high', 'urgent') and not public.check_user_permission(new.account_id, 'priority_support') then
@@ -1729,7 +1771,7 @@ end
 $$;
 
 create or replace function private.note_resolution() returns trigger
-language plpgsql set search_path = ''
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 begin
   if new.status in ('resolved', 'closed') then
@@ -1822,14 +1864,14 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '25_support_tickets.sql', '3ef61b7ee99878570d5103134ea432758c93e8003f2124557a46e7aa01d638ca', NULL, '1.0.0');
+values (0, 'repeatable', '25_support_tickets.sql', '7fd29ed2043ed72c26a697aecceba7d01519fbcdb98f55e95c885d090b0bdb7f', NULL, '1.0.0');
 
 -- repeatable/26_instance_backups.sql
 
 -- instance_backups: a user may ask for a manual one; the instance-provisioner does the rest.
 
 create or replace function private.apply_backup_retention() returns trigger
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
   new.retention_days := coalesce(
@@ -1908,14 +1950,14 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '26_instance_backups.sql', '02be554108579d7f2bfda7ce28c509997f62969604c9b450bb3a22e7ff37ce36', NULL, '1.0.0');
+values (0, 'repeatable', '26_instance_backups.sql', 'a3270a706925a16678dbae337fdce7b068757c2854b8570bd6ff136a03619059', NULL, '1.0.0');
 
 -- repeatable/27_api_keys.sql
 
 -- api_keys: created, renamed and revoked by their owner. The hash goes in, never out.
 
 create or replace function private.store_api_key_hash() returns trigger
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
   -- No message names the value: it may be the key itself, sent by mistake.
@@ -1940,7 +1982,7 @@ end
 $$;
 
 create or replace function private.check_api_key_permissions() returns trigger
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
   if private.acting_as_user() then
@@ -1960,7 +2002,7 @@ end
 $$;
 
 create or replace function private.keep_api_key_revoked() returns trigger
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
   if private.acting_as_user() then
@@ -2053,7 +2095,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '27_api_keys.sql', '7d51b9a8a19c9fa1e75c0892264ef74106aee128539b70e36f2ed1f0397a8c75', NULL, '1.0.0');
+values (0, 'repeatable', '27_api_keys.sql', 'ca16ee2c8c522a1a570bf784443ab39d2917b6de20132f3dec55d78a79f51a48', NULL, '1.0.0');
 
 -- repeatable/30_private.sql
 
@@ -2177,7 +2219,7 @@ returns table (
   config jsonb,
   features jsonb
 )
-language plpgsql stable rows 1 set search_path = ''
+language plpgsql stable rows 1 set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 begin
@@ -2201,7 +2243,7 @@ $$;
 
 create or replace function public.get_all_user_instances(user_id uuid)
 returns setof public.instances
-language plpgsql stable rows 10 set search_path = ''
+language plpgsql stable rows 10 set search_path = pg_catalog, pg_temp
 as $$
 begin
   if user_id is null then
@@ -2218,7 +2260,7 @@ end
 $$;
 
 create or replace function public.has_active_subscription(user_id uuid) returns boolean
-language plpgsql stable set search_path = ''
+language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
 begin
   if user_id is null then
@@ -2233,7 +2275,7 @@ end
 $$;
 
 create or replace function public.check_user_permission(user_id uuid, permission text) returns boolean
-language plpgsql stable set search_path = ''
+language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
 begin
   if user_id is null or permission is null then
@@ -2279,7 +2321,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '50_user_functions.sql', '71282cf43d7f02648e770ed1fdbfb0d224ac2dd374427678bfd411c5f58ad51c', NULL, '1.0.0');
+values (0, 'repeatable', '50_user_functions.sql', 'a467f6a2e59036b4121c8f3c23590316e36f5089ac567bb93235ad8dc46bb0a4', NULL, '1.0.0');
 
 -- repeatable/51_usage_functions.sql
 
@@ -2295,7 +2337,7 @@ create or replace function public.track_usage(
   platform text default null,
   message_type text default 'sent'
 ) returns boolean
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -2342,7 +2384,7 @@ end
 $$;
 
 create or replace function private.begin_usage_day(instance_id uuid) returns void
-language plpgsql set search_path = ''
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -2368,7 +2410,7 @@ $$;
 create or replace function private.settle_message(
   instance_id uuid, agent text, tool text, platform text, message_type text, within boolean, said boolean
 ) returns boolean
-language plpgsql set search_path = ''
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 begin
@@ -2423,7 +2465,7 @@ $$;
 
 -- Whoever holds the row of the instance at this moment is not waited for: the next message notes it.
 create or replace function private.note_activity(instance_id uuid) returns void
-language plpgsql set search_path = ''
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 begin
@@ -2450,7 +2492,7 @@ end
 $$;
 
 create or replace function private.note_limit_exceeded(instance_id uuid) returns void
-language plpgsql set search_path = ''
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -2496,7 +2538,7 @@ returns table (
   agents_used integer,
   agents_limit integer
 )
-language plpgsql stable rows 1 set search_path = ''
+language plpgsql stable rows 1 set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 begin
@@ -2556,7 +2598,7 @@ returns table (
   active_days integer,
   average_messages_per_active_day numeric
 )
-language plpgsql stable rows 1 set search_path = ''
+language plpgsql stable rows 1 set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 begin
@@ -2606,7 +2648,7 @@ $$;
 -- Nothing is counted outside of a day's row, so the end of a day has only the flags to clear, of
 -- however many days. A row that somebody holds is left for the next run.
 create or replace function public.reset_daily_usage() returns integer
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   cleared integer;
@@ -2670,7 +2712,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '51_usage_functions.sql', 'abf0a46a85b6c8e46806158da87af2e1274adec5ffaa4966e5fb77c4d9f00dd8', NULL, '1.0.0');
+values (0, 'repeatable', '51_usage_functions.sql', 'bc3cccd21d9cb83384bc695144cf2caef721a0ed4f5229e911867b6262616b56', NULL, '1.0.0');
 
 -- repeatable/52_instance_functions.sql
 
@@ -2680,7 +2722,7 @@ values (0, 'repeatable', '51_usage_functions.sql', 'abf0a46a85b6c8e46806158da87a
 -- Whoever wrote: a user's config, a new tier's resources, a pause. That it runs is the provisioner's
 -- own answer; a status at which it keeps its hands off takes the work back.
 create or replace function private.notify_instance() returns trigger
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   due timestamptz;
@@ -2725,7 +2767,7 @@ create or replace trigger instances_notify_update
 
 create or replace function private.set_instance_status(instance_id uuid, status text, reason text)
 returns boolean
-language plpgsql set search_path = ''
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -2744,7 +2786,7 @@ $$;
 
 create or replace function public.provision_instance(subscription_id uuid, config jsonb default '{}')
 returns uuid
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -2785,7 +2827,7 @@ $$;
 
 create or replace function public.deprovision_instance(instance_id uuid, reason text default null)
 returns boolean
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -2813,7 +2855,7 @@ $$;
 create or replace function public.update_instance_health(
   instance_id uuid, status text, details jsonb default '{}'
 ) returns void
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -2856,7 +2898,7 @@ $$;
 -- What the instance-provisioner measured last is in instances.storage_used_gb: it goes into the day's
 -- row, whose peak is billed, and into the total of the subscription.
 create or replace function public.calculate_storage_usage(instance_id uuid) returns numeric
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -2933,7 +2975,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '52_instance_functions.sql', '80602887b572fb397e6db6d2f172b79784ed0e9703e5a7e13179134b09e2a721', NULL, '1.0.0');
+values (0, 'repeatable', '52_instance_functions.sql', '868f39714755c6a1a6a05835d3e554e566959da7f22796fbb1067ad1825d88b7', NULL, '1.0.0');
 
 -- repeatable/53_automation_functions.sql
 
@@ -2945,7 +2987,7 @@ values (0, 'repeatable', '52_instance_functions.sql', '80602887b572fb397e6db6d2f
 -- would read past all of them. So call it until it has removed nothing. Rows that somebody holds are
 -- left for the next call.
 create or replace function public.cleanup_expired_data() returns jsonb
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   batch constant integer := 5000;
@@ -3022,7 +3064,7 @@ $$;
 -- Use is what the customer does: messages, or starting it. An instance that was never used counts from
 -- its creation.
 create or replace function public.auto_pause_inactive_instances() returns setof uuid
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   idle record;
@@ -3067,7 +3109,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '53_automation_functions.sql', '3f3791be42f9570007db2d7a536ea128666e8b8bbf8bf69bee323306b7fa4d76', NULL, '1.0.0');
+values (0, 'repeatable', '53_automation_functions.sql', '8a94fed79c42f9137dfc17d543458e90a217adeb12f9210e6ee28544351501c4', NULL, '1.0.0');
 
 -- repeatable/54_stripe_functions.sql
 
@@ -3076,7 +3118,7 @@ values (0, 'repeatable', '53_automation_functions.sql', '3f3791be42f9570007db2d7
 
 -- Stripe's spellings and its two API shapes (periods and invoices moved in 2025-03-31) end here.
 create or replace function private.read_stripe_event(event jsonb) returns private.stripe_objects
-language plpgsql stable set search_path = ''
+language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -3171,7 +3213,7 @@ $$;
 
 -- The caller has locked the account.
 create or replace function private.apply_stripe_objects(account uuid) returns void
-language plpgsql set search_path = ''
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
   customer text;
@@ -3320,7 +3362,7 @@ end
 $$;
 
 create or replace function public.handle_stripe_event(event jsonb) returns text
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   word private.stripe_objects;
@@ -3437,6 +3479,6 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '54_stripe_functions.sql', 'aecdb801ac248db6f06c10e088df7e0e880111c75982dbdc475c6ff70555f2a1', NULL, '1.0.0');
+values (0, 'repeatable', '54_stripe_functions.sql', 'b30afb44e936cd3a8db1ed86d06380a9bc6757d8f4a8f3599eb29cbd5ee523b2', NULL, '1.0.0');
 
 commit;

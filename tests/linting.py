@@ -32,7 +32,8 @@ alter table other enable row level security;
 create index t_a on t (a);
 create unique index t_x on t (x);
 create function quiet() returns int language sql set search_path = '' as 'select 1';
-create function strong() returns int language sql security definer set search_path = ''
+create function strong() returns int language sql security definer
+  set search_path = pg_catalog, pg_temp
   as 'select 1';
 revoke execute on function quiet(), strong() from public;
 """
@@ -183,6 +184,19 @@ HURTS: Mapping[str, Sequence[str]] = {
         "alter function strong() reset search_path",
         "alter function strong() reset all",
         "alter function quiet() security definer reset search_path",
+        "alter function quiet() security definer",
+        *(
+            "create or replace function strong() returns int language sql security definer "
+            f"set search_path {path} as 'select 1'"
+            for path in (
+                "= ''",
+                "= pg_catalog",
+                "= pg_temp, pg_catalog",
+                "= public, pg_temp",
+                "= 'pg_catalog, pg_temp'",
+                "from current",
+            )
+        ),
         "create or replace function strong() returns int language sql security definer "
         "set work_mem = '1MB' as 'select 1'",
     ],
@@ -353,15 +367,17 @@ LETS_THROUGH: Mapping[str, Sequence[str]] = {
     ],
     "search-path": [
         "create or replace function strong() returns int language sql security definer "
-        "set search_path = '' as 'select 1'",
+        "set search_path = pg_catalog, pg_temp as 'select 1'",
         "create or replace function strong() returns int language sql security definer "
-        "set search_path from current as 'select 1'",
+        "set search_path to 'pg_catalog', 'pg_temp' as 'select 1'",
         "create or replace function strong() returns int language sql security definer "
-        "as 'select 1';" + NEXT_FILE + "alter function strong set search_path = ''",
+        "as 'select 1';"
+        + NEXT_FILE
+        + "alter function strong set search_path = pg_catalog, pg_temp",
         "create or replace function quiet() returns int language sql as 'select 1'",
         "create or replace function strong() returns int language sql security definer return 1",
         "alter function strong() cost 5",
-        "alter function quiet() security definer",
+        "alter function quiet() security definer set search_path = pg_catalog, pg_temp",
     ],
     "public-execute": [
         "create function f() returns int language sql as 'select 1';"

@@ -178,7 +178,7 @@ FINE = [
     " with check (true); create policy r on public.made for select to anon using (true)",
     f"{SECURE} {POLICY} (true); {FOREIGN_KEY}"
     " create index on public.made (account_id, other); create index on public.made (other)",
-    f"{FUNCTION} set search_path = '' as 'select 1'",
+    f"{FUNCTION} set search_path = pg_catalog, pg_temp as 'select 1'",
     "create view public.made with (security_invoker) as select id from public.accounts",
 ]
 

@@ -184,7 +184,8 @@ STATES = {
                        not in ('pg_catalog', 'information_schema'))""",
     "search-path": """
         select exists (select from pg_proc where prosecdef and prosqlbody is null
-                       and not coalesce(array_to_string(proconfig, ','), '') ~ 'search_path=')""",
+                       and not coalesce(proconfig
+                                        @> '{"search_path=pg_catalog, pg_temp"}', false))""",
     "public-execute": """
         select exists (select from pg_proc where pronamespace = 'public'::regnamespace
                        and prorettype <> 'trigger'::regtype

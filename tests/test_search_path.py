@@ -1,15 +1,21 @@
 """Nobody puts an object of their own in the way of a function that runs with its owner's rights.
 
 A hostile schema first in the search path has a decoy for every function and operator that the
-functions use, and temporary tables stand before all of ours; each decoy that is reached raises.
+functions use; in pg_temp, a table stands before each of ours and a domain before each type that the
+functions name. Each decoy that is reached raises.
 """
 
 from contextlib import suppress
 
+import psycopg
 import pytest
 from customers import ANN, NEWCOMER, Db, key_hash
+from platforms import Platform
 from psycopg import sql
-from psycopg.errors import RaiseException
+from psycopg.errors import InsufficientPrivilege, RaiseException
+from psycopg.sql import SQL, Identifier
+
+from components.matrix import SERVICES
 
 EVENT = """{"id": "evt_1", "type": "customer.subscription.updated", "created": 4000000000,
             "data": {"object": {"id": "sub_1", "customer": "cus_1", "created": 4000000000,
@@ -42,9 +48,17 @@ STATEMENTS = [
     "update public.api_keys set is_active = false",
     "update public.api_keys set is_active = true",
     f"select public.deprovision_instance('{ANN.instance}', 'the end')",
+    "update public.instances set status = 'deprovisioning'",
+    "update public.instances set status = 'deprovisioned'",
+    f"""insert into private.instance_secrets (instance_id, name, value)
+        values ('{ANN.instance}', 'a', 'b')""",
+    "update private.instance_secrets set value = 'c'",
+    "delete from public.instances",
+    "update public.subscriptions set status = 'cancelled'",
+    "delete from public.subscriptions",
 ]
-"""Together they call every function that runs with its owner's rights, and none of them only
-through another one, whose path it would have."""
+"""Together they call every function that runs with its owner's rights and every trigger, and none
+of the former only through another one, whose path it would have."""
 
 DECOYS = """
 do $decoys$
@@ -96,13 +110,50 @@ begin
   loop
     execute format('create temporary table %I () on commit drop', decoy.relname);
   end loop;
+  create function attacker.hijack() returns boolean language plpgsql
+  as $$begin raise exception 'hijacked'; end$$;
+  for decoy in
+    select t.typname from pg_type t
+     where t.typnamespace = 'pg_catalog'::regnamespace and t.typtype = 'b'
+       and exists (
+         select from pg_proc ours
+          where ours.pronamespace in ('public'::regnamespace, 'private'::regnamespace)
+            and ours.prosrc ~ ('\\m' || t.typname || '\\M')
+       )
+  loop
+    execute format('create domain pg_temp.%1$I as pg_catalog.%1$I check (attacker.hijack())',
+                   decoy.typname);
+  end loop;
   grant usage on schema attacker to public;
+  for decoy in  -- a changed function is compiled again, and looks its types up again
+    select p.oid::regprocedure as name from pg_proc p
+     where p.pronamespace in ('public'::regnamespace, 'private'::regnamespace)
+  loop
+    execute format('alter function %s cost 100', decoy.name);
+  end loop;
 end
 $decoys$
 """
 
-DEFINERS = """select p.oid::regprocedure::text from pg_proc p
-              where p.pronamespace::regnamespace::text in ('public', 'private') and p.prosecdef"""
+TRIGGERS = """select distinct t.tgfoid::regprocedure::pg_catalog.text from pg_trigger t
+              join pg_proc p on p.oid = t.tgfoid
+              where p.pronamespace in ('public'::regnamespace, 'private'::regnamespace)"""
+DEFINERS = """select p.oid::regprocedure::pg_catalog.text from pg_proc p
+              where p.pronamespace in ('public'::regnamespace, 'private'::regnamespace)
+                and p.prosecdef"""
+
+
+TAKE_OVER = """
+create function pg_temp.take_over(value pg_catalog.text) returns boolean language plpgsql as $$
+begin
+  if current_user <> session_user then
+    raise exception 'running as %', current_user;
+  end if;
+  return true;
+end
+$$;
+create domain pg_temp.text as pg_catalog.text check (pg_temp.take_over(value));
+"""
 
 
 @pytest.fixture
@@ -121,21 +172,62 @@ def act(db: Db) -> None:
 def test_no_function_with_its_owners_rights_reaches_a_decoy(hostile: Db) -> None:
     hostile.run("set local track_functions = 'all'")
     act(hostile)
-    called = "select funcid::regprocedure::text from pg_stat_xact_user_functions"
-    assert set(hostile.run(DEFINERS)) <= set(hostile.run(called))
+    called = "select funcid::regprocedure::pg_catalog.text from pg_stat_xact_user_functions"
+    guarded = {*hostile.run(DEFINERS), *hostile.run(TRIGGERS)}
+    assert guarded <= set(hostile.run(called))
+
+
+def withstanding(db: Db, path: str) -> set[str]:
+    """The functions that reach no decoy with another search_path."""
+    withstanding = set()
+    for [function] in db.run(DEFINERS):
+        with suppress(RaiseException), db.connection.transaction(force_rollback=True):
+            db.connection.execute(
+                sql.SQL("alter function {} {}").format(sql.SQL(function), sql.SQL(path))
+            )
+            act(db)
+            withstanding.add(function)
+    return withstanding
 
 
 def test_each_would_without_its_own_search_path(hostile: Db) -> None:
     """The attack is real: what withstands it is the path."""
-    withstands = set()
-    for [function] in hostile.run(DEFINERS):
-        with suppress(RaiseException), hostile.connection.transaction(force_rollback=True):
-            hostile.connection.execute(
-                sql.SQL("alter function {} reset search_path").format(sql.SQL(function))
-            )
-            act(hostile)
-            withstands.add(function)
-    assert withstands == {
+    assert withstanding(hostile, "reset search_path") == {
         "private.keep_api_key_revoked()",  # does nothing unless a user asks
         "private.check_api_key_permissions()",
     }
+
+
+def test_an_empty_search_path_lets_temporary_types_in(hostile: Db) -> None:
+    """The functions that name a type run its owner's code, as they did before pg_temp was last."""
+    empty = withstanding(hostile, "set search_path = ''")
+    assert "public.handle_stripe_event(jsonb)" not in empty
+    assert "private.audit_change()" not in empty
+
+
+def test_no_service_creates_temporary_objects(platform: Platform) -> None:
+    for role in SERVICES:
+        with (
+            psycopg.connect(platform.service_url(role)) as connection,
+            pytest.raises(InsufficientPrivilege, match="permission denied to create temporary"),
+        ):
+            connection.execute("create domain pg_temp.text as pg_catalog.text")
+
+
+def test_a_service_with_temporary_objects_stays_what_it_is(platform: Platform, db: Db) -> None:
+    """What was found: stripe_handler granted itself everything, through a domain named text."""
+    name = Identifier(db.connection.info.dbname)
+    grant = SQL("grant temporary on database {} to stripe_handler").format(name)
+    revoke = SQL("revoke temporary on database {} from stripe_handler").format(name)
+    with psycopg.connect(platform.url, autocommit=True) as admin:
+        admin.execute(grant)
+        try:
+            with psycopg.connect(platform.service_url("stripe_handler")) as connection:
+                connection.execute(TAKE_OVER)
+                connection.execute(
+                    """select public.handle_stripe_event(
+                         '{"id": "evt_x", "type": "foo", "created": 1, "data": {"object": {}}}')"""
+                )
+                connection.rollback()
+        finally:
+            admin.execute(revoke)

@@ -16,7 +16,10 @@ PROMISES = {
 """Promise -> the query that finds what breaks it."""
 
 OWN_TICKETS = 'alter policy "users read their own tickets" on public.support_tickets using'
-FUNCTION = "create function public.made() returns int language sql set search_path = '' return 1"
+FUNCTION = (
+    "create function public.made() returns int language sql"
+    " set search_path = pg_catalog, pg_temp return 1"
+)
 
 VIOLATIONS = [
     ("The eight tables", "drop table private.retention"),
@@ -109,7 +112,17 @@ VIOLATIONS = [
     ),
     ("No API role, service_role", "grant execute on function private.log_audit to service_role"),
     ("No function that runs", "grant execute on function public.track_usage to authenticated"),
-    ("Every function has an empty", "alter function public.track_usage reset search_path"),
+    *(
+        ("Every function has the search_path", f"alter function public.track_usage {path}")
+        for path in (
+            "reset search_path",
+            "set search_path = ''",
+            "set search_path = pg_catalog",
+            "set search_path = pg_temp, pg_catalog",
+        )
+    ),
+    ("PUBLIC, anon and authenticated create", "grant temporary on database {database} to public"),
+    ("PUBLIC, anon and authenticated create", "grant temporary on database {database} to anon"),
     ("Tables and functions have one owner", "alter function public.track_usage owner to anon"),
     ("Every function of ours", "comment on function public.track_usage is null"),
     ("Every foreign key is indexed", "drop index public.api_keys_account_id_idx"),
@@ -145,5 +158,6 @@ def test_every_promise_is_shown_to_be_found_broken() -> None:
 @pytest.mark.parametrize(("begin", "violation"), VIOLATIONS)
 def test_what_breaks_a_promise_is_found(db: Db, begin: str, violation: str) -> None:
     table = re.search(r"public\.(\w+)", violation)
+    violation = violation.replace("{database}", db.connection.info.dbname)
     db.run(violation.replace("%", table[1] if table else ""))
     assert broken(db, begin)

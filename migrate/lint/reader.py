@@ -8,7 +8,7 @@ from typing import Any
 from pglast import ast
 from pglast.enums import AlterTableType as Alter
 from pglast.enums import ConstrType as Constr
-from pglast.enums import FunctionParameterMode, VariableSetKind
+from pglast.enums import FunctionParameterMode
 from pglast.enums import GrantTargetType as Target
 from pglast.enums import ObjectType as Object
 
@@ -62,7 +62,7 @@ _REWRITES = {
 
 _RESULTS = {FunctionParameterMode.FUNC_PARAM_OUT, FunctionParameterMode.FUNC_PARAM_TABLE}
 _UNCALLABLE = {"trigger", "event_trigger"}
-_PINNED = {VariableSetKind.VAR_SET_CURRENT, VariableSetKind.VAR_SET_VALUE}
+_PINNED = ["pg_catalog", "pg_temp"]
 _SECURES = re.compile(r"enable\s+row\s+level\s+security", re.IGNORECASE)
 _REVOKES = re.compile(
     r"revoke\b[^;]*\bon\s+(all\s+)?(function|procedure|routine)[^;]*\bfrom\b[^;]*\bpublic\b",
@@ -108,7 +108,7 @@ class _Function:
 
     Attributes:
         definer: it is SECURITY DEFINER.
-        pinned: its search_path is its own, or of no matter.
+        pinned: its search_path is its own and names pg_temp last, or is of no matter.
         changed: the pending statement that decided these two last.
         exposed: the pending statement that lets PUBLIC execute it.
     """
@@ -558,7 +558,8 @@ class Reader:
             if option.defname == "security":
                 function.definer, function.changed = option.arg.boolval, self.place
             elif option.defname == "set" and option.arg.name in ("search_path", None):
-                function.pinned, function.changed = option.arg.kind in _PINNED, self.place
+                path = [value.val.sval for value in option.arg.args or ()]
+                function.pinned, function.changed = path == _PINNED, self.place
 
     def _forget(self, node: Any) -> None:
         for key in self._routines(node):

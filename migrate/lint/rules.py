@@ -117,8 +117,10 @@ RULES: Mapping[str, Rule] = {
         "ALTER TABLE ... ENABLE ROW LEVEL SECURITY in the same file, and policies for who needs it",
     ),
     "search-path": Rule(
-        "{} has its owner's rights, and looks names up where its caller says",
-        "add SET search_path = '' to it, and write every name in it with its schema",
+        "{} has its owner's rights, and looks names up where its caller says: with any other "
+        "search_path than this, the empty one included, types in the caller's pg_temp first",
+        "add SET search_path = pg_catalog, pg_temp to it, and write every name in it with its "
+        "schema",
     ),
     "public-execute": Rule(
         "PUBLIC, which is every role, may execute {}",

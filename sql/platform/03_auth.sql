@@ -16,7 +16,7 @@ comment on table auth.users is
 
 -- PostgREST states the caller in one setting per claim (old) or in one setting for all (new).
 create or replace function auth.uid() returns uuid
-language sql stable set search_path = ''
+language sql stable set search_path = pg_catalog, pg_temp
 as $$
   select coalesce(
     nullif(current_setting('request.jwt.claim.sub', true), ''),
@@ -25,7 +25,7 @@ as $$
 $$;
 
 create or replace function auth.role() returns text
-language sql stable set search_path = ''
+language sql stable set search_path = pg_catalog, pg_temp
 as $$
   select coalesce(
     nullif(current_setting('request.jwt.claim.role', true), ''),
@@ -34,7 +34,7 @@ as $$
 $$;
 
 create or replace function auth.email() returns text
-language sql stable set search_path = ''
+language sql stable set search_path = pg_catalog, pg_temp
 as $$
   select coalesce(
     nullif(current_setting('request.jwt.claim.email', true), ''),
@@ -43,7 +43,7 @@ as $$
 $$;
 
 create or replace function auth.jwt() returns jsonb
-language sql stable set search_path = ''
+language sql stable set search_path = pg_catalog, pg_temp
 as $$
   select coalesce(
     nullif(current_setting('request.jwt.claim', true), ''),

@@ -1,12 +1,17 @@
 -- What the tables' own files build on: timestamps, who is acting, the audit log.
 --
+-- Every function sets search_path = pg_catalog, pg_temp. An empty path is not enough: PostgreSQL then
+-- looks for types in the caller's pg_temp first, where a domain named text runs the caller's code in its
+-- CHECK, with the rights of the function's owner. Named last, pg_temp is searched last. For the same
+-- reason no function that runs as its owner calls one of another schema but pg_catalog.
+--
 -- Functions behind triggers live in private. Those that read or write more than their own row are
 -- SECURITY DEFINER, because the writer (a user, a service) may not; nobody needs EXECUTE on a trigger
 -- function, so nobody has it. A trigger that judges a user's row runs AFTER, when row-level security
 -- has already refused a row of another account: it cannot be asked about other customers.
 
 create or replace function private.set_updated_at() returns trigger
-language plpgsql set search_path = ''
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 begin
   new.updated_at := now();
@@ -16,10 +21,20 @@ $$;
 
 -- Reads the role that was set, since current_user is the owner inside SECURITY DEFINER functions.
 create or replace function private.acting_as_user() returns boolean
-language sql stable set search_path = ''
+language sql stable set search_path = pg_catalog, pg_temp
 as $$
   select coalesce(nullif(current_setting('role', true), 'none'), session_user)
          in ('anon', 'authenticated')
+$$;
+
+-- Not auth.uid(): that is Supabase's, under a search_path that we do not decide.
+create or replace function private.acting_user_id() returns uuid
+language sql stable set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce(
+    nullif(current_setting('request.jwt.claim.sub', true), ''),
+    nullif(nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub', '')
+  )::uuid
 $$;
 
 -- The role that acts is the default of its column.
@@ -32,7 +47,7 @@ create or replace function private.log_audit(
   details jsonb default '{}',
   success boolean default true
 ) returns void
-language plpgsql set search_path = ''
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
   headers constant jsonb := nullif(current_setting('request.headers', true), '')::jsonb;
@@ -52,14 +67,14 @@ begin
     details, ip_address, user_agent, success
   )
   values (
-    account_id, auth.uid(), action, category, resource_type, resource_id,
+    account_id, private.acting_user_id(), action, category, resource_type, resource_id,
     details, client, left(headers ->> 'user-agent', 500), success
   );
 end
 $$;
 
 create or replace function private.audit_change() returns trigger
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   resource constant text := tg_argv[0];
@@ -118,6 +133,8 @@ comment on function private.set_updated_at() is
   'updated_at is now, whatever the writer says.';
 comment on function private.acting_as_user() is
   'Is this a request that a user made through the API?';
+comment on function private.acting_user_id() is
+  'The user of the request that the API makes, null without one.';
 comment on function private.log_audit(uuid, text, text, text, uuid, jsonb, boolean) is
   'The one door to the audit log for functions and triggers. The user, address and program come from the request, if there is one.';
 comment on function private.audit_change() is
@@ -126,6 +143,7 @@ comment on function private.audit_change() is
 revoke all on function
   private.set_updated_at(),
   private.acting_as_user(),
+  private.acting_user_id(),
   private.log_audit(uuid, text, text, text, uuid, jsonb, boolean),
   private.audit_change()
 from public, anon, authenticated, service_role;

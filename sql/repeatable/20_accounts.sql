@@ -3,7 +3,7 @@
 
 -- Users without an email (anonymous, phone) get their account when they state one.
 create or replace function private.sync_account() returns trigger
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   profile constant jsonb := new.raw_user_meta_data;

@@ -1,7 +1,7 @@
 -- subscriptions: read by their owner, written by stripe-handler only.
 
 create or replace function private.apply_tier() returns trigger
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   catalogue private.tiers;
@@ -33,7 +33,7 @@ end
 $$;
 
 create or replace function private.note_cancellation() returns trigger
-language plpgsql set search_path = ''
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 begin
   if new.status = 'cancelled' then
@@ -47,7 +47,7 @@ $$;
 
 -- The instances are resized by the provisioner, which reads their rows.
 create or replace function private.resize_instances() returns trigger
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
   update public.instances as instance
@@ -64,7 +64,7 @@ $$;
 
 -- A customer whose row is gone would still be charged.
 create or replace function private.keep_billed_subscription() returns trigger
-language plpgsql set search_path = ''
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 begin
   if old.status <> 'cancelled' and old.stripe_subscription_id is not null then

@@ -2,7 +2,7 @@
 -- instance-provisioner's.
 
 create or replace function private.count_agents(config jsonb) returns integer
-language sql immutable set search_path = ''
+language sql immutable set search_path = pg_catalog, pg_temp
 as $$
   select case jsonb_typeof(config -> 'agents')
     when 'object' then (select count(*) from jsonb_object_keys(config -> 'agents'))
@@ -12,7 +12,7 @@ as $$
 $$;
 
 create or replace function private.apply_tier_resources() returns trigger
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   catalogue private.tiers;
@@ -42,7 +42,7 @@ end
 $$;
 
 create or replace function private.check_status_transition() returns trigger
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
   if not exists (
@@ -76,7 +76,7 @@ $$;
 
 -- Not check constraints: those would read the whole config again at every heartbeat.
 create or replace function private.check_instance_config() returns trigger
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   max_bytes constant integer := 1048576;
@@ -115,7 +115,7 @@ $$;
 -- The provisioner never touches a release that no row speaks of: deleting the row of a deployed
 -- instance would leave it, with the customer's data, running for ever.
 create or replace function private.keep_deployed_instance() returns trigger
-language plpgsql set search_path = ''
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 begin
   if old.status <> 'deprovisioned' then

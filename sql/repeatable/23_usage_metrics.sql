@@ -2,7 +2,7 @@
 -- once per message: see the migration that made the table.
 
 create or replace function private.check_usage_day() returns trigger
-language plpgsql set search_path = ''
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
   today constant date := (now() at time zone 'utc')::date;

@@ -2,7 +2,7 @@
 -- assignee, resolution); worked on through admin-dashboard.
 
 create or replace function private.check_ticket_priority() returns trigger
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
   if new.priority in ('high', 'urgent') and not public.check_user_permission(new.account_id, 'priority_support') then
@@ -15,7 +15,7 @@ end
 $$;
 
 create or replace function private.note_resolution() returns trigger
-language plpgsql set search_path = ''
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 begin
   if new.status in ('resolved', 'closed') then

@@ -1,7 +1,7 @@
 -- instance_backups: a user may ask for a manual one; the instance-provisioner does the rest.
 
 create or replace function private.apply_backup_retention() returns trigger
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
   new.retention_days := coalesce(

@@ -1,7 +1,7 @@
 -- api_keys: created, renamed and revoked by their owner. The hash goes in, never out.
 
 create or replace function private.store_api_key_hash() returns trigger
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
   -- No message names the value: it may be the key itself, sent by mistake.
@@ -26,7 +26,7 @@ end
 $$;
 
 create or replace function private.check_api_key_permissions() returns trigger
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
   if private.acting_as_user() then
@@ -46,7 +46,7 @@ end
 $$;
 
 create or replace function private.keep_api_key_revoked() returns trigger
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
   if private.acting_as_user() then

@@ -13,7 +13,7 @@ returns table (
   config jsonb,
   features jsonb
 )
-language plpgsql stable rows 1 set search_path = ''
+language plpgsql stable rows 1 set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 begin
@@ -37,7 +37,7 @@ $$;
 
 create or replace function public.get_all_user_instances(user_id uuid)
 returns setof public.instances
-language plpgsql stable rows 10 set search_path = ''
+language plpgsql stable rows 10 set search_path = pg_catalog, pg_temp
 as $$
 begin
   if user_id is null then
@@ -54,7 +54,7 @@ end
 $$;
 
 create or replace function public.has_active_subscription(user_id uuid) returns boolean
-language plpgsql stable set search_path = ''
+language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
 begin
   if user_id is null then
@@ -69,7 +69,7 @@ end
 $$;
 
 create or replace function public.check_user_permission(user_id uuid, permission text) returns boolean
-language plpgsql stable set search_path = ''
+language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
 begin
   if user_id is null or permission is null then

@@ -10,7 +10,7 @@ create or replace function public.track_usage(
   platform text default null,
   message_type text default 'sent'
 ) returns boolean
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -57,7 +57,7 @@ end
 $$;
 
 create or replace function private.begin_usage_day(instance_id uuid) returns void
-language plpgsql set search_path = ''
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -83,7 +83,7 @@ $$;
 create or replace function private.settle_message(
   instance_id uuid, agent text, tool text, platform text, message_type text, within boolean, said boolean
 ) returns boolean
-language plpgsql set search_path = ''
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 begin
@@ -138,7 +138,7 @@ $$;
 
 -- Whoever holds the row of the instance at this moment is not waited for: the next message notes it.
 create or replace function private.note_activity(instance_id uuid) returns void
-language plpgsql set search_path = ''
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 begin
@@ -165,7 +165,7 @@ end
 $$;
 
 create or replace function private.note_limit_exceeded(instance_id uuid) returns void
-language plpgsql set search_path = ''
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -211,7 +211,7 @@ returns table (
   agents_used integer,
   agents_limit integer
 )
-language plpgsql stable rows 1 set search_path = ''
+language plpgsql stable rows 1 set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 begin
@@ -271,7 +271,7 @@ returns table (
   active_days integer,
   average_messages_per_active_day numeric
 )
-language plpgsql stable rows 1 set search_path = ''
+language plpgsql stable rows 1 set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 begin
@@ -321,7 +321,7 @@ $$;
 -- Nothing is counted outside of a day's row, so the end of a day has only the flags to clear, of
 -- however many days. A row that somebody holds is left for the next run.
 create or replace function public.reset_daily_usage() returns integer
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   cleared integer;

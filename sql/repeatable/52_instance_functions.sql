@@ -4,7 +4,7 @@
 -- Whoever wrote: a user's config, a new tier's resources, a pause. That it runs is the provisioner's
 -- own answer; a status at which it keeps its hands off takes the work back.
 create or replace function private.notify_instance() returns trigger
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   due timestamptz;
@@ -49,7 +49,7 @@ create or replace trigger instances_notify_update
 
 create or replace function private.set_instance_status(instance_id uuid, status text, reason text)
 returns boolean
-language plpgsql set search_path = ''
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -68,7 +68,7 @@ $$;
 
 create or replace function public.provision_instance(subscription_id uuid, config jsonb default '{}')
 returns uuid
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -109,7 +109,7 @@ $$;
 
 create or replace function public.deprovision_instance(instance_id uuid, reason text default null)
 returns boolean
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -137,7 +137,7 @@ $$;
 create or replace function public.update_instance_health(
   instance_id uuid, status text, details jsonb default '{}'
 ) returns void
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -180,7 +180,7 @@ $$;
 -- What the instance-provisioner measured last is in instances.storage_used_gb: it goes into the day's
 -- row, whose peak is billed, and into the total of the subscription.
 create or replace function public.calculate_storage_usage(instance_id uuid) returns numeric
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare

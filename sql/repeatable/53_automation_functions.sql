@@ -6,7 +6,7 @@
 -- would read past all of them. So call it until it has removed nothing. Rows that somebody holds are
 -- left for the next call.
 create or replace function public.cleanup_expired_data() returns jsonb
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   batch constant integer := 5000;
@@ -83,7 +83,7 @@ $$;
 -- Use is what the customer does: messages, or starting it. An instance that was never used counts from
 -- its creation.
 create or replace function public.auto_pause_inactive_instances() returns setof uuid
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   idle record;

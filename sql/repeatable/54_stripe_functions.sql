@@ -3,7 +3,7 @@
 
 -- Stripe's spellings and its two API shapes (periods and invoices moved in 2025-03-31) end here.
 create or replace function private.read_stripe_event(event jsonb) returns private.stripe_objects
-language plpgsql stable set search_path = ''
+language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -98,7 +98,7 @@ $$;
 
 -- The caller has locked the account.
 create or replace function private.apply_stripe_objects(account uuid) returns void
-language plpgsql set search_path = ''
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
   customer text;
@@ -247,7 +247,7 @@ end
 $$;
 
 create or replace function public.handle_stripe_event(event jsonb) returns text
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   word private.stripe_objects;

@@ -146,3 +146,19 @@ select 'every schema', 'functions', 'PUBLIC', 'EXECUTE'
      join pg_catalog.pg_class c on c.oid = to_regclass('public.accounts') and c.relowner = d.defaclrole
     where d.defaclnamespace = 0 and d.defaclobjtype = 'f'
  );
+
+-- promise: PUBLIC, anon and authenticated create no temporary objects in a database of ours.
+select d.datname as database,
+       case when acl.grantee = 0 then 'PUBLIC' else acl.grantee::regrole::text end as role,
+       format(
+         'revoke temporary on database %I from %s',
+         d.datname, case when acl.grantee = 0 then 'public' else acl.grantee::regrole::text end
+       ) as what_to_do
+  from pg_catalog.pg_database d
+  join pg_catalog.pg_class c on c.oid = to_regclass('public.accounts')
+ cross join aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) as acl
+ where d.datname = current_database()
+   and acl.privilege_type = 'TEMPORARY'
+   and acl.grantee in (0, to_regrole('anon'), to_regrole('authenticated'))
+   -- Another's database (a hosted one may be) is its owner's to close.
+   and pg_has_role(c.relowner, d.datdba, 'USAGE');

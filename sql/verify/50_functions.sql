@@ -58,12 +58,12 @@ select p.oid::regprocedure as function, role
    and not exists (select from pg_catalog.pg_depend d where d.objid = p.oid and d.deptype = 'e')
    and has_function_privilege(role, p.oid, 'EXECUTE');
 
--- promise: Every function has an empty search_path of its own, so that nobody can put another object in the way.
+-- promise: Every function has the search_path pg_catalog, pg_temp of its own: with any other, the empty one included, a caller's temporary type is found before the real one and its code runs as the function's owner.
 select p.oid::regprocedure as function, p.proconfig as settings
   from pg_catalog.pg_proc p
  where p.pronamespace in (to_regnamespace('public'), to_regnamespace('private'))
    and not exists (select from pg_catalog.pg_depend d where d.objid = p.oid and d.deptype = 'e')
-   and not coalesce(p.proconfig, '{}') @> array['search_path=""'];
+   and not coalesce(p.proconfig, '{}') @> array['search_path=pg_catalog, pg_temp'];
 
 -- promise: Tables and functions have one owner: functions with the owner's rights pass its row-level security.
 select kind, object, owner::regrole
