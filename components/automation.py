@@ -46,9 +46,9 @@ class PgCronProvider(DatabaseProvider):
         if changes and news["jobs"]:
             try:
                 with self.session() as session:
-                    from migrate import cron
+                    from components.providers import pg_cron
 
-                    cron.require(session)
+                    pg_cron.require(session)
             except UnreachableError as error:
                 print(f"warning: whether the server has pg_cron is not known: {error}")
         return DiffResult(changes=changes)
@@ -67,17 +67,17 @@ class PgCronProvider(DatabaseProvider):
 
     def _sync(self, props: dict[str, Any]) -> dict[str, Any]:
         with self.session() as session:
-            from migrate import cron
+            from components.providers import pg_cron
 
-            cron.sync(session, PROJECT, props["jobs"])
+            pg_cron.sync(session, PROJECT, props["jobs"])
         return props
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
         """The jobs as pg_cron has them, as both inputs and outputs, so that drift is a diff."""
         with self.session() as session:
-            from migrate import cron
+            from components.providers import pg_cron
 
-            live = props | {"jobs": cron.read(session, PROJECT)}
+            live = props | {"jobs": pg_cron.read(session, PROJECT)}
         return ReadResult(id_, live, live)
 
 

@@ -36,7 +36,7 @@ class RoleSettingsProvider(DatabaseProvider):
 
     def _set(self, props: dict[str, Any]) -> dict[str, Any]:
         with self.session() as session:
-            from migrate import roles
+            from components.providers import roles
 
             if props["role"] not in roles.on_server(session)[1]:
                 raise MigrateError(
@@ -53,7 +53,7 @@ class RoleSettingsProvider(DatabaseProvider):
 
     def _live(self, props: dict[str, Any]) -> dict[str, str]:
         with self.session() as session:
-            from migrate import roles
+            from components.providers import roles
 
             found = roles.settings(session, props["role"])
         return {name: found[name] for name in props["settings"] if name in found}

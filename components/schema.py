@@ -22,10 +22,10 @@ from components.session import DatabaseProvider, exclusive
 from migrate import files
 from migrate.errors import (
     FilesError,
+    IncompleteRunError,
     MigrateError,
     NoRehearsalError,
     UnreachableError,
-    UnsettledError,
 )
 
 # Imported in the methods that need it: see components/session.py.
@@ -50,10 +50,10 @@ class FilesProvider(DatabaseProvider):
         if olds.get("files") == news["files"]:
             return CheckResult(news, [])
         with exclusive:
-            from migrate import scripts
+            from migrate import parser
         try:
             found = files.read(SQL / folder)
-            problems = scripts.problems(found)
+            problems = parser.problems(found)
         except FilesError as error:
             return CheckResult(news, [CheckFailure("", text) for text in error.problems])
         if folder == files.VERSIONED:
@@ -150,7 +150,7 @@ def _preview(session: "Session", tree: files.Tree, plan: "Plan") -> None:
     for finding in lint(*everything.linted):
         if finding.path.parent.name == folder.name:
             print(f"finding: {finding}")
-    if not plan.settled:
+    if not plan.complete:
         print("the record of what is there is not complete: this completes it")
     first = next((each.name for each in everything.folders if each.work), None)
     if folder.name == first:  # one rehearsal, of versioned and repeatable files together
@@ -168,13 +168,13 @@ class VerificationProvider(DatabaseProvider):
         changes = any(olds.get(key) != news[key] for key in _PROOF)
         try:
             with self.session() as session:
-                from migrate import proof
+                from migrate import verify
 
-                drift = proof.drift(session)
+                drift = verify.drift(session)
         except UnreachableError as error:
             print(f"warning: whether the schema has drifted is not known: {error}")
             return DiffResult(changes=changes)
-        except UnsettledError as error:
+        except IncompleteRunError as error:
             print(error)
             return DiffResult(changes=True)
         for difference in drift:
@@ -186,7 +186,7 @@ class VerificationProvider(DatabaseProvider):
 
         Raises:
             DriftError: objects differ from what the last run left.
-            MigrateError: a promise is broken.
+            MigrateError: a check fails.
         """
         return CreateResult("verification", self._verify(props))
 
@@ -196,10 +196,10 @@ class VerificationProvider(DatabaseProvider):
 
     def _verify(self, props: dict[str, Any]) -> dict[str, Any]:
         with self.session() as session:
-            from migrate import proof
+            from migrate import verify
 
-            promises = proof.verify(session, files.read_tree(SQL))
-            print(f"verified: no drift, promises kept: {promises}")
+            checks = verify.check(session, files.read_tree(SQL))
+            print(f"verified: no drift, checks passed: {checks}")
             return props | _live(session)
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
@@ -208,7 +208,7 @@ class VerificationProvider(DatabaseProvider):
             return ReadResult(id_, props | _live(session), {key: props[key] for key in _PROOF})
 
 
-_PROOF = ("files", "promises")
+_PROOF = ("files", "checks")
 
 
 def _live(session: "Session") -> dict[str, Any]:
@@ -250,7 +250,7 @@ class Verification(Resource, module="schema", name="Verification"):
     fingerprint: pulumi.Output[str]
 
     def __init__(self, name: str, opts: pulumi.ResourceOptions) -> None:
-        applied, promises = (
+        applied, checks = (
             files.fingerprint(
                 {
                     f"{folder}/{file.name}": file.sha256
@@ -260,7 +260,7 @@ class Verification(Resource, module="schema", name="Verification"):
             )
             for names in ((files.VERSIONED, files.REPEATABLE), (files.VERIFY,))
         )
-        props = {"files": applied, "promises": promises, "fingerprint": None, "objects": None}
+        props = {"files": applied, "checks": checks, "fingerprint": None, "objects": None}
         super().__init__(VerificationProvider(), name, props, opts)
 
 

@@ -122,7 +122,7 @@ def look(to: Connection) -> Existing:
     Raises:
         pulumi.RunError: an `up` cannot reach the server, and else would find nothing to do.
     """
-    from migrate import roles
+    from components.providers import roles
     from migrate.connection import connect
 
     try:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from migrate import files, run
 from migrate.connection import Connection, connect
-from migrate.errors import DriftError, FilesError, MigrateError, PromiseError
+from migrate.errors import DriftError, FailedChecksError, FilesError, MigrateError
 from migrate.files import FOLDERS, PLATFORM, REPEATABLE, VERSIONED, Tree
 from migrate.run import LOCK_WAIT, Step
 
@@ -27,7 +27,7 @@ Apply SQL migrations to a PostgreSQL database, each once, and prove the result.
 A directory (default: sql) holds, each optional:
   migrations/NNNN_name.sql   versioned: applied once, in order, never edited afterwards
   repeatable/*.sql           functions, policies, grants: applied again whenever they change
-  verify/*.sql               queries that return the rows that break a promise
+  verify/*.sql               queries that return rows where something is wrong
   platform/*.sql             what a plain PostgreSQL lacks and a hosted one has
 
 The database is --database-url, else DATABASE_URL, else what libpq finds in PGHOST, PGSERVICE, its
@@ -43,7 +43,7 @@ exit codes:
      psql, without a ledger, and is not what the files make (plan, up)
 """
 
-_UNSETTLED = "the record of what is there is not complete: `up` completes it"
+_INCOMPLETE = "the record of what is there is not complete: `up` completes it"
 
 _UNACKNOWLEDGED = """\
 error: there are findings that nobody has acknowledged
@@ -154,8 +154,8 @@ def main(arguments: list[str]) -> int:
         result = Result(
             DRIFT, "", str(error), {"drift": [asdict(each) for each in error.differences]}
         )
-    except PromiseError as error:
-        result = _failed(error, {"broken": [asdict(each) for each in error.broken]})
+    except FailedChecksError as error:
+        result = _failed(error, {"failed_checks": [asdict(failed) for failed in error.failed]})
     except FilesError as error:
         result = _failed(error, {"problems": error.problems})
     except MigrateError as error:
@@ -163,10 +163,10 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         result = _failed(MigrateError(f"{error.filename}: {error.strerror}"), {})
     except KeyboardInterrupt:
-        told = (
-            "interrupted: the file under way was rolled back, unless it runs without a transaction"
+        interrupted = MigrateError(
+            "interrupted: the file in progress was rolled back, unless it is `no-transaction`"
         )
-        result = _failed(MigrateError(told), {})
+        result = _failed(interrupted, {})
     if options.json:
         print(json.dumps(result.document | {"exit_code": result.code}, indent=2, default=str))
     else:
@@ -221,22 +221,22 @@ def _status(options: argparse.Namespace) -> Result:
         for row in rows
         for entry in [row["applied_at"]]
     ]
-    lines += [] if found.settled else [_UNSETTLED]
+    lines += [] if found.complete else [_INCOMPLETE]
     problems = [problem for folder in found.folders for problem in folder.problems]
-    document = {"files": rows, "settled": found.settled, "problems": problems}
+    document = {"files": rows, "complete": found.complete, "problems": problems}
     if problems:
         return Result(ERROR, "\n".join(lines), "error: " + "\n".join(problems), document)
     return Result(PENDING if found.work else UP_TO_DATE, "\n".join(lines), "", document)
 
 
 def _plan(options: argparse.Namespace) -> Result:
-    from migrate import adoption, proof, rehearsal, scripts
+    from migrate import adoption, parser, rehearsal, verify
     from migrate.lint import lint
 
     if options.offline:
         tree = files.read_tree(options.directory)
         everything = [file for name in FOLDERS for file in tree[name]]
-        files.refuse(files.number_problems(tree[VERSIONED]) + scripts.problems(everything))
+        files.refuse(files.number_problems(tree[VERSIONED]) + parser.problems(everything))
         findings = lint([*tree[VERSIONED], *tree[REPEATABLE]], apart=True)
         rehearsed = rehearsal.rehearse(tree) if options.rehearse else None
         text = [*map(str, findings), *([str(rehearsed)] if rehearsed else [])]
@@ -252,35 +252,35 @@ def _plan(options: argparse.Namespace) -> Result:
         found = run.plan(connection, tree, _names(options))
         made = adoption.judge(connection, tree)
         if made and not made.bundled:
-            found = run.Plan([], settled=False)
+            found = run.Plan([], complete=False)
         if made:
             drift = [] if found.pending else made.differences
         else:
-            drift = proof.drift(connection) if found.settled else []
+            drift = verify.drift(connection) if found.complete else []
         state = rehearsal.state(connection)
     findings = lint(*found.linted)
     rehearsed = rehearsal.rehearse(tree, state) if options.rehearse and found.work else None
-    forgotten = [f"{folder.name}/{name}" for folder in found.folders for name in folder.gone]
+    removed = [f"{folder.name}/{name}" for folder in found.folders for name in folder.removed]
     text = [f"pending  {file.label}" for file in found.pending]
-    text += [f"removed  {label}" for label in forgotten]
+    text += [f"removed  {label}" for label in removed]
     text += [str(made)] if made and not made.bundled else []
     text += map(str, findings)
     text += [f"drift: {difference}" for difference in drift]
     text += [str(rehearsed)] if rehearsed else []
-    if not found.settled:
-        text.append(_UNSETTLED)
+    if not found.complete:
+        text.append(_INCOMPLETE)
     document = {
         "pending": [
             {
                 "file": file.label,
                 "sha256": file.sha256,
-                "statements": scripts.outline(file).statements,
-                "transactional": scripts.outline(file).transactional,
+                "statements": parser.outline(file).statements,
+                "transactional": parser.outline(file).transactional,
             }
             for file in found.pending
         ],
-        "removed": forgotten,
-        "settled": found.settled,
+        "removed": removed,
+        "complete": found.complete,
         "findings": [asdict(finding) for finding in findings],
         "drift": [asdict(difference) for difference in drift],
         "rehearsal": rehearsed and asdict(rehearsed),
@@ -338,17 +338,17 @@ def _print(step: Step) -> None:
 
 
 def _verify(options: argparse.Namespace) -> Result:
-    from migrate import proof
+    from migrate import verify
 
     with _open(options) as (connection, tree):
-        accepted = proof.accept(connection, options.wait) if options.accept else []
-        if not options.json:  # at once: it stands, whatever the promises are worth
+        accepted = verify.accept(connection, options.wait) if options.accept else []
+        if not options.json:  # at once: it stands, even if a check fails
             print("".join(f"accepted: {difference}\n" for difference in accepted), end="")
-        promises = proof.verify(connection, tree)
-    text = f"verified: no drift, promises kept: {promises}"
+        checks = verify.check(connection, tree)
+    text = f"verified: no drift, checks passed: {checks}"
     document = {"accepted": [asdict(difference) for difference in accepted]}
     return Result(
-        UP_TO_DATE, text, "", document | {"drift": [], "broken": [], "promises": promises}
+        UP_TO_DATE, text, "", document | {"drift": [], "failed_checks": [], "checks": checks}
     )
 
 
@@ -415,10 +415,10 @@ point, run it again: it goes on where it stopped.
     ),
     "verify": Command(
         _verify,
-        "prove the database: no drift, all promises kept",
+        "verify the database: no drift, all checks passed",
         """\
 Compare the live catalog with what the last run left, object by object, and run the queries of
-verify/, which return the rows that break a promise.  Reads only.
+verify/, which return rows where something is wrong.  Reads only.
 
   python -m migrate verify
   python -m migrate verify --accept    take the drift as right; write a migration that makes it

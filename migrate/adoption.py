@@ -50,9 +50,9 @@ def judge(connection: Connection, tree: Tree) -> Adoption | None:
     """
     known = ledger.read(connection)
     bundled = VERSIONED in known.digests
-    if bundled and (known.settled or ledger.catalog(connection) is not None):
+    if bundled and (known.complete or ledger.catalog(connection) is not None):
         return None
-    if not bundled and (known.digests or not known.settled):
+    if not bundled and (known.digests or not known.complete):
         return None
     live = catalog.read(connection)
     if not _tables(live):  # of most databases this is all there is to ask
@@ -63,7 +63,7 @@ def judge(connection: Connection, tree: Tree) -> Adoption | None:
     if failure:
         raise MigrateError(
             "psql has made this database, and what it should be cannot be told: the files cannot "
-            "be applied anew; nothing was done to the database itself (in a throwaway "
+            "be applied again; nothing was done to the database itself (in a throwaway "
             f"PostgreSQL):\n{failure}"
         ) from failure
     expected = {name: text for name, text in made.items() if name not in given}

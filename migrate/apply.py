@@ -25,10 +25,9 @@ from migrate.connection import (
     watched,
 )
 from migrate.errors import MigrateError
-from migrate.failure import describe
 from migrate.files import VERSIONED, File
-from migrate.scripts import outline, pieces, statements
-from migrate.statements import Piece, Statement, alone, split
+from migrate.parser import Piece, Statement, alone, outline, pieces, split, statements
+from migrate.report import describe
 
 _SETTING = re.compile(r"(set|reset|select\s+(pg_catalog\.)?set_config)\b", re.IGNORECASE)
 
@@ -137,7 +136,7 @@ def _standing(connection: Connection, failed: ApplyError) -> str:
         text += ", which are done and not to be edited"
     if statement and not is_broken(failed.error) and _index(connection, statement.node) is False:
         name = statement.node.idxname
-        text += f"\n  invalid index {name} is left, which the next run drops and builds anew"
+        text += f"\n  invalid index {name} is left, which the next run drops and builds again"
     return text
 
 
@@ -237,7 +236,7 @@ def _one_by_one(connection: Connection, file: File) -> None:
     with connection.transaction():
         connection.execute(SESSION.encode())
         connection.execute(_record(file, f"{time.monotonic() - started} * 1000").encode())
-        ledger.complete(connection, file.folder.name, file.name)
+        ledger.remove_progress(connection, file.folder.name, file.name)
 
 
 def _carry_out(connection: Connection, statement: Statement, done: Callable[[], None]) -> None:
@@ -287,7 +286,7 @@ def _build_index(
 
 
 def half_done_problem(file: File, begun: ledger.Progress) -> str | None:
-    """Why a checked file is not gone on with: it is not what a run has begun; None where it is."""
+    """Why a checked file is not continued: it is not what a run has begun; None where it is."""
     digest = hashlib.sha256()
     for statement in statements(file):
         if statement.number > begun.done:

@@ -42,12 +42,12 @@ class NoRehearsalError(MigrateError):
     """There can be no rehearsal, so that nothing is known about what is pending."""
 
 
-class UnsettledError(MigrateError):
-    """A run is under way or was cut off, so that nobody can tell what has drifted."""
+class IncompleteRunError(MigrateError):
+    """A run is in progress or was interrupted, so that drift cannot be told from its changes."""
 
     def __init__(self) -> None:
         super().__init__(
-            "whether the schema has drifted is not known: a run is under way, or was cut off\n"
+            "whether the schema has drifted is not known: a run is in progress or was interrupted\n"
             "  what to do: wait for it; or run `up`, which finishes it"
         )
 
@@ -82,27 +82,27 @@ class AdoptionError(DriftError):
 
 
 @dataclass(frozen=True)
-class Broken:
-    """A promise that does not hold: where it is written, what it says, and rows that break it."""
+class FailedCheck:
+    """A check of `verify/` that fails: where it is, its comment, and rows that it returned."""
 
     place: str
-    promise: str
+    check: str
     rows: Sequence[Mapping[str, Any]]
 
     def __str__(self) -> str:
-        """The promise, with the rows below it."""
+        """The check, with the rows below it."""
         rows = [", ".join(f"{name}={value}" for name, value in row.items()) for row in self.rows]
-        return "\n  ".join([f"{self.place}: broken promise: {self.promise}", *rows])
+        return "\n  ".join([f"{self.place}: failed check: {self.check}", *rows])
 
 
-class PromiseError(MigrateError):
-    """Promises of `verify/` are broken."""
+class FailedChecksError(MigrateError):
+    """Checks of `verify/` fail."""
 
     def __init__(
         self,
-        broken: Sequence[Broken],
-        remedy: str = "what was applied stays applied; mend it with the next migration, or by "
+        failed: Sequence[FailedCheck],
+        remedy: str = "what was applied stays applied; fix it with the next migration, or by "
         "editing a repeatable file",
     ) -> None:
-        self.broken = list(broken)
-        super().__init__("\n".join([*map(str, self.broken), f"  what to do: {remedy}"]))
+        self.failed = list(failed)
+        super().__init__("\n".join([*map(str, self.failed), f"  what to do: {remedy}"]))

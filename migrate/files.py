@@ -237,8 +237,8 @@ def history_problems(
             )
         elif name not in present:
             problems.append(
-                f"{folder}/{name}: was applied (sha256 {digest[:16]}) and is gone: restore "
-                "it, or update this checkout if it is older than the database"
+                f"{folder}/{name}: was applied (sha256 {digest[:16]}) and was removed: "
+                "restore it, or update this checkout if it is older than the database"
             )
         elif present[name] != digest:
             problems.append(

@@ -39,21 +39,21 @@ create table if not exists {SCHEMA}.catalog (
   only_row boolean primary key default true check (only_row),
   objects jsonb not null,
   recorded_at timestamptz not null default now(),
-  under_way jsonb
+  in_progress jsonb
 );
 """
 """The DDL of the ledger; harmless where it exists.
 
 `content` is kept of repeatable files, whose present text is all that is left in git.
 `progress` holds how far a file without a transaction has come.
-`catalog` holds what the last run left; `under_way` is null but while a run is under way, or when it
-was cut off, and then holds the drift that there was before it.
+`catalog` holds what the last run left.  Its `in_progress` is null, unless a run is in
+progress or was interrupted: then it holds the drift that there was before that run.
 """
 
 
 UPGRADE = f"""\
 alter table {SCHEMA}.ledger add column if not exists content text;
-alter table {SCHEMA}.catalog add column if not exists under_way jsonb;
+alter table {SCHEMA}.catalog add column if not exists in_progress jsonb;
 """
 """Brings the ledger of an older engine up to date."""
 
@@ -70,12 +70,12 @@ class Ledger:
 
     Attributes:
         digests: folder -> file name -> sha256 of what was applied.
-        settled: no run is under way or was cut off, and no file is half done; a database made
-            from the bundle is not settled before its first run.
+        complete: no run is in progress or was interrupted, and no file is half applied; false for a
+            database made from the bundle until its first run.
     """
 
     digests: Mapping[str, Mapping[str, str]]
-    settled: bool
+    complete: bool
 
 
 @readable()
@@ -84,18 +84,18 @@ def read(connection: Connection) -> Ledger:
     try:
         rows = connection.execute(f"select folder, name, sha256 from {SCHEMA}.ledger").fetchall()
     except psycopg.errors.UndefinedTable:
-        return Ledger({}, settled=True)
+        return Ledger({}, complete=True)
     try:
-        settled = connection.execute(
-            f"""select under_way is null and not exists (select from {SCHEMA}.progress)
+        complete = connection.execute(
+            f"""select in_progress is null and not exists (select from {SCHEMA}.progress)
                 from {SCHEMA}.catalog"""
         ).fetchone()
     except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):
-        settled = None  # made by an older engine
+        complete = None  # made by an older engine
     digests: dict[str, dict[str, str]] = {}
     for folder, name, sha256 in rows:
         digests.setdefault(folder, {})[name] = sha256
-    return Ledger(digests, settled == (True,))
+    return Ledger(digests, complete == (True,))
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def contents(connection: Connection, folder: str) -> dict[str, str]:
     return dict(rows.fetchall())
 
 
-def forget(connection: Connection, folder: str, names: Sequence[str]) -> None:
+def remove(connection: Connection, folder: str, names: Sequence[str]) -> None:
     """Remove the rows of repeatable files that are no more; what they made stays."""
     if names:
         connection.execute(
@@ -216,8 +216,8 @@ def advance(
         )
 
 
-def complete(connection: Connection, folder: str, name: str) -> None:
-    """Forget how far a file has come."""
+def remove_progress(connection: Connection, folder: str, name: str) -> None:
+    """Remove the note of how far a file has come."""
     connection.execute(
         f"delete from {SCHEMA}.progress where folder = %s and name = %s", [folder, name]
     )
@@ -225,14 +225,14 @@ def complete(connection: Connection, folder: str, name: str) -> None:
 
 @readable()
 def catalog(connection: Connection) -> tuple[Objects, Drift | None] | None:
-    """The recorded catalog, and the drift before the run that is under way or was cut off.
+    """The recorded catalog, and the drift before the run that is in progress or was interrupted.
 
     Returns:
         None before the first run.
     """
     try:
         row = connection.execute(
-            f"""select objects, to_jsonb(c) -> 'under_way' from {SCHEMA}.catalog c"""
+            f"""select objects, to_jsonb(c) -> 'in_progress' from {SCHEMA}.catalog c"""
         ).fetchone()
     except psycopg.errors.UndefinedTable:
         row = None
@@ -240,7 +240,7 @@ def catalog(connection: Connection) -> tuple[Objects, Drift | None] | None:
 
 
 def begin(connection: Connection, objects: Objects, drift: Drift) -> None:
-    """A run is under way; what it does to the catalog is drift only when it was there before."""
+    """A run is in progress; what it does to the catalog is drift only when it was there before."""
     _record(connection, objects, Jsonb(dict(drift)))
 
 
@@ -249,10 +249,10 @@ def end(connection: Connection, objects: Objects) -> None:
     _record(connection, objects, None)
 
 
-def _record(connection: Connection, objects: Objects, under_way: Jsonb | None) -> None:
+def _record(connection: Connection, objects: Objects, in_progress: Jsonb | None) -> None:
     connection.execute(
-        f"""insert into {SCHEMA}.catalog (objects, under_way) values (%s, %s)
+        f"""insert into {SCHEMA}.catalog (objects, in_progress) values (%s, %s)
             on conflict (only_row) do update set objects = excluded.objects,
-              under_way = excluded.under_way, recorded_at = default""",
-        [Jsonb(dict(objects)), under_way],
+              in_progress = excluded.in_progress, recorded_at = default""",
+        [Jsonb(dict(objects)), in_progress],
     )

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedded.postgres import PostgresError, Server, embedded_bin
-from migrate import files, ledger, proof, run
+from migrate import files, ledger, run, verify
 from migrate.connection import Connection, connect
-from migrate.errors import MigrateError, NoRehearsalError, PromiseError
+from migrate.errors import FailedChecksError, MigrateError, NoRehearsalError
 from migrate.files import PLATFORM, REPEATABLE, VERSIONED, Tree
 
 
@@ -35,7 +35,7 @@ _NAMES = (PLATFORM, VERSIONED, REPEATABLE)
 _SETTINGS = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
 """A database that is thrown away need not survive a crash."""
 
-_REMEDY = "correct the pending files; or, where the promise is to change, its query in verify/"
+_REMEDY = "correct the pending files; or, where the check is to change, its query in verify/"
 
 
 @dataclass(frozen=True)
@@ -45,20 +45,20 @@ class Rehearsal:
     Attributes:
         postgres: the version of the throwaway server.
         applied: how many pending files were applied.
-        promises: how many promises were checked afterwards.
+        checks: how many checks passed afterwards.
         seconds: how long the pending files took, in a database without rows.
     """
 
     postgres: str
     applied: int
-    promises: int
+    checks: int
     seconds: float
 
     def __str__(self) -> str:
         """The rehearsal in one line."""
         return (
             f"rehearsed in a throwaway PostgreSQL {self.postgres}: pending files applied "
-            f"{self.applied} (in {self.seconds:.2f} s), promises kept {self.promises}"
+            f"{self.applied} (in {self.seconds:.2f} s), checks passed {self.checks}"
         )
 
 
@@ -79,7 +79,7 @@ def rehearse(tree: Tree, applied: State = EMPTY) -> Rehearsal:
         applied: from `state`.
 
     Raises:
-        MigrateError: what is pending cannot be applied, or breaks a promise.
+        MigrateError: what is pending cannot be applied, or fails a check.
         NoRehearsalError: the throwaway server does not come up, or cannot be brought to the
             present state.
     """
@@ -90,22 +90,22 @@ def rehearse(tree: Tree, applied: State = EMPTY) -> Rehearsal:
                 run.up(connection, before, _NAMES)
             except MigrateError as error:
                 raise NoRehearsalError(
-                    f"not rehearsed: what is applied already cannot be applied anew:\n{error}"
+                    f"not rehearsed: what is applied already cannot be applied again:\n{error}"
                 ) from error
             try:
                 started = time.monotonic()
                 done = run.up(connection, tree, _NAMES)
                 seconds = time.monotonic() - started
-                promises = proof.verify(connection, tree)
+                checks = verify.check(connection, tree)
             except MigrateError as error:
-                if isinstance(error, PromiseError):
-                    error = PromiseError(error.broken, _REMEDY)
+                if isinstance(error, FailedChecksError):
+                    error = FailedChecksError(error.failed, _REMEDY)
                 raise MigrateError(
                     "the rehearsal failed; nothing was done to the database itself (in a "
                     f"throwaway PostgreSQL):\n{error}"
                 ) from error
             version = connection.info.parameter_status("server_version") or ""
-            return Rehearsal(version, len(done), promises, seconds)
+            return Rehearsal(version, len(done), checks, seconds)
 
 
 @contextmanager

@@ -51,8 +51,8 @@ class Folder:
         return [file for file in self.files if self.recorded.get(file.name) != file.sha256]
 
     @property
-    def gone(self) -> list[str]:
-        """Names of repeatable files that were applied and are no more; a run forgets them."""
+    def removed(self) -> list[str]:
+        """Names of repeatable files that were applied and then removed."""
         if self.versioned:
             return []
         return sorted(self.recorded.keys() - {file.name for file in self.files})
@@ -60,7 +60,7 @@ class Folder:
     @property
     def work(self) -> list[str]:
         """Names of what a run would do something about; empty when it would do nothing."""
-        return [file.name for file in self.pending] + self.gone
+        return [file.name for file in self.pending] + self.removed
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,11 @@ class Plan:
 
     Attributes:
         folders: in the order in which they are applied.
-        settled: the last run, if there was one, came to its end.
+        complete: the last run, if there was one, came to its end.
     """
 
     folders: Sequence[Folder]
-    settled: bool
+    complete: bool
 
     @property
     def pending(self) -> list[File]:
@@ -100,7 +100,7 @@ class Plan:
     @property
     def work(self) -> bool:
         """Whether a run would do anything."""
-        return not self.settled or any(folder.work for folder in self.folders)
+        return not self.complete or any(folder.work for folder in self.folders)
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Step:
 
     Attributes:
         event: "adopted" a database, "waiting" for another run, "applying", "retrying" after a lock
-            timeout, "applied", or "forgot" a repeatable file that is no more.
+            timeout, "applied", or "unrecorded" a removed repeatable file.
         subject: folder and name of the file; of "waiting", who holds the lock.
         seconds: how long it took; of "retrying", until it is tried again.
         number, total: which of how many pending files.
@@ -130,8 +130,8 @@ class Step:
                 return f"waiting for another run: {self.subject}"
             case "retrying":
                 return f"retrying {self.subject} in {self.seconds:g} s: {self.detail}"
-            case "forgot":
-                return f"forgot {self.subject}, which is gone; what it made stays"
+            case "unrecorded":
+                return f"unrecorded {self.subject}, which was removed; what it made stays"
             case "applied":
                 return f"applied {self.subject} ({self.seconds * 1000:.0f} ms)"
             case _:
@@ -148,7 +148,7 @@ def compare(
     """The files beside the ledger, unchecked; reads only, with one query."""
     known = ledger.read(connection)
     return Plan(
-        [Folder(name, tree[name], known.digests.get(name, {})) for name in names], known.settled
+        [Folder(name, tree[name], known.digests.get(name, {})) for name in names], known.complete
     )
 
 
@@ -169,9 +169,9 @@ def plan(
     found = compare(connection, tree, names)
     problems = [problem for folder in found.folders for problem in folder.problems]
     if found.work:
-        from migrate import scripts  # here, because most runs parse nothing
+        from migrate import parser  # here, because most runs parse nothing
 
-        problems += scripts.problems(found.pending)
+        problems += parser.problems(found.pending)
         files.refuse(problems)
         problems += _half_done_problems(connection, found)
     files.refuse(problems)
@@ -181,7 +181,7 @@ def plan(
 def _half_done_problems(connection: Connection, found: Plan) -> list[str]:
     """What is wrong with versioned files of which a run has carried out a part."""
     from migrate.apply import half_done_problem, invalid_indexes
-    from migrate.scripts import outline
+    from migrate.parser import outline
 
     problems = []
     pending = {(file.folder.name, file.name): file for file in found.pending}
@@ -190,7 +190,7 @@ def _half_done_problems(connection: Connection, found: Plan) -> list[str]:
             file = pending.get(key)
             if begun.done and file is None:
                 problems.append(
-                    f"{'/'.join(key)}: is gone, but statements of it are done (the first "
+                    f"{'/'.join(key)}: was removed, but statements of it are done (the first "
                     f"{begun.done}), by a run that was cut off or failed: restore it"
                 )
             elif begun.done and file and (problem := half_done_problem(file, begun)):
@@ -263,7 +263,7 @@ def _run(
         for folder in found.folders:
             if not folder.versioned:
                 ledger.complete_contents(connection, folder.name, folder.files)
-        _forget_progress(connection, found)
+        _remove_progress(connection, found)
         objects, drift = _before(connection)
         ledger.begin(connection, objects, drift)
         try:
@@ -293,19 +293,19 @@ def _apply(connection: Connection, found: Plan, applied: list[File], report: Rep
             for file in batch:
                 applied.append(file)
                 report(Step("applied", file.label, seconds, len(applied), total))
-        ledger.forget(connection, folder.name, folder.gone)
-        for name in folder.gone:
-            report(Step("forgot", f"{folder.name}/{name}"))
+        ledger.remove(connection, folder.name, folder.removed)
+        for name in folder.removed:
+            report(Step("unrecorded", f"{folder.name}/{name}"))
 
 
-def _forget_progress(connection: Connection, found: Plan) -> None:
+def _remove_progress(connection: Connection, found: Plan) -> None:
     """Of files that were begun, and now are others or no more; `plan` lets none with work done."""
-    from migrate.scripts import outline
+    from migrate.parser import outline
 
     begun = {(f.folder.name, f.name) for f in found.pending if not outline(f).transactional}
     for folder, name in ledger.progress(connection).keys() - begun:
         if folder in (each.name for each in found.folders):
-            ledger.complete(connection, folder, name)
+            ledger.remove_progress(connection, folder, name)
 
 
 def _end(connection: Connection, objects: ledger.Objects, drift: ledger.Drift) -> None:
@@ -319,9 +319,9 @@ def _before(connection: Connection) -> tuple[ledger.Objects, ledger.Drift]:
     recorded = ledger.catalog(connection)
     if recorded is None:
         return live, {}
-    objects, under_way = recorded
-    if under_way is not None:
-        return objects, under_way
+    objects, in_progress = recorded
+    if in_progress is not None:
+        return objects, in_progress
     return objects, {
         name: live.get(name)
         for name in objects.keys() | live.keys()

@@ -44,7 +44,7 @@ create table if not exists migrate.catalog (
   only_row boolean primary key default true check (only_row),
   objects jsonb not null,
   recorded_at timestamptz not null default now(),
-  under_way jsonb
+  in_progress jsonb
 );
 
 -- migrations/0001_foundation.sql

@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from migrate import catalog, connection, files, proof, run
+from migrate import catalog, connection, files, run, verify
 from migrate.bundle import bundle
 from migrate.connection import connect
-from migrate.errors import MigrateError, UnreachableError, UnsettledError
+from migrate.errors import IncompleteRunError, MigrateError, UnreachableError
 
 REPOSITORY = Path(__file__).parent.parent
 ABSENT = "(absent)"
@@ -36,24 +36,25 @@ def large(text: str, rows: int = 1_000) -> str:
     return f"{before}{text}{after}"
 
 
-def unsettled(url: str, directory: Path) -> bool:
-    """Whether the engine says that a run is under way or was cut off; each part says the same."""
+def incomplete(url: str, directory: Path) -> bool:
+    """Whether a run is in progress or was interrupted, on which all commands agree."""
     with connect(url) as session:
         tree = files.read_tree(directory)
         try:
-            drift: object = proof.drift(session)
-        except UnsettledError as error:
+            drift: object = verify.drift(session)
+        except IncompleteRunError as error:
             drift = str(error)
-        settled = run.plan(session, tree).settled
-        if settled:
+        complete = run.plan(session, tree).complete
+        if complete:
             assert drift == []
-            assert isinstance(proof.verify(session, tree), int)
+            assert isinstance(verify.check(session, tree), int)
             return False
         assert (
             drift
-            == failure(lambda: proof.verify(session, tree), UnsettledError)
+            == failure(lambda: verify.check(session, tree), IncompleteRunError)
             == (
-                "whether the schema has drifted is not known: a run is under way, or was cut off\n"
+                "whether the schema has drifted is not known: a run is in progress or was "
+                "interrupted\n"
                 "  what to do: wait for it; or run `up`, which finishes it"
             )
         )
@@ -65,7 +66,7 @@ def drifts(session: connection.Connection) -> dict[str, tuple[str, str]]:
     """Object -> what was expected and what was found."""
     return {
         each.object: (each.expected or ABSENT, each.found or ABSENT)
-        for each in proof.drift(session)
+        for each in verify.drift(session)
     }
 
 
@@ -114,9 +115,9 @@ def up_fails(url: str, directory: Path, **options: Any) -> str:
     return failure(lambda: up(url, directory, **options))
 
 
-def verify(url: str, directory: Path) -> int:
+def checks_passed(url: str, directory: Path) -> int:
     with connect(url) as session:
-        return proof.verify(session, files.read_tree(directory))
+        return verify.check(session, files.read_tree(directory))
 
 
 def failure(action: Callable[[], object], kind: type[MigrateError] = MigrateError) -> str:

@@ -293,7 +293,7 @@ class Host:
         assert pending == [f"pending: {folder}/{name}" for name in names]
         assert re.fullmatch(
             r"rehearsed in a throwaway PostgreSQL \d+\.\d+.*: pending files applied \d+ "
-            r"\(in \d+\.\d\d s\), promises kept [1-9]\d*",
+            r"\(in \d+\.\d\d s\), checks passed [1-9]\d*",
             rehearsed,
         )
         return told.splitlines()[len(names) : -1]

@@ -26,10 +26,11 @@ from platforms import Platform, cron_server, emulate_supabase, run, stack_config
 
 from components import PROJECT, ROOT
 from components.automation import SCHEDULES, PgCronProvider, jobs
+from components.providers import pg_cron
 from components.session import Connection
 from dev.in_process import InProcessError
 from embedded.postgres import Server
-from migrate import catalog, cron
+from migrate import catalog
 from migrate.connection import connect
 from migrate.errors import MigrateError
 
@@ -335,12 +336,14 @@ def test_server_without_pg_cron_is_told_with_what_to_do(platform: Platform) -> N
 
 def test_name_that_pg_cron_would_cut_off_is_refused(platforms: dict[str, Scheduled]) -> None:
     scheduled = platforms["own database"]
-    job = {"x" * (cron.LONGEST_NAME - len(f"{PROJECT}.mindroom.") + 1): jobs()["reset_daily_usage"]}
+    job = {
+        "x" * (pg_cron.LONGEST_NAME - len(f"{PROJECT}.mindroom.") + 1): jobs()["reset_daily_usage"]
+    }
     with (
         connect(scheduled.platform.url) as connection,
         pytest.raises(MigrateError, match="give the database a shorter name"),
     ):
-        cron.sync(connection, PROJECT, job)
+        pg_cron.sync(connection, PROJECT, job)
     assert scheduled.jobs() == scheduled.declared()
 
 

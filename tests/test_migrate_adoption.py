@@ -11,6 +11,7 @@ import pytest
 from migrating import (
     REPOSITORY,
     bundled,
+    checks_passed,
     drifts,
     failure,
     objects,
@@ -18,7 +19,6 @@ from migrating import (
     query,
     told,
     up,
-    verify,
     write,
 )
 
@@ -35,7 +35,7 @@ FILES = {
     "repeatable/f.sql": "create or replace function f() returns int language sql\n"
     "as 'select 1';\ndrop policy if exists p on t;\n"
     "create policy p on t for select to pg_monitor using (true);\n",
-    "verify/a.sql": "-- promise: t is there\nselect 1 where to_regclass('t') is null;\n",
+    "verify/a.sql": "-- check: t is there\nselect 1 where to_regclass('t') is null;\n",
 }
 LEDGER: LiteralString = "select folder, name, sha256, content from migrate.ledger order by 1, 2"
 
@@ -90,7 +90,7 @@ def test_an_equal_database_gets_the_ledger_of_a_run_and_nothing_else(
     assert objects(combined) == before
     of_a_run = [row for row in query(other_database, LEDGER) if row[0] != "platform"]
     assert query(combined, LEDGER) == of_a_run
-    assert verify(combined, directory) == 1
+    assert checks_passed(combined, directory) == 1
     assert migrate(directory, combined, "plan") == (0, "nothing to do\n")
     assert up(combined, write(directory, {"migrations/0003_u.sql": "create table u ();"})) == [
         "0003_u.sql"
@@ -103,7 +103,7 @@ def test_the_platform_s_files_are_applied_to_what_is_adopted(
     """As on a plain server, where they come first."""
     assert up(combined, directory, names=[files.PLATFORM]) == ["a.sql"]
     assert up(combined, directory) == []
-    assert verify(combined, directory) == 1
+    assert checks_passed(combined, directory) == 1
 
 
 CHANGES: dict[LiteralString, dict[str, tuple[str | None, str | None]]] = {
@@ -162,10 +162,10 @@ def test_what_was_changed_behind_the_bundle_is_drift(from_bundle: str, directory
     assert up(from_bundle, directory) == ["0003_u.sql"]
     with connect(from_bundle) as session:
         assert drifts(session) == drift
-    assert "column public.t.c" in failure(lambda: verify(from_bundle, directory), DriftError)
+    assert "column public.t.c" in failure(lambda: checks_passed(from_bundle, directory), DriftError)
     assert up(from_bundle, directory) == []
     query(from_bundle, "alter table t drop column c")
-    assert verify(from_bundle, directory) == 1
+    assert checks_passed(from_bundle, directory) == 1
 
 
 def test_a_bundle_of_an_older_release_is_run_on(from_bundle: str, directory: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_bundle_of_an_older_release_is_run_on(from_bundle: str, directory: Pat
     write(directory, {"repeatable/f.sql": new, "migrations/0003_u.sql": "create table u ();"})
     assert up(from_bundle, directory, names=[files.VERSIONED]) == ["0003_u.sql"]
     assert up(from_bundle, directory, names=[files.REPEATABLE]) == ["f.sql"]
-    assert verify(from_bundle, directory) == 1
+    assert checks_passed(from_bundle, directory) == 1
 
 
 @pytest.mark.parametrize("lost", ["drop schema migrate cascade", "truncate migrate.ledger"])
@@ -185,7 +185,7 @@ def test_a_database_that_lost_its_ledger_gets_it_back(
     query(database, lost)
     assert up(database, directory, names=files.FOLDERS[:3]) == ["a.sql"]
     assert query(database, LEDGER) == ledger
-    assert verify(database, directory) == 1
+    assert checks_passed(database, directory) == 1
 
 
 def test_tables_of_others_are_no_reason(database: str, directory: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 from migrating import (
     ROWS,
     bundled,
+    checks_passed,
     dump,
     in_background,
     large,
@@ -17,7 +18,6 @@ from migrating import (
     recorded,
     tables,
     up,
-    verify,
     wait_for,
     write,
 )
@@ -63,10 +63,10 @@ def test_up_applies_nothing_to_a_database_made_from_the_bundle(
     directory = write(tmp_path, TRICKY)
     psql(postgres_bin, database, bundled(directory), tmp_path)
     assert up(database, directory) == []
-    assert verify(database, directory) == 0
+    assert checks_passed(database, directory) == 0
     with connect(database) as session:
         plan = run.plan(session, files.read_tree(directory))
-    assert (plan.work, plan.settled) == (False, True)
+    assert (plan.work, plan.complete) == (False, True)
     assert up(database, write(directory, tables(5))) == ["0005_t5.sql"]
 
 
@@ -80,7 +80,7 @@ def test_the_first_run_after_the_bundle_completes_the_ledger(
     assert up(other_database, directory) == up(database, directory) == ["b.sql"]
     rows = "select folder, name, sha256, content from migrate.ledger order by 1, 2"
     assert query(database, rows) == query(other_database, rows)
-    assert query(database, "select under_way is null from migrate.catalog") == [True]
+    assert query(database, "select in_progress is null from migrate.catalog") == [True]
 
 
 @pytest.mark.parametrize("end", ["", "-- the end", "\n\n", "select 1", "select 1 -- ;"])

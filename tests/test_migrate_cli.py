@@ -157,7 +157,7 @@ def test_a_removed_repeatable_file_is_pending_until_up_forgets_it(
     assert re.fullmatch(r"removed  repeatable/a\.sql  \d.* by postgres\n", before.stdout)
     planned = migrate(tmp_path, "plan", url=database)
     assert (planned.code, planned.stdout) == (PENDING, "removed  repeatable/a.sql\n")
-    assert "forgot repeatable/a.sql" in migrate(tmp_path, "up", url=database).stdout
+    assert "unrecorded repeatable/a.sql" in migrate(tmp_path, "up", url=database).stdout
     after = migrate(tmp_path, "plan", url=database)
     assert (after.code, after.stdout) == (UP_TO_DATE, "nothing to do\n")
 
@@ -203,7 +203,7 @@ def test_plan_is_3_when_there_is_drift_and_nothing_pending(database: str, tmp_pa
     assert (pending.code, pending.stdout) == (PENDING, f"pending  migrations/0002_b.sql\n{told}")
 
 
-def unsettled(directory: Path, url: str) -> bool:
+def incomplete(directory: Path, url: str) -> bool:
     """Whether `plan` and `status` say that the record is not complete."""
     told = "the record of what is there is not complete: `up` completes it\n"
     status = migrate(directory, "status", url=url)
@@ -221,14 +221,14 @@ def unsettled(directory: Path, url: str) -> bool:
 
 def test_a_run_that_was_cut_off_is_told_until_it_is_finished(database: str, tmp_path: Path) -> None:
     up(write(tmp_path, tables(1)), database)
-    assert not unsettled(tmp_path, database)
-    query(database, "update migrate.catalog set under_way = '{}'")
-    assert unsettled(tmp_path, database)
+    assert not incomplete(tmp_path, database)
+    query(database, "update migrate.catalog set in_progress = '{}'")
+    assert incomplete(tmp_path, database)
     verified = migrate(tmp_path, "verify", url=database)
     assert (verified.code, verified.stdout) == (ERROR, "")
     assert verified.stderr.startswith("error: whether the schema has drifted is not known: a run")
     assert migrate(tmp_path, "up", url=database).code == UP_TO_DATE
-    assert not unsettled(tmp_path, database)
+    assert not incomplete(tmp_path, database)
 
 
 def test_a_database_made_from_the_bundle_is_finished_by_its_first_run(
@@ -238,9 +238,9 @@ def test_a_database_made_from_the_bundle_is_finished_by_its_first_run(
     bundled = migrate(tmp_path, "bundle").stdout
     psql = [str(postgres_bin / "psql"), "-X", "-q", "-f", "-", database]
     subprocess.run(psql, input=bundled, text=True, check=True)
-    assert unsettled(tmp_path, database)
+    assert incomplete(tmp_path, database)
     assert migrate(tmp_path, "up", url=database).stdout == "nothing to do\n"
-    assert not unsettled(tmp_path, database)
+    assert not incomplete(tmp_path, database)
 
 
 def test_plan_offline_checks_the_files_and_asks_no_database(tmp_path: Path) -> None:
@@ -372,7 +372,7 @@ def document(result: Result) -> Any:
 def test_every_command_gives_one_json_document(database: str, tmp_path: Path) -> None:
     write(tmp_path, {"migrations/0001_a.sql": "create table t1 (a int);\nselect 1;"})
     write(tmp_path, {"repeatable/a.sql": "-- migrate: no-transaction\nselect 1;"})
-    write(tmp_path, {"verify/a.sql": "-- promise: none\nselect 1 where false;"})
+    write(tmp_path, {"verify/a.sql": "-- check: none\nselect 1 where false;"})
 
     def ask(*arguments: str) -> Any:
         return document(migrate(tmp_path, *arguments, "--json", url=database))
@@ -387,7 +387,7 @@ def test_every_command_gives_one_json_document(database: str, tmp_path: Path) ->
     assert [finding["path"] for finding in planned["findings"]] == [
         f"{tmp_path}/migrations/0001_a.sql"
     ]
-    assert (planned["removed"], planned["drift"], planned["settled"]) == ([], [], True)
+    assert (planned["removed"], planned["drift"], planned["complete"]) == ([], [], True)
     applied = ask("up")["applied"]
     assert [row["file"] for row in applied] == ["migrations/0001_a.sql", "repeatable/a.sql"]
     assert all(isinstance(row["milliseconds"], int) for row in applied)
@@ -397,19 +397,19 @@ def test_every_command_gives_one_json_document(database: str, tmp_path: Path) ->
         ("migrations/0001_a.sql", "applied", "postgres"),
         ("repeatable/a.sql", "applied", "postgres"),
     ]
-    assert (status["settled"], status["problems"]) == (True, [])
-    assert ask("verify") == {"accepted": [], "drift": [], "broken": [], "promises": 1}
+    assert (status["complete"], status["problems"]) == (True, [])
+    assert ask("verify") == {"accepted": [], "drift": [], "failed_checks": [], "checks": 1}
 
 
 def test_what_goes_wrong_is_json_for_a_machine(database: str, tmp_path: Path) -> None:
-    up(write(tmp_path, {**tables(1), "verify/a.sql": "-- promise: none\nselect 1 as n;"}), database)
+    up(write(tmp_path, {**tables(1), "verify/a.sql": "-- check: none\nselect 1 as n;"}), database)
 
     def ask(*arguments: str) -> Any:
         return document(migrate(tmp_path, *arguments, "--json", url=database))
 
-    (broken,) = ask("verify")["broken"]
+    (failed,) = ask("verify")["failed_checks"]
     place = f"{tmp_path}/verify/a.sql:2:1"
-    assert broken == {"place": place, "promise": "none", "rows": [{"n": 1}]}
+    assert failed == {"place": place, "check": "none", "rows": [{"n": 1}]}
     query(database, "alter table t1 add b int")
     drift = [{"object": "column public.t1.b", "expected": None, "found": "integer"}]
     assert ask("verify") == {"drift": drift}
@@ -434,8 +434,7 @@ def test_ctrl_c_in_the_middle_of_a_file_rolls_it_back_and_the_next_run_works(
     result = Result(process)
     assert untimed(result.stdout) == "applied migrations/0001_t1.sql\n"
     assert result.stderr == (
-        "error: interrupted: the file under way was rolled back, "
-        "unless it runs without a transaction\n"
+        "error: interrupted: the file in progress was rolled back, unless it is `no-transaction`\n"
     )
     assert result.code == ERROR
     assert sleepers(database) == []
@@ -474,22 +473,22 @@ def test_ctrl_c_while_waiting_for_the_lock_ends_the_wait(database: str, tmp_path
 # --- verify ----------------------------------------------------------------------------------
 
 
-def test_verify_is_0_when_all_promises_hold(database: str, tmp_path: Path) -> None:
+def test_verify_is_0_when_all_checks_pass(database: str, tmp_path: Path) -> None:
     write(tmp_path, {**tables(1), "verify/a.sql": "select 1 from t1; select 2 from t1;"})
     up(tmp_path, database)
     result = migrate(tmp_path, "verify", url=database)
     assert (result.code, result.stdout) == (
         UP_TO_DATE,
-        "verified: no drift, promises kept: 2\n",
+        "verified: no drift, checks passed: 2\n",
     )
 
 
-def test_verify_is_1_when_a_promise_is_broken(database: str, tmp_path: Path) -> None:
-    write(tmp_path, {"verify/a.sql": "-- promise: nothing is\nselect 1 as something;"})
+def test_verify_is_1_when_a_check_fails(database: str, tmp_path: Path) -> None:
+    write(tmp_path, {"verify/a.sql": "-- check: nothing is\nselect 1 as something;"})
     result = migrate(tmp_path, "verify", url=database)
     assert (result.code, result.stdout) == (ERROR, "")
     assert result.stderr.startswith(
-        f"error: {tmp_path}/verify/a.sql:2:1: broken promise: nothing is\n"
+        f"error: {tmp_path}/verify/a.sql:2:1: failed check: nothing is\n"
         "  something=1\n"
         "  what to do: "
     )
@@ -506,7 +505,7 @@ def test_verify_is_3_on_drift_until_it_is_accepted(database: str, tmp_path: Path
     assert (accepted.code, accepted.stdout) == (
         UP_TO_DATE,
         "accepted: column public.t1.b\n  expected: (absent)\n  found:    integer\n"
-        "verified: no drift, promises kept: 0\n",
+        "verified: no drift, checks passed: 0\n",
     )
     assert migrate(tmp_path, "verify", url=database).stdout.startswith("verified: no drift")
     query(database, "alter table t1 drop b")

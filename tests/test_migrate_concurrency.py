@@ -20,7 +20,7 @@ from migrating import query, write
 
 from embedded.postgres import Server
 from migrate import __main__ as cli
-from migrate import files, proof
+from migrate import files, verify
 from migrate.connection import connect
 
 REPOSITORY = Path(__file__).parent.parent
@@ -136,7 +136,7 @@ def assert_applied_once(url: str, directory: Path) -> None:
     ]
     assert query(url, "select name from migrate.progress") == []
     with connect(url) as session:
-        proof.verify(session, files.read_tree(directory))
+        verify.check(session, files.read_tree(directory))
 
 
 # --- tests -----------------------------------------------------------------------------------

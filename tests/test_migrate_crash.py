@@ -28,7 +28,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from embedded.postgres import Server
 from migrate import __main__ as cli
-from migrate import catalog, files, ledger, proof, run
+from migrate import catalog, files, ledger, run, verify
 from migrate.connection import Connection, connect
 
 # --- a run that is cut off -------------------------------------------------------------------
@@ -229,7 +229,7 @@ LOG = "select entry, count(*) from log group by entry"
 LEFTOVERS: LiteralString = """
     select 'progress of ' || name from migrate.progress
     union all select 'invalid index ' || indexrelid::regclass from pg_index where not indisvalid
-    union all select 'a run under way' from migrate.catalog where under_way is not null
+    union all select 'a run under way' from migrate.catalog where in_progress is not null
 """
 
 
@@ -257,7 +257,7 @@ class State:
 
     @classmethod
     def of(cls, session: Connection, directory: Path) -> "State":
-        assert proof.verify(session, files.read_tree(directory)) == 0
+        assert verify.check(session, files.read_tree(directory)) == 0
         return cls(
             dict(session.execute(LOG).fetchall()),
             dict(session.execute("select name, sha256 from migrate.ledger").fetchall()),
@@ -327,7 +327,7 @@ class Case:
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make a file of some lines one of several pieces."""
-    for name in ("migrate.files.BLOCK", "migrate.files._FIRST_BLOCK", "migrate.scripts.BLOCK"):
+    for name in ("migrate.files.BLOCK", "migrate.files._FIRST_BLOCK", "migrate.parser.BLOCK"):
         monkeypatch.setattr(name, 64)
 
 

@@ -6,7 +6,7 @@ or not.  Files whose very bytes matter are made by `MADE`.
 
 `failures/NAME.txt` is the approved text, `NAME.15.txt` and `NAME.18.txt` where the servers' own
 words differ.  `APPROVE=1 pytest tests/test_migrate_failures.py`, without -n, writes them anew: read
-each of them as the person who has to mend it.
+each of them as the person who has to fix it.
 """
 
 import os
@@ -23,7 +23,7 @@ import pytest
 
 from embedded.postgres import Server
 from migrate import __main__ as cli
-from migrate import ledger, proof
+from migrate import ledger, verify
 from migrate.connection import connect
 
 FAILURES = Path(__file__).parent / "failures"
@@ -169,7 +169,7 @@ def test_a_failure_says_what_was_approved(
 
     with connect(database) as session:
         applied = {file for names in ledger.read(session).digests.values() for file in names}
-        assert "connection" in name or proof.drift(session) == []
+        assert "connection" in name or verify.drift(session) == []
     assert applied.issuperset(claims("committed in this run", told))
     assert applied.isdisjoint(claims("rolled back", told))
     assert applied.isdisjoint(claims("not rolled back", told))

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from pglast import parser
+from pglast import parser as pglast
 
-from migrate import files, scripts
+from migrate import files, parser
 from migrate.bundle import bundle
 from migrate.errors import FilesError
 from migrate.files import File
+from migrate.parser import Piece, Statement, split
 from migrate.run import Folder
-from migrate.statements import Piece, Statement, split
 
 SOUND = "create table sound (a int);\n"
 
@@ -57,7 +57,7 @@ def on_disk(text: str | bytes) -> Iterator[File]:
 def problems_of(text: str | bytes) -> list[str]:
     """What a file `m/0001_a.sql` with this text is refused for."""
     with on_disk(text) as file:
-        return [told.removeprefix(f"{file.folder.parent}/") for told in scripts.problems([file])]
+        return [told.removeprefix(f"{file.folder.parent}/") for told in parser.problems([file])]
 
 
 def problem_of(text: str | bytes) -> str:
@@ -67,7 +67,7 @@ def problem_of(text: str | bytes) -> str:
 
 def statements_of(text: str | bytes) -> list[Statement]:
     with on_disk(text) as file:
-        return list(scripts.statements(file))
+        return list(parser.statements(file))
 
 
 def refusal(folder: Path) -> list[str]:
@@ -78,7 +78,7 @@ def refusal(folder: Path) -> list[str]:
 
 def transactional(text: str) -> bool:
     with on_disk(text) as file:
-        return scripts.outline(file).transactional
+        return parser.outline(file).transactional
 
 
 # --- reading ---------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ def test_all_files_that_are_no_text_are_told_at_once(tmp_path: Path) -> None:
     folder = folder_of(
         tmp_path, {"0001_a.sql": b"\xff", "0002_b.sql": SOUND, "0003_c.sql": b"\xfe"}
     )
-    assert scripts.problems(files.read(folder)) == [
+    assert parser.problems(files.read(folder)) == [
         f"{folder}/0001_a.sql:1: not UTF-8 (byte 0xff): save the file as UTF-8",
         f"{folder}/0003_c.sql:1: not UTF-8 (byte 0xfe): save the file as UTF-8",
     ]
@@ -300,7 +300,7 @@ def test_an_error_without_a_place_names_the_file() -> None:
 
 def test_crlf_shifts_no_line_or_column(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, {"0001_a.sql": "select 1;\r\n\r\nselect 2 3;\r\n"})
-    (problem,) = scripts.problems(files.read(folder))
+    (problem,) = parser.problems(files.read(folder))
     assert problem == (
         f'{folder}/0001_a.sql:3:10: syntax error at or near "3"\n'
         "    1 | select 1;\n"
@@ -386,7 +386,7 @@ def test_problems_of_all_files_are_told_at_once(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, {f"{number}.sql": text for number, text in enumerate(texts)})
     assert [
         problem.removeprefix(f"{folder}/").split(":")[0]
-        for problem in scripts.problems(files.read(folder))
+        for problem in parser.problems(files.read(folder))
     ] == ["0.sql", "2.sql", "3.sql"]
 
 
@@ -528,7 +528,7 @@ def test_what_stands_astride_two_blocks_is_read_as_elsewhere(border: int, astrid
             assert file.sha256 == hashlib.sha256(text.encode()).hexdigest()
             assert "".join(file.text()) == text
             line = 1 + text.count("\n")
-            (told,) = scripts.problems([file])
+            (told,) = parser.problems([file])
             assert told.startswith(f"{file.path}:{line}:10: syntax error")
 
 
@@ -584,8 +584,8 @@ def test_no_piece_ends_within_a_statement(astride: str) -> None:
     expected = told_of(split(Piece(opening + astride + closing)))
     for block in range(len(opening), len(opening + astride) + 1):
         with cutting(block), on_disk(opening + astride + closing) as file:
-            assert scripts.problems([file]) == []
-            assert told_of(list(scripts.statements(file))) == expected
+            assert parser.problems([file]) == []
+            assert told_of(list(parser.statements(file))) == expected
 
 
 @contextmanager
@@ -594,21 +594,21 @@ def cutting(block: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "_FIRST_BLOCK", block)
         patch.setattr(files, "BLOCK", block)
-        patch.setattr(scripts, "BLOCK", block)
+        patch.setattr(parser, "BLOCK", block)
         yield
 
 
 def test_a_large_file_is_cut_into_pieces_that_make_it_up() -> None:
     text = "".join(f"-- number {n}\ninsert into t values ({n}, 'é;\n');\n" for n in range(9000))
     with on_disk(text) as file:
-        outline = scripts.outline(file)
-        pieces = list(scripts.pieces(file))
+        outline = parser.outline(file)
+        pieces = list(parser.pieces(file))
         assert len(pieces) == len(outline.pieces) >= 4
         assert max(len(piece.text) for piece in pieces) < 2 * BLOCK
         assert "".join(piece.text for piece in pieces) == text
         assert outline.statements == 9000
         assert outline.transactional
-        found = list(scripts.statements(file))
+        found = list(parser.statements(file))
     assert told_of(found) == told_of(split(Piece(text)))
     assert found[-1].position() == "26999:1"
 
@@ -633,7 +633,7 @@ def test_letters_beyond_ascii_make_no_file_slow() -> None:
     for each in (text, text.replace("ж", "x")):
         with on_disk(each * 2_000) as file:
             started = time.process_time()
-            assert scripts.outline(file).statements == 2_000
+            assert parser.outline(file).statements == 2_000
             seconds[each.isascii()] = time.process_time() - started
     assert seconds[False] < 10 * seconds[True]
 
@@ -649,16 +649,16 @@ def test_a_file_that_has_changed_since_it_was_checked_is_refused() -> None:
     for text in (SOUND, "insert into t values (1);\n" * 20_000):
         for changed in (text.replace("t", "u", 1), text[:-1], text + "\n", ""):
             with on_disk(text) as file:
-                assert scripts.problems([file]) == []
+                assert parser.problems([file]) == []
                 file.path.write_text(changed)
                 with pytest.raises(FilesError) as caught:
-                    list(scripts.pieces(file))
+                    list(parser.pieces(file))
                 assert caught.value.problems == [
                     f"{file.path}: has changed since this run began: run again"
                 ]
                 file.path.unlink()
                 with pytest.raises(FilesError, match="cannot be read: No such file"):
-                    list(scripts.pieces(file))
+                    list(parser.pieces(file))
 
 
 # --- what was applied before -----------------------------------------------------------------
@@ -682,8 +682,8 @@ def test_an_edited_file_is_refused_with_both_digests() -> None:
 def test_a_removed_file_is_refused_with_its_digest() -> None:
     present = {"0001_a.sql": "1a" * 32}
     assert files.history_problems("migrations", RECORDED, present) == [
-        "migrations/0002_b.sql: was applied (sha256 2b2b2b2b2b2b2b2b) and is gone: restore it, or "
-        "update this checkout if it is older than the database"
+        "migrations/0002_b.sql: was applied (sha256 2b2b2b2b2b2b2b2b) and was removed: "
+        "restore it, or update this checkout if it is older than the database"
     ]
 
 
@@ -769,8 +769,8 @@ def test_a_file_splits_into_the_statements_it_was_made_of(parts: list[tuple[str,
 @example("/* select 1; /* */ -- */ -- select 1; /*\nselect 1; /* select 2 -- */ select 2")
 def test_statements_stand_where_the_parser_finds_them(text: str) -> None:
     try:
-        expected = [(part.start, part.stop) for part in parser.split(text, only_slices=True)]
-    except parser.ParseError:
+        expected = [(part.start, part.stop) for part in pglast.split(text, only_slices=True)]
+    except pglast.ParseError:
         return
     assert [(found.start, found.stop) for found in split(Piece(text))] == expected
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from migrate import catalog, files, ledger, proof, run, scripts
+from migrate import catalog, files, ledger, parser, run, verify
 from migrate.connection import Connection, connect
 from migrate.errors import FilesError
 
@@ -276,7 +276,7 @@ def test_any_split_into_runs_gives_the_same_catalog(history: History, database: 
         for number in range(last + 1):
             tree = history.tree(Path(name), number)
             run.up(session, tree)
-            assert proof.verify(session, tree) == 0
+            assert verify.check(session, tree) == 0
         assert catalog.read(session) == at_once
 
 
@@ -346,7 +346,7 @@ STARTS = ("", "-- migrate;\n", "/* $$ ;\n */\n", "\n\n")
 @contextmanager
 def blocks_of(size: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("migrate.files.BLOCK", "migrate.files._FIRST_BLOCK", "migrate.scripts.BLOCK"):
+        for name in ("migrate.files.BLOCK", "migrate.files._FIRST_BLOCK", "migrate.parser.BLOCK"):
             patch.setattr(name, size)
         yield
 
@@ -364,10 +364,10 @@ def joined(start: str, parts: Sequence[tuple[str, str]]) -> tuple[str, list[tupl
 def assert_split(text: str, placed: Sequence[tuple[str, str]], data: bytes) -> None:
     with tempfile.TemporaryDirectory() as directory:
         (file,) = write(Path(directory), {"migrations/0001_a.sql": data})["migrations"]
-        pieces = list(scripts.pieces(file))
+        pieces = list(parser.pieces(file))
         assert "".join(piece.text for piece in pieces) == text
         assert sum(piece.count for piece in pieces) == len(placed)
-        found = list(scripts.statements(file))
+        found = list(parser.statements(file))
     assert [(each.text, each.position()) for each in found] == placed
     assert [each.number for each in found] == list(range(1, len(placed) + 1))
 
@@ -408,5 +408,5 @@ def test_a_comment_is_not_cut_by_the_border_of_two_blocks() -> None:
     data = f"{text}create index concurrently i on t (a);\n".encode()
     with tempfile.TemporaryDirectory() as directory:
         (file,) = write(Path(directory), {"migrations/0001_a.sql": data})["migrations"]
-        (statement,) = scripts.statements(file)
+        (statement,) = parser.statements(file)
     assert statement.comment == text

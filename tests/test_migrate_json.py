@@ -18,7 +18,7 @@ FILES = {
     ),
     "migrations/0002_u.sql": "-- migrate: no-transaction\nvacuum t;\nvacuum t;\n",
     "repeatable/v.sql": "create or replace view v as select a from t;\n",
-    "verify/a.sql": "-- promise: there is no row\nselect a from t;\n",
+    "verify/a.sql": "-- check: there is no row\nselect a from t;\n",
 }
 
 
@@ -66,7 +66,7 @@ def test_a_life_in_documents(database: str, tmp_path: Path) -> None:
 
     assert migrate(tmp_path, database, "verify") == (
         0,
-        {"promises": 1, "accepted": [], "drift": [], "broken": []},
+        {"checks": 1, "accepted": [], "drift": [], "failed_checks": []},
     )
 
 
@@ -109,10 +109,10 @@ def test_broken_promises_have_their_rows(database: str, tmp_path: Path) -> None:
         connection.execute("insert into t values (7)")
     code, verified = migrate(tmp_path, database, "verify")
     assert code == 1
-    (broken,) = verified["broken"]
-    assert broken["promise"] == "there is no row"
-    assert broken["place"].endswith("verify/a.sql:2:1")
-    assert broken["rows"] == [{"a": 7}]
+    (failed,) = verified["failed_checks"]
+    assert failed["check"] == "there is no row"
+    assert failed["place"].endswith("verify/a.sql:2:1")
+    assert failed["rows"] == [{"a": 7}]
 
 
 def test_errors_are_documents_too(database: str, tmp_path: Path) -> None:

@@ -13,8 +13,7 @@ from pglast.parser import parse_sql
 from components import ROOT
 from migrate.files import REPEATABLE, VERSIONED, File, read
 from migrate.lint import lint
-from migrate.scripts import outline
-from migrate.statements import Statement
+from migrate.parser import Statement, outline
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from linting import HURTS, found, rules_of, written
 
 from components import ROOT
 from migrate.lint import RULES, lint
-from migrate.scripts import outline, statements
+from migrate.parser import outline, statements
 
 # --- the document ----------------------------------------------------------------------------
 

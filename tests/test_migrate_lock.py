@@ -14,27 +14,27 @@ import pytest
 from migrating import (
     ABSENT,
     REPOSITORY,
+    checks_passed,
     cut_off,
     drifts,
     failure,
     in_background,
+    incomplete,
     made,
     query,
     recorded,
     started_up,
     tables,
     told,
-    unsettled,
     up,
     up_fails,
-    verify,
     wait_for,
     wait_until_active,
     write,
 )
 
 from embedded.postgres import Server
-from migrate import apply, files, proof, run
+from migrate import apply, files, run, verify
 from migrate.connection import LOCK_KEY, connect
 from migrate.errors import MigrateError
 
@@ -212,7 +212,7 @@ def test_a_file_that_lets_the_lock_of_the_run_go_is_noticed(database: str, tmp_p
     )
     assert recorded(database) == ["0001_t1.sql", "0002_a.sql"]
     assert up(database, tmp_path) == []
-    assert verify(database, tmp_path) == 0
+    assert checks_passed(database, tmp_path) == 0
 
 
 def test_a_run_on_another_database_of_the_server_is_not_waited_for(
@@ -278,7 +278,7 @@ def test_a_run_whose_connection_is_cut_keeps_what_it_committed_and_is_gone_on_wi
     assert "committed in this run: 0002_t2.sql" in cut.result()
     write(tmp_path, {"migrations/0003_c.sql": "select 3;"})
     assert up(database, tmp_path) == ["0003_c.sql"]
-    assert verify(database, tmp_path) == 0, "the file that was committed is no drift"
+    assert checks_passed(database, tmp_path) == 0, "the file that was committed is no drift"
 
 
 # --- a run that was cut off ------------------------------------------------------------------
@@ -288,13 +288,13 @@ SLEEP = {"migrations/0002_b.sql": "create table half (); select pg_sleep(600);"}
 
 def test_while_a_run_is_under_way_nobody_is_told_of_drift(database: str, tmp_path: Path) -> None:
     up(database, write(tmp_path, tables(1)))
-    assert not unsettled(database, tmp_path)
+    assert not incomplete(database, tmp_path)
     write(tmp_path, {"migrations/0002_b.sql": "create table t2 (); select pg_sleep(2);"})
-    with in_background(lambda: up(database, tmp_path)) as under_way:
+    with in_background(lambda: up(database, tmp_path)) as in_progress:
         wait_until_active(database, "%pg_sleep%")
-        assert unsettled(database, tmp_path)
-    assert under_way.result() == ["0002_b.sql"]
-    assert not unsettled(database, tmp_path)
+        assert incomplete(database, tmp_path)
+    assert in_progress.result() == ["0002_b.sql"]
+    assert not incomplete(database, tmp_path)
 
 
 def test_what_a_killed_run_left_is_not_known_until_the_next_run_has_finished_it(
@@ -305,10 +305,10 @@ def test_what_a_killed_run_left_is_not_known_until_the_next_run_has_finished_it(
         wait_until_active(database, "%pg_sleep%")
         process.kill()
     assert made(database) == ["t1"]
-    assert unsettled(database, tmp_path)
+    assert incomplete(database, tmp_path)
     write(tmp_path, {"migrations/0002_b.sql": "create table t2 ();"})
     assert up(database, tmp_path) == ["0002_b.sql"]
-    assert not unsettled(database, tmp_path)
+    assert not incomplete(database, tmp_path)
     assert up(database, tmp_path) == []
 
 
@@ -318,15 +318,15 @@ def test_a_cut_off_run_that_left_nothing_to_apply_is_finished(
     write(tmp_path, {**tables(1), **SLEEP})
     cut_off(database, tmp_path)
     (tmp_path / "migrations/0002_b.sql").unlink()
-    assert unsettled(database, tmp_path)
+    assert incomplete(database, tmp_path)
     assert up(database, tmp_path) == []
-    assert not unsettled(database, tmp_path)
+    assert not incomplete(database, tmp_path)
 
 
 def test_a_failed_run_is_no_cut_off_one(database: str, tmp_path: Path) -> None:
     up_fails(database, write(tmp_path, {**tables(1), "migrations/0002_b.sql": "select 1 / 0;"}))
     write(tmp_path, {"migrations/0002_b.sql": "select 1;"})
-    assert not unsettled(database, tmp_path)
+    assert not incomplete(database, tmp_path)
 
 
 def test_a_drift_before_a_cut_off_run_is_told_after_the_run_that_finishes_it(
@@ -342,7 +342,7 @@ def test_a_drift_before_a_cut_off_run_is_told_after_the_run_that_finishes_it(
     write(tmp_path, {**tables(3), **sleep})
     for _ in range(2):
         assert "0004_d.sql:1:23: terminating connection" in cut_off(database, tmp_path)
-        assert unsettled(database, tmp_path)
+        assert incomplete(database, tmp_path)
     up(database, write(tmp_path, {"migrations/0004_d.sql": "select 4;"}))
     with connect(database) as session:
         found = drifts(session)
@@ -354,13 +354,13 @@ def test_accepting_the_live_catalog_ends_a_cut_off_run(database: str, tmp_path: 
     cut_off(database, write(tmp_path, {**tables(1), **SLEEP}))
     (tmp_path / "migrations/0002_b.sql").unlink()
     with connect(database) as session:
-        proof.accept(session)
-    assert not unsettled(database, tmp_path)
+        verify.accept(session)
+    assert not incomplete(database, tmp_path)
 
 
 def test_accepting_waits_for_a_run(database: str, tmp_path: Path) -> None:
     up(database, write(tmp_path, tables(1)))
     with psycopg.connect(database, autocommit=True) as holder, connect(database) as session:
         holder.execute("select pg_advisory_lock(%s)", [LOCK_KEY])
-        message = failure(lambda: proof.accept(session, wait=0))
+        message = failure(lambda: verify.accept(session, wait=0))
         assert f"another run holds the migration lock: pid {holder.info.backend_pid} " in message

@@ -7,18 +7,18 @@ from typing import Any, LiteralString
 import psycopg
 import pytest
 from migrating import (
+    checks_passed,
     cut_off,
     failure,
+    incomplete,
     indexes,
     made,
     query,
     recorded,
     started_up,
     tables,
-    unsettled,
     up,
     up_fails,
-    verify,
     wait_until_active,
     write,
 )
@@ -61,7 +61,7 @@ def test_an_index_that_could_not_be_built_is_built_again_by_the_next_run(
     query(database, "truncate t1")
     assert up(database, tmp_path) == ["0003_i.sql"]
     assert indexes(database) == [("t1_a", True)]
-    assert verify(database, tmp_path) == 0
+    assert checks_passed(database, tmp_path) == 0
 
 
 def test_an_invalid_index_from_a_crash_is_not_taken_for_done(database: str, tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_a_cut_off_file_without_a_transaction_is_gone_on_with(
     write(tmp_path, {"migrations/0002_b.sql": slow.replace("600", "0")})
     assert up(database, tmp_path) == ["0002_b.sql"]
     assert query(database, "select a from t1 order by 1") == [1, 2, 3]
-    assert verify(database, tmp_path) == 0
+    assert checks_passed(database, tmp_path) == 0
 
 
 def test_comments_and_what_is_not_done_may_be_edited(database: str, tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_a_file_that_is_half_done_may_not_be_removed(database: str, tmp_path: Pa
     path = tmp_path / "migrations/0002_b.sql"
     path.rename(path.with_name("0002_other.sql"))
     assert failure(lambda: up(database, tmp_path), FilesError) == (
-        "migrations/0002_b.sql: is gone, but statements of it are done (the first 1), by a run "
+        "migrations/0002_b.sql: was removed, but statements of it are done (the first 1), by a run "
         "that was cut off or failed: restore it\n"
         "  committed in this run: nothing"
     )
@@ -261,7 +261,7 @@ def test_a_file_of_which_nothing_is_done_may_become_another(
     assert up(database, write(tmp_path, {f"migrations/{name}": text})) == [name]
     assert query(database, "select a from t1") == [1]
     assert up(database, tmp_path) == []
-    assert not unsettled(database, tmp_path)
+    assert not incomplete(database, tmp_path)
 
 
 @pytest.mark.parametrize("mended", ["removed", "in a transaction", "renamed"])
@@ -278,7 +278,7 @@ def test_a_half_done_repeatable_file_may_become_another(
         assert up(database, tmp_path) == [name]
     up(database, tmp_path)
     assert progress(database) == []
-    assert not unsettled(database, tmp_path)
+    assert not incomplete(database, tmp_path)
 
 
 def test_what_the_done_statements_set_is_set_again(database: str, tmp_path: Path) -> None:
@@ -402,7 +402,7 @@ def test_an_index_whose_build_was_cut_off_is_there_once_and_valid(
     assert (found == cut) == built
     assert query(database, f"select a from {table} order by 1") == [1, 2]
     assert progress(database) == []
-    assert verify(database, tmp_path) == 0
+    assert checks_passed(database, tmp_path) == 0
 
 
 def test_an_invalid_index_that_cannot_be_dropped_is_told(database: str, tmp_path: Path) -> None:

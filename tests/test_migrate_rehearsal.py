@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 APPLIED = {
     "migrations/0001_t.sql": "create table t (a int, b int);\n",
     "repeatable/v.sql": "create or replace view v as select a from t;\n",
-    "verify/v.sql": "-- promise: there is no row\nselect * from t;\n",
+    "verify/v.sql": "-- check: there is no row\nselect * from t;\n",
 }
 
 
@@ -47,7 +47,7 @@ def servers() -> set[int]:
 
 def test_everything_is_rehearsed_for_an_empty_database(tmp_path: Path) -> None:
     result = rehearsal.rehearse(write(tmp_path, APPLIED))
-    assert (result.applied, result.promises) == (2, 1)
+    assert (result.applied, result.checks) == (2, 1)
     assert result.postgres.startswith("18")
     assert str(result).startswith("rehearsed in a throwaway PostgreSQL 18")
 
@@ -98,9 +98,9 @@ def test_a_promise_that_would_break_fails_it(database: str, tmp_path: Path) -> N
     assert str(caught.value) == (
         "the rehearsal failed; nothing was done to the database itself (in a throwaway "
         "PostgreSQL):\n"
-        f"{tmp_path}/verify/v.sql:2:1: broken promise: there is no row\n"
+        f"{tmp_path}/verify/v.sql:2:1: failed check: there is no row\n"
         "  a=1, b=2\n"
-        "  what to do: correct the pending files; or, where the promise is to change, its query in "
+        "  what to do: correct the pending files; or, where the check is to change, its query in "
         "verify/"
     )
 
@@ -158,7 +158,7 @@ def test_the_command_line_rehearses_what_is_pending(database: str, tmp_path: Pat
     result = plan(tmp_path, "--rehearse", "--json", url=database)
     assert result.returncode == 2
     found = json.loads(result.stdout)["rehearsal"]
-    assert (found["applied"], found["promises"]) == (1, 1)
+    assert (found["applied"], found["checks"]) == (1, 1)
     write(tmp_path, {"migrations/0003_bad.sql": "select nothing_such();"})
     result = plan(tmp_path, "--rehearse", url=database)
     assert result.returncode == 1

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from migrating import failure, made, query, recorded, sent, tables, told, up, up_fails, write
 
-from migrate import VERSION, files, proof, rehearsal, run
+from migrate import VERSION, files, rehearsal, run, verify
 from migrate.connection import connect
 from migrate.errors import FilesError
 
@@ -98,7 +98,7 @@ def test_plan_names_what_up_would_apply_and_changes_nothing(database: str, tmp_p
     with connect(database) as session:
         plan = run.plan(session, files.read_tree(tmp_path))
     planned = [name for folder in plan.folders for name in folder.work]
-    assert (plan.work, plan.settled, [file.name for file in plan.pending]) == (True, True, planned)
+    assert (plan.work, plan.complete, [file.name for file in plan.pending]) == (True, True, planned)
     assert planned == ["0001_t1.sql", "0002_t2.sql", "a.sql"]
     assert query(database, "select nspname from pg_namespace where nspname = 'migrate'") == []
     assert up(database, tmp_path) == planned
@@ -354,7 +354,7 @@ def test_a_removed_repeatable_file_is_forgotten_and_applied_again_when_it_return
     (tmp_path / "repeatable/1.sql").unlink()
     steps: list[run.Step] = []
     assert up(database, tmp_path, report=steps.append) == []
-    assert told(steps) == ["forgot repeatable/1.sql, which is gone; what it made stays"]
+    assert told(steps) == ["unrecorded repeatable/1.sql, which was removed; what it made stays"]
     assert recorded(database) == ["2.sql"]
     assert up(database, write(tmp_path, {"repeatable/1.sql": "select 1;"})) == ["1.sql"]
 
@@ -401,7 +401,7 @@ def test_a_role_that_may_not_make_the_ledger_is_told_so(role: str, tmp_path: Pat
     assert "(SQLSTATE 42501)\n  what to do: run as the role that owns the database" in message
 
 
-@pytest.mark.parametrize("action", [run.plan, run.up, proof.verify])
+@pytest.mark.parametrize("action", [run.plan, run.up, verify.check])
 def test_a_role_that_may_not_read_the_ledger_is_told_so(
     database: str, role: str, tmp_path: Path, action: Callable[..., object]
 ) -> None:
@@ -413,7 +413,7 @@ def test_a_role_that_may_not_read_the_ledger_is_told_so(
 
 def test_a_role_that_may_not_accept_a_drift_is_told_so(role: str) -> None:
     with connect(role) as session:
-        message = failure(lambda: proof.accept(session))
+        message = failure(lambda: verify.accept(session))
     assert message.startswith("the database refuses: permission denied for database test_")
 
 
@@ -430,13 +430,13 @@ def test_the_ledger_of_an_older_engine_is_brought_up_to_date(database: str, tmp_
     write(tmp_path, tables(1) | {"repeatable/v.sql": "create or replace view v as select 1 as a;"})
     up(database, tmp_path)
     query(database, "alter table migrate.ledger drop column content")
-    query(database, "alter table migrate.catalog drop column under_way")
+    query(database, "alter table migrate.catalog drop column in_progress")
     query(database, "drop table migrate.progress")
     with connect(database) as session:
-        assert run.compare(session, files.read_tree(tmp_path)).settled is False
+        assert run.compare(session, files.read_tree(tmp_path)).complete is False
         assert rehearsal.state(session).repeatable == {}
     assert up(database, tmp_path) == []
     with connect(database) as session:
-        assert run.compare(session, files.read_tree(tmp_path)).settled is True
+        assert run.compare(session, files.read_tree(tmp_path)).complete is True
         assert list(rehearsal.state(session).repeatable) == ["v.sql"]
-        assert proof.drift(session) == []
+        assert verify.drift(session) == []

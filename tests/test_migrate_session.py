@@ -11,7 +11,7 @@ import pytest
 from migrating import ROWS, failure, large, made, query, recorded, sent, tables, up, up_fails, write
 
 from embedded.postgres import Server
-from migrate import files, run, scripts
+from migrate import files, parser, run
 from migrate.connection import LOCK_KEY, connect
 from migrate.errors import FilesError
 
@@ -30,7 +30,7 @@ def test_a_large_file_is_one_transaction_in_several_messages(database: str, tmp_
     tree = files.read_tree(tmp_path)
     with connect(database) as session:
         count = sent(session, partial(run.up, session, tree), tmp_path)
-    assert 4 <= len(scripts.outline(tree["migrations"][1]).pieces) <= count < 40
+    assert 4 <= len(parser.outline(tree["migrations"][1]).pieces) <= count < 40
     assert query(database, "select count(*), count(distinct xmin::text) from t1") == [(ROWS, 1)]
     assert query(database, "select f() = repeat(E'begin;\nend;\n', 10000), g()") == [(True, 1)]
     rows = query(database, "select sha256, xmin::text from migrate.ledger where name like '0002%'")
@@ -58,7 +58,7 @@ def test_a_failure_in_a_large_file_has_its_place_and_leaves_nothing(
     )
     assert query(database, "select count(*) from t1") == [0]
     assert recorded(database) == ["0001_t1.sql"]
-    pieces = list(scripts.pieces(files.read_tree(tmp_path)["migrations"][1]))
+    pieces = list(parser.pieces(files.read_tree(tmp_path)["migrations"][1]))
     assert [number for number, each in enumerate(pieces, 1) if broken in each.text] == [piece]
 
 

@@ -19,7 +19,7 @@ from components.automation import SCHEDULES
 from components.matrix import API_ROLES, SERVICES
 from dev.in_process import InProcessError, Realiser
 from embedded.cluster import Access
-from migrate import catalog, files, proof
+from migrate import catalog, files, verify
 from migrate.connection import connect
 
 
@@ -138,7 +138,7 @@ def test_a_restored_database_is_no_drift_and_is_taken_over_without_its_ledger(
     for command in (dump, [*restore, str(backup)]):
         subprocess.run(command, check=True, capture_output=True)
     with connect(database) as connection:
-        assert proof.drift(connection) == []
+        assert verify.drift(connection) == []
         connection.execute("drop schema migrate cascade")
     result = run(stack_config(database, tmp_path / "manifests"))
     assert result.outputs["schema_fingerprint"] == platform.result.outputs["schema_fingerprint"]

@@ -47,8 +47,8 @@ class TestCheck:
         with offline.host() as host:
             message, hint = host.refused("migrations")
         assert message == (
-            f"migrations/{name}: was applied (sha256 {digest[:16]}) and is gone: restore it, or "
-            "update this checkout if it is older than the database"
+            f"migrations/{name}: was applied (sha256 {digest[:16]}) and was removed: "
+            "restore it, or update this checkout if it is older than the database"
         )
         assert hint.startswith("or, where the database was restored")
 
@@ -203,7 +203,7 @@ class TestDiff:
             assert untimed(host.update("repeatable")) == f"applied repeatable/{name}\n"
             assert host.diff("repeatable") == (DIFF_NONE, "")
 
-    def test_removed_repeatable_is_forgotten(self, applied: Stack) -> None:
+    def test_removed_repeatable_is_unrecorded(self, applied: Stack) -> None:
         name = applied.names("repeatable")[-1]
         (applied.folder("repeatable") / name).unlink()
         with applied.host() as host:
@@ -236,7 +236,7 @@ class TestDiff:
         ("text", "told"),
         [
             ("select 1;\nselect 1 / 0;\n", "sql/migrations/NAME:2:1: division by zero"),
-            ("create table private.added ();", "broken promise: Every table in public and private"),
+            ("create table private.added ();", "failed check: Every table in public and private"),
         ],
     )
     def test_migration_that_would_fail_fails_the_preview(
@@ -251,7 +251,7 @@ class TestDiff:
         assert applied.everything() == before
 
     def test_cut_off_run_is_pending_until_it_is_finished(self, applied: Stack) -> None:
-        applied.execute("update migrate.catalog set under_way = '{}'")
+        applied.execute("update migrate.catalog set in_progress = '{}'")
         with applied.host() as host:
             for name in ("migrations", "repeatable"):
                 told = "the record of what is there is not complete: this completes it\n"
@@ -259,7 +259,7 @@ class TestDiff:
             changes, said = host.diff("verification")
             assert changes == DIFF_SOME
             assert said.startswith(
-                "whether the schema has drifted is not known: a run is under way"
+                "whether the schema has drifted is not known: a run is in progress"
             )
             assert "is not known" in host.failure(host.update, "verification")
             assert host.update("migrations") == ""
@@ -354,11 +354,11 @@ class TestDrift:
             host.update("migrations")
             assert "table public.accounts" in host.failure(host.update, "verification")
 
-    def test_broken_promise_fails_with_its_words(self, applied: Stack) -> None:
-        path = applied.add("-- promise: there is no one\nselect 1 as one;\n", "verify")
+    def test_failed_check_fails_with_its_text(self, applied: Stack) -> None:
+        path = applied.add("-- check: there is no one\nselect 1 as one;\n", "verify")
         with applied.host() as host:
             message = host.failure(host.update, "verification")
-        assert f"sql/verify/{path.name}:2:1: broken promise: there is no one\n  one=1" in message
+        assert f"sql/verify/{path.name}:2:1: failed check: there is no one\n  one=1" in message
 
 
 class TestRefresh:

@@ -108,7 +108,7 @@ provider, values = VerificationProvider(), eval(sys.argv[1])
 provider.configure(ConfigureRequest(Config(values, "mindroom")))
 for name in ("psycopg", "migrate.run"):
     assert name not in sys.modules, name
-proof = {"files": "", "promises": ""}
+proof = {"files": "", "checks": ""}
 provider.diff("verification", proof, proof)
 for name in ("psycopg", "migrate.catalog"):
     assert name in sys.modules, name

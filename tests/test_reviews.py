@@ -103,7 +103,7 @@ PLAN: dict[str, Any] = {
         }
     ],
     "drift": [],
-    "rehearsal": {"postgres": "18.4", "applied": 1, "promises": 42, "seconds": 0.071},
+    "rehearsal": {"postgres": "18.4", "applied": 1, "checks": 42, "seconds": 0.071},
 }
 
 
@@ -225,7 +225,7 @@ class TestMigrations:
                 "  what to do: create it CONCURRENTLY\n"
                 "drift: table public.t\n  expected: kind r\n  found:    (absent)\n"
                 "rehearsed in a throwaway PostgreSQL 18.4: pending files applied 1 (in 0.07 s), "
-                "promises kept 42",
+                "checks passed 42",
             )
         )
 
@@ -397,7 +397,7 @@ def test_without_secrets_the_files_are_rehearsed_from_nothing(
     shown = capsys.readouterr().out
     assert "**Changes:** not known, since this was done without secrets.\n" in shown
     assert "**Migrations:** not compared with a database, rehearsed in " in shown
-    assert "promises kept" in shown
+    assert "checks passed" in shown
     assert (tmp_path / "summary.md").read_text() == shown
 
     path = copy / "sql" / "migrations" / late_index(copy)

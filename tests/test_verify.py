@@ -10,7 +10,7 @@ PROMISES = {
     promise: query
     for path in sql_files("verify")
     for promise, query in re.findall(
-        r"^-- promise: (.+)\n((?:.+\n|\n(?!-- promise: ))+)", path.read_text(), re.MULTILINE
+        r"^-- check: (.+)\n((?:.+\n|\n(?!-- check: ))+)", path.read_text(), re.MULTILINE
     )
 }
 """Promise -> the query that finds what breaks it."""
@@ -149,7 +149,7 @@ def test_every_promise_holds(db: Db) -> None:
 
 
 def test_every_promise_is_shown_to_be_found_broken() -> None:
-    count = sum(path.read_text().count("-- promise: ") for path in sql_files("verify"))
+    count = sum(path.read_text().count("-- check: ") for path in sql_files("verify"))
     assert len(PROMISES) == count
     begins = tuple({begin for begin, _ in VIOLATIONS})
     assert [promise for promise in PROMISES if not promise.startswith(begins)] == []

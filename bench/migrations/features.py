@@ -736,7 +736,7 @@ def _raising(query: str) -> str:
 
 
 def _prove_ours(case: Case, query: str) -> Command:
-    _repeatable_in("verify/promises.sql")(case, f"-- promise: no id is negative\n{query};")
+    _repeatable_in("verify/promises.sql")(case, f"-- check: no id is negative\n{query};")
     return case.tool.command(case.directory, case.database.url, "verify")
 
 

@@ -29,7 +29,7 @@ def lint(files: Sequence[File], before: Sequence[File] = (), apart: bool = False
     reader = Reader()
     for file in before:
         reader.read(file)
-    reader.settle()
+    reader.start_pending()
     for file in files:
         reader.read(file)
         if apart:

@@ -1,4 +1,4 @@
-"""What the parser's nodes tell by themselves: names, types, locks, what is written anew."""
+"""What the parser's nodes tell by themselves: names, types, locks, what is rewritten."""
 
 import re
 from collections.abc import Iterator, Mapping

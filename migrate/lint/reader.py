@@ -34,8 +34,7 @@ from migrate.lint.nodes import (
     type_rule,
 )
 from migrate.lint.rules import RULES, Finding
-from migrate.scripts import outline, statements
-from migrate.statements import Statement
+from migrate.parser import Statement, outline, statements
 
 _ALLOW = re.compile(r"^[ \t]*(--[ \t]*migrate:[ \t]*allow\b([^:\n]*):?(.*))", re.MULTILINE)
 
@@ -134,9 +133,9 @@ class Reader:
         self.functions: dict[_Routine, _Function] = {}
         self.domains: set[str] = set()
         self.exposing = True  # PUBLIC may execute a new function
-        self.settle()
+        self.start_pending()
 
-    def settle(self) -> None:
+    def start_pending(self) -> None:
         """What was read so far is applied, and not judged."""
         self.findings: list[Finding] = []
         self.acknowledging: list[_Place] = []

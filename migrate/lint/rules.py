@@ -67,7 +67,7 @@ RULES: Mapping[str, Rule] = {
         "keep the type, and bound the values by a CHECK constraint, NOT VALID at first",
     ),
     "table-rewrite": Rule(
-        "{} writes all of it anew, and meanwhile nobody can read or write it",
+        "{} rewrites all of it, and meanwhile nobody can read or write it",
         "do it while nobody uses the table, or by an extension that copies online (pg_repack)",
     ),
     "not-null-without-default": Rule(
@@ -88,7 +88,7 @@ RULES: Mapping[str, Rule] = {
         "such way: add it while nobody uses the table",
     ),
     "drop": Rule(
-        "clients that still use {} fail, and its data is gone",
+        "clients that still use {} fail, and its data is lost",
         "first release clients that do without it, then drop it",
     ),
     "rename": Rule(

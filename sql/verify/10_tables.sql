@@ -1,6 +1,6 @@
 -- The tables of the contract: row-level security, the customer's id on every row, what must be there.
 
--- promise: The eight tables of the contract and the private ones exist.
+-- check: The eight tables of the contract and the private ones exist.
 select expected.name as missing_table
   from (values
     ('public.accounts'), ('public.subscriptions'), ('public.instances'), ('public.usage_metrics'),
@@ -10,7 +10,7 @@ select expected.name as missing_table
   ) as expected (name)
  where to_regclass(expected.name) is null;
 
--- promise: Row-level security is on for every table in public and private, and not forced on the owner, whose functions need to pass.
+-- check: Row-level security is on for every table in public and private, and not forced on the owner, whose functions need to pass.
 select n.nspname as schema, c.relname as table, c.relrowsecurity as enabled, c.relforcerowsecurity as forced
   from pg_catalog.pg_class c
   join pg_catalog.pg_namespace n on n.oid = c.relnamespace
@@ -19,7 +19,7 @@ select n.nspname as schema, c.relname as table, c.relrowsecurity as enabled, c.r
    and not exists (select from pg_catalog.pg_depend d where d.objid = c.oid and d.deptype = 'e')
    and (not c.relrowsecurity or c.relforcerowsecurity);
 
--- promise: Every table in public and private has a primary key.
+-- check: Every table in public and private has a primary key.
 select n.nspname as schema, c.relname as table
   from pg_catalog.pg_class c
   join pg_catalog.pg_namespace n on n.oid = c.relnamespace
@@ -28,7 +28,7 @@ select n.nspname as schema, c.relname as table
    and not exists (select from pg_catalog.pg_depend d where d.objid = c.oid and d.deptype = 'e')
    and not exists (select from pg_catalog.pg_index i where i.indrelid = c.oid and i.indisprimary);
 
--- promise: Every row of a customer carries account_id: a uuid, never null (but in the audit log), the first column of an index.
+-- check: Every row of a customer carries account_id: a uuid, never null (but in the audit log), the first column of an index.
 select t.name as table,
        a.atttypid::regtype as type,
        a.attnotnull as not_null,
@@ -50,7 +50,7 @@ select t.name as table,
     or (not a.attnotnull and t.name <> 'audit_logs')
     or not indexed.yes;
 
--- promise: account_id is kept true: a foreign key leads to the account, and wherever a row names an instance or a subscription too, one key holds both.
+-- check: account_id is kept true: a foreign key leads to the account, and wherever a row names an instance or a subscription too, one key holds both.
 select t.name as table, t.columns as columns_of_the_missing_key, t.target
   from (values
     ('accounts', '{id}', 'auth.users'),
@@ -77,12 +77,12 @@ select t.name as table, t.columns as columns_of_the_missing_key, t.target
       )
  );
 
--- promise: The audit log outlives what it speaks of: it has no foreign key.
+-- check: The audit log outlives what it speaks of: it has no foreign key.
 select con.conname as foreign_key, con.confrelid::regclass as target
   from pg_catalog.pg_constraint con
  where con.conrelid = to_regclass('public.audit_logs') and con.contype = 'f';
 
--- promise: created_at and updated_at are timestamptz and never null.
+-- check: created_at and updated_at are timestamptz and never null.
 select a.attrelid::regclass as table, a.attname as column, a.atttypid::regtype as type, a.attnotnull as not_null
   from pg_catalog.pg_attribute a
   join pg_catalog.pg_class c on c.oid = a.attrelid and c.relkind in ('r', 'p')
@@ -92,7 +92,7 @@ select a.attrelid::regclass as table, a.attname as column, a.atttypid::regtype a
    and not exists (select from pg_catalog.pg_depend d where d.objid = c.oid and d.deptype = 'e')
    and (a.atttypid <> 'timestamptz'::regtype or not a.attnotnull);
 
--- promise: No table that users read has a column named like a secret, but the write-only key_hash.
+-- check: No table that users read has a column named like a secret, but the write-only key_hash.
 select a.attrelid::regclass as table, a.attname as column
   from pg_catalog.pg_attribute a
   join pg_catalog.pg_class c on c.oid = a.attrelid and c.relkind in ('r', 'p', 'v', 'm')
@@ -103,7 +103,7 @@ select a.attrelid::regclass as table, a.attname as column
    and (a.attrelid, a.attname) is distinct from (to_regclass('public.api_keys')::oid, 'key_hash'::name)
    and not exists (select from pg_catalog.pg_depend d where d.objid = c.oid and d.deptype = 'e');
 
--- promise: Views in public, if there are any, obey the reader's row-level security.
+-- check: Views in public, if there are any, obey the reader's row-level security.
 select c.oid::regclass as view
   from pg_catalog.pg_class c
  where c.relnamespace = 'public'::regnamespace
@@ -111,7 +111,7 @@ select c.oid::regclass as view
    and not coalesce(c.reloptions, '{}') && array['security_invoker=true', 'security_invoker=on', 'security_invoker=1']
    and not exists (select from pg_catalog.pg_depend d where d.objid = c.oid and d.deptype = 'e');
 
--- promise: Every table of ours says what it is for.
+-- check: Every table of ours says what it is for.
 select c.oid::regclass as table_without_comment
   from pg_catalog.pg_class c
  where c.relnamespace in (to_regnamespace('public'), to_regnamespace('private'))

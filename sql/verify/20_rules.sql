@@ -1,6 +1,6 @@
 -- The rules that the database itself enforces: constraints, unique indexes, triggers, catalogue data.
 
--- promise: Every rule that a constraint enforces is there and was checked against the existing rows.
+-- check: Every rule that a constraint enforces is there and was checked against the existing rows.
 select t.name as table, t.rule as missing_or_unchecked_constraint
   from (values
     ('public.accounts', 'accounts_email_not_empty'),
@@ -34,7 +34,7 @@ select t.name as table, t.rule as missing_or_unchecked_constraint
     where con.conrelid = to_regclass(t.name) and con.conname = t.rule and con.convalidated
  );
 
--- promise: An email belongs to one account whatever its case, and an account has at most one subscription that is not cancelled.
+-- check: An email belongs to one account whatever its case, and an account has at most one subscription that is not cancelled.
 select t.name as missing_or_wrong_index, pg_get_indexdef(i.indexrelid) as found
   from (values
     ('public.accounts_email_key', 'lower(email)', null),
@@ -47,14 +47,14 @@ select t.name as missing_or_wrong_index, pg_get_indexdef(i.indexrelid) as found
     or i.indnkeyatts <> 1
     or pg_get_expr(i.indpred, i.indrelid) is distinct from t.predicate;
 
--- promise: A backup's expires_at follows from its retention_days: the column is computed.
+-- check: A backup's expires_at follows from its retention_days: the column is computed.
 select coalesce(a.attname, 'expires_at') as column_not_computed
   from (select) as one
   left join pg_catalog.pg_attribute a
     on a.attrelid = to_regclass('public.instance_backups') and a.attname = 'expires_at'
  where a.attgenerated is distinct from 's';
 
--- promise: Every rule that a trigger enforces has its trigger, enabled.
+-- check: Every rule that a trigger enforces has its trigger, enabled.
 select t.name as table, t.trigger as missing_or_disabled_trigger
   from (values
     ('auth.users', 'mindroom_sync_account'),
@@ -89,7 +89,7 @@ select t.name as table, t.trigger as missing_or_disabled_trigger
     where tg.tgrelid = to_regclass(t.name) and tg.tgname = t.trigger and tg.tgenabled in ('O', 'A')
  );
 
--- promise: updated_at is kept by a trigger wherever there is one.
+-- check: updated_at is kept by a trigger wherever there is one.
 select a.attrelid::regclass as table
   from pg_catalog.pg_attribute a
   join pg_catalog.pg_class c on c.oid = a.attrelid and c.relkind in ('r', 'p')
@@ -104,7 +104,7 @@ select a.attrelid::regclass as table
         and tg.tgenabled in ('O', 'A')
    );
 
--- promise: No trigger of ours is switched off, those of foreign keys included.
+-- check: No trigger of ours is switched off, those of foreign keys included.
 select tg.tgrelid::regclass as table, tg.tgname as trigger
   from pg_catalog.pg_trigger tg
   join pg_catalog.pg_class c on c.oid = tg.tgrelid
@@ -112,7 +112,7 @@ select tg.tgrelid::regclass as table, tg.tgname as trigger
    and tg.tgenabled not in ('O', 'A')
    and not exists (select from pg_catalog.pg_depend d where d.objid = c.oid and d.deptype = 'e');
 
--- promise: usage_metrics, written once per message, has no trigger that a count fires and no index on what a count changes.
+-- check: usage_metrics, written once per message, has no trigger that a count fires and no index on what a count changes.
 select tg.tgname as trigger_or_index
   from pg_catalog.pg_trigger tg
  where tg.tgrelid = to_regclass('public.usage_metrics')
@@ -138,7 +138,7 @@ select i.indexrelid::regclass::text
  where i.indrelid = to_regclass('public.usage_metrics')
    and a.attname not in ('account_id', 'instance_id', 'usage_date', 'limit_exceeded');
 
--- promise: The tier catalogue holds exactly the four tiers, each with the same features as true or false.
+-- check: The tier catalogue holds exactly the four tiers, each with the same features as true or false.
 select coalesce(expected.tier, found.tier) as tier,
        case
          when found.tier is null then 'missing'
@@ -156,7 +156,7 @@ select coalesce(expected.tier, found.tier) as tier,
        )
     or jsonb_path_exists(found.features, '$.* ? (@.type() != "boolean")');
 
--- promise: Instance states lead somewhere: only deprovisioned is final, each other one can be removed, and removal only goes on.
+-- check: Instance states lead somewhere: only deprovisioned is final, each other one can be removed, and removal only goes on.
 select state as status, array_agg(t.to_status order by t.to_status) as leads_to
   from unnest(array[
     'provisioning', 'running', 'stopped', 'failed', 'maintenance', 'deprovisioning', 'deprovisioned'
@@ -169,7 +169,7 @@ having case state
          else count(*) filter (where t.to_status = 'deprovisioning') = 0
        end;
 
--- promise: Realtime, where it exists, publishes the tables that clients listen to.
+-- check: Realtime, where it exists, publishes the tables that clients listen to.
 select expected.name as table_not_published
   from (values ('instances'), ('subscriptions')) as expected (name)
  where exists (select from pg_catalog.pg_publication where pubname = 'supabase_realtime')

@@ -1,6 +1,6 @@
 -- The policies: who sees and writes which rows.
 
--- promise: The policies are exactly these, one permissive policy per table, role and command; a policy for all commands counts as four.
+-- check: The policies are exactly these, one permissive policy per table, role and command; a policy for all commands counts as four.
 with expected (name, role, commands) as (
   values
     ('public.accounts', 'authenticated', 'rw'),
@@ -63,7 +63,7 @@ select coalesce(wanted.relation, found.relation)::regclass as table,
   full join found using (relation, role, command)
  where found.policies is distinct from 1 or wanted.role is null;
 
--- promise: A user's policy admits rows of the user's own account and no others, on reading and on writing.
+-- check: A user's policy admits rows of the user's own account and no others, on reading and on writing.
 select p.tablename as table, p.policyname as policy, p.cmd as command, p.qual as "using", p.with_check
   from pg_catalog.pg_policies p
  cross join lateral (
@@ -79,7 +79,7 @@ select p.tablename as table, p.policyname as policy, p.cmd as command, p.qual as
      or (p.cmd not in ('INSERT', 'SELECT') and p.with_check is distinct from own.condition)
    );
 
--- promise: No policy asks who is calling for each row: auth.uid() and its like stand in a sub-select, computed once.
+-- check: No policy asks who is calling for each row: auth.uid() and its like stand in a sub-select, computed once.
 select p.schemaname as schema, p.tablename as table, p.policyname as policy, expression
   from pg_catalog.pg_policies p
  cross join unnest(array[p.qual, p.with_check]) as expression
@@ -87,7 +87,7 @@ select p.schemaname as schema, p.tablename as table, p.policyname as policy, exp
    and regexp_replace(expression, '\( SELECT (auth\.\w+|current_setting)\([^()]*\) AS \w+\)', '', 'g')
        ~ '(auth\.|current_setting)';
 
--- promise: No policy looks into another table: that costs hundreds of times the plain query.
+-- check: No policy looks into another table: that costs hundreds of times the plain query.
 select p.polrelid::regclass as table, p.polname as policy, d.refobjid::regclass as looks_into
   from pg_catalog.pg_policy p
   join pg_catalog.pg_depend d
@@ -98,7 +98,7 @@ select p.polrelid::regclass as table, p.polname as policy, d.refobjid::regclass 
   join pg_catalog.pg_class c on c.oid = p.polrelid
  where c.relnamespace in (to_regnamespace('public'), to_regnamespace('private'));
 
--- promise: A service appends to the audit log in its own name only.
+-- check: A service appends to the audit log in its own name only.
 select coalesce(p.policyname, 'no insert policy') as policy, p.with_check
   from (select) as one
   left join pg_catalog.pg_policies p

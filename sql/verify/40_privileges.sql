@@ -1,6 +1,6 @@
 -- Who may do what: the privileges of the API roles, of PUBLIC and of the service group.
 
--- promise: The privileges of PUBLIC, anon and authenticated on tables, columns and sequences of public and private are exactly these.
+-- check: The privileges of PUBLIC, anon and authenticated on tables, columns and sequences of public and private are exactly these.
 with expected (name, privilege, columns) as (
   values
     ('accounts', 'SELECT', null),
@@ -56,7 +56,7 @@ select relation::regclass as table,
   ) as found using (relation, column_name, grantee, privilege)
  where wanted.privilege is null or found.is_granted is null;
 
--- promise: service_role reads and writes all eight tables, also where new tables are granted to nobody.
+-- check: service_role reads and writes all eight tables, also where new tables are granted to nobody.
 select t.name as table, privilege as missing_privilege
   from (values
     ('accounts'), ('subscriptions'), ('instances'), ('usage_metrics'), ('audit_logs'),
@@ -65,7 +65,7 @@ select t.name as table, privilege as missing_privilege
  cross join unnest(array['SELECT', 'INSERT', 'UPDATE', 'DELETE']) as privilege
  where not has_table_privilege('service_role', to_regclass('public.' || t.name), privilege);
 
--- promise: Nothing in private is within reach of an API role: neither the schema nor any table.
+-- check: Nothing in private is within reach of an API role: neither the schema nor any table.
 select role, 'schema private' as object
   from unnest(array['anon', 'authenticated', 'service_role']) as role
  where has_schema_privilege(role, 'private', 'USAGE') or has_schema_privilege(role, 'private', 'CREATE')
@@ -80,20 +80,20 @@ select role, c.oid::regclass::text
      or has_any_column_privilege(role, c.oid, 'SELECT, INSERT, UPDATE, REFERENCES')
    );
 
--- promise: API roles use the schema public and create nothing in it.
+-- check: API roles use the schema public and create nothing in it.
 select role,
        has_schema_privilege(role, 'public', 'USAGE') as may_use,
        has_schema_privilege(role, 'public', 'CREATE') as may_create
   from unnest(array['anon', 'authenticated', 'service_role']) as role
  where not has_schema_privilege(role, 'public', 'USAGE') or has_schema_privilege(role, 'public', 'CREATE');
 
--- promise: API roles cannot log in, only service_role passes row-level security, and none of them is a superuser.
+-- check: API roles cannot log in, only service_role passes row-level security, and none of them is a superuser.
 select rolname as role, rolcanlogin as login, rolsuper as superuser, rolbypassrls as bypassrls
   from pg_catalog.pg_roles
  where rolname in ('anon', 'authenticated', 'service_role')
    and (rolcanlogin or rolsuper or rolbypassrls <> (rolname = 'service_role'));
 
--- promise: The group of the services cannot log in, passes no row-level security, is member of nothing, and holds no privilege by itself.
+-- check: The group of the services cannot log in, passes no row-level security, is member of nothing, and holds no privilege by itself.
 select 'role platform_service' as object, 'missing, or may log in, pass row-level security or create' as problem
  where not exists (
    select from pg_catalog.pg_roles
@@ -116,7 +116,7 @@ select c.oid::regclass::text, 'privileges granted to the group'
      )
    );
 
--- promise: No member of the service group passes row-level security or is a superuser.
+-- check: No member of the service group passes row-level security or is a superuser.
 select r.rolname as role, r.rolsuper as superuser, r.rolbypassrls as bypassrls
   from pg_catalog.pg_auth_members m
   join pg_catalog.pg_roles r on r.oid = m.member
@@ -126,7 +126,7 @@ select r.rolname as role, r.rolsuper as superuser, r.rolbypassrls as bypassrls
    and r.oid <> c.relowner
    and (r.rolsuper or r.rolbypassrls);
 
--- promise: What the owner of the tables creates next in public or private is granted to nobody by default.
+-- check: What the owner of the tables creates next in public or private is granted to nobody by default.
 select coalesce(n.nspname, 'every schema') as schema,
        case d.defaclobjtype when 'r' then 'tables' when 'S' then 'sequences' when 'f' then 'functions' end as objects,
        case when acl.grantee = 0 then 'PUBLIC' else acl.grantee::regrole::text end as role,
@@ -147,7 +147,7 @@ select 'every schema', 'functions', 'PUBLIC', 'EXECUTE'
     where d.defaclnamespace = 0 and d.defaclobjtype = 'f'
  );
 
--- promise: PUBLIC, anon and authenticated create no temporary objects in a database of ours.
+-- check: PUBLIC, anon and authenticated create no temporary objects in a database of ours.
 select d.datname as database,
        case when acl.grantee = 0 then 'PUBLIC' else acl.grantee::regrole::text end as role,
        format(

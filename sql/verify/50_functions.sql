@@ -1,6 +1,6 @@
 -- The functions: who may run them, and as whom they run.
 
--- promise: The functions of public are exactly those of the contract, by their signatures; users execute the first six, service_role all but Stripe's door, PUBLIC and anon none.
+-- check: The functions of public are exactly those of the contract, by their signatures; users execute the first six, service_role all but Stripe's door, PUBLIC and anon none.
 with expected (name, for_roles) as (
   values
     ('get_user_instance(user_id uuid)', '{authenticated,service_role}'),
@@ -43,13 +43,13 @@ select coalesce(expected.name, found.name) as function,
     or found.oid is null
     or has_function_privilege(role, found.oid, 'EXECUTE') <> allowed;
 
--- promise: No API role, service_role and PUBLIC included, may execute a function of private.
+-- check: No API role, service_role and PUBLIC included, may execute a function of private.
 select p.oid::regprocedure as function, role
   from pg_catalog.pg_proc p
  cross join unnest(array['public', 'anon', 'authenticated', 'service_role']) as role
  where p.pronamespace = to_regnamespace('private') and has_function_privilege(role, p.oid, 'EXECUTE');
 
--- promise: No function that runs with its owner's rights is executable by PUBLIC, anon or authenticated.
+-- check: No function that runs with its owner's rights is executable by PUBLIC, anon or authenticated.
 select p.oid::regprocedure as function, role
   from pg_catalog.pg_proc p
  cross join unnest(array['public', 'anon', 'authenticated']) as role
@@ -58,14 +58,14 @@ select p.oid::regprocedure as function, role
    and not exists (select from pg_catalog.pg_depend d where d.objid = p.oid and d.deptype = 'e')
    and has_function_privilege(role, p.oid, 'EXECUTE');
 
--- promise: Every function has the search_path pg_catalog, pg_temp of its own: with any other, the empty one included, a caller's temporary type is found before the real one and its code runs as the function's owner.
+-- check: Every function has the search_path pg_catalog, pg_temp of its own: with any other, the empty one included, a caller's temporary type is found before the real one and its code runs as the function's owner.
 select p.oid::regprocedure as function, p.proconfig as settings
   from pg_catalog.pg_proc p
  where p.pronamespace in (to_regnamespace('public'), to_regnamespace('private'))
    and not exists (select from pg_catalog.pg_depend d where d.objid = p.oid and d.deptype = 'e')
    and not coalesce(p.proconfig, '{}') @> array['search_path=pg_catalog, pg_temp'];
 
--- promise: Tables and functions have one owner: functions with the owner's rights pass its row-level security.
+-- check: Tables and functions have one owner: functions with the owner's rights pass its row-level security.
 select kind, object, owner::regrole
   from (
     select 'table' as kind, c.oid::regclass::text as object, c.relowner as owner
@@ -83,7 +83,7 @@ select kind, object, owner::regrole
    select relowner from pg_catalog.pg_class where oid = to_regclass('public.accounts')
  );
 
--- promise: Every function of ours says what it is for.
+-- check: Every function of ours says what it is for.
 select p.oid::regprocedure as function_without_comment
   from pg_catalog.pg_proc p
  where p.pronamespace in (to_regnamespace('public'), to_regnamespace('private'))

@@ -1,6 +1,6 @@
 -- The indexes: enough and not more.
 
--- promise: Every foreign key is indexed: its columns, in its order, are the first of an index over all rows.
+-- check: Every foreign key is indexed: its columns, in its order, are the first of an index over all rows.
 select con.conrelid::regclass as table, con.conname as foreign_key
   from pg_catalog.pg_constraint con
  where con.contype = 'f'
@@ -13,7 +13,7 @@ select con.conrelid::regclass as table, con.conname as foreign_key
         and (string_to_array(i.indkey::text, ' ')::smallint[])[1:cardinality(con.conkey)] = con.conkey
    );
 
--- promise: No index is redundant: none is the beginning of another one on the same table, unless it keeps something unique.
+-- check: No index is redundant: none is the beginning of another one on the same table, unless it keeps something unique.
 select narrow.indrelid::regclass as table,
        narrow.indexrelid::regclass as redundant_index,
        wide.indexrelid::regclass as covered_by
@@ -36,7 +36,7 @@ select narrow.indrelid::regclass as table,
      or (wide.indisunique and narrow.indkey::text = wide.indkey::text and narrow.indexrelid > wide.indexrelid)
    );
 
--- promise: Every index is valid: none was left behind by a build that failed.
+-- check: Every index is valid: none was left behind by a build that failed.
 select i.indrelid::regclass as table, i.indexrelid::regclass as invalid_index
   from pg_catalog.pg_index i
   join pg_catalog.pg_class c on c.oid = i.indrelid

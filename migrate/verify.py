@@ -1,4 +1,4 @@
-"""The proof of a database: no drift, and every promise holds."""
+"""Verification of a database: no drift, and every check of verify/ passes."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -8,12 +8,18 @@ from psycopg.pq import ExecStatus
 from migrate import catalog, ledger
 from migrate.catalog import Difference
 from migrate.connection import SESSION, Connection, lock, readable, send
-from migrate.errors import Broken, DriftError, MigrateError, PromiseError, UnsettledError
+from migrate.errors import (
+    DriftError,
+    FailedCheck,
+    FailedChecksError,
+    IncompleteRunError,
+    MigrateError,
+)
 from migrate.files import VERIFY, File, Tree, refuse
 from migrate.run import LOCK_WAIT
 
 if TYPE_CHECKING:  # the parser takes long to import, and drift alone parses nothing
-    from migrate.statements import Statement
+    from migrate.parser import Statement
 
 ROWS_SHOWN = 20
 
@@ -23,14 +29,14 @@ def drift(connection: Connection) -> list[Difference]:
     """Every object that differs from what the last run left; reads only.
 
     Raises:
-        UnsettledError: a run is under way or was cut off.
+        IncompleteRunError: a run is in progress or was interrupted.
     """
     recorded = ledger.catalog(connection)
     if recorded is None:
         return []
-    objects, under_way = recorded
-    if under_way is not None:
-        raise UnsettledError
+    objects, in_progress = recorded
+    if in_progress is not None:
+        raise IncompleteRunError
     return catalog.differences(objects, catalog.read(connection))
 
 
@@ -52,41 +58,42 @@ def accept(connection: Connection, wait: float = LOCK_WAIT) -> list[Difference]:
 
 
 @readable()
-def verify(connection: Connection, tree: Tree) -> int:
-    """Prove the database: no drift, and every query of `verify/` returns no row; reads only.
+def check(connection: Connection, tree: Tree) -> int:
+    """Verify the database: no drift, and every query of `verify/` returns no row; reads only.
 
     Returns:
-        The number of promises that were checked.
+        The number of checks that passed.
 
     Raises:
         FilesError: a verify file is wrong.
         DriftError: objects differ from what the last run left.
-        PromiseError: promises are broken.
-        MigrateError: a promise cannot be checked.
+        FailedChecksError: checks fail.
+        MigrateError: a check cannot be run.
     """
-    from migrate import scripts
+    from migrate import parser
 
-    refuse(scripts.problems(tree[VERIFY]))
+    refuse(parser.problems(tree[VERIFY]))
     if differences := drift(connection):
         raise DriftError(differences)
-    checked = 0
-    broken = []
+    passed = 0
+    failed = []
     send(connection, SESSION)
     with connection.transaction():
         connection.execute("set transaction read only")
         for file in tree[VERIFY]:
-            for statement in scripts.statements(file):
-                checked += 1
+            for statement in parser.statements(file):
                 if rows := _ask(connection, file, statement):
                     place = f"{file.path}:{statement.position()}"
-                    broken.append(Broken(place, _promise(statement.comment), rows))
-    if broken:
-        raise PromiseError(broken)
-    return checked
+                    failed.append(FailedCheck(place, _name(statement.comment), rows))
+                else:
+                    passed += 1
+    if failed:
+        raise FailedChecksError(failed)
+    return passed
 
 
 def _ask(connection: Connection, file: File, statement: "Statement") -> list[dict[str, Any]]:
-    from migrate.failure import describe
+    from migrate.report import describe
 
     try:
         cursor = connection.execute(statement.text.encode())
@@ -100,6 +107,6 @@ def _ask(connection: Connection, file: File, statement: "Statement") -> list[dic
     return [dict(zip(names, row, strict=True)) for row in cursor.fetchmany(ROWS_SHOWN)]
 
 
-def _promise(comment: str) -> str:
-    _, _, text = comment.rpartition("-- promise:")
+def _name(comment: str) -> str:
+    _, _, text = comment.rpartition("-- check:")
     return " ".join(line.strip().removeprefix("--").strip() for line in text.splitlines())

@@ -1,4 +1,4 @@
-"""A failed statement, told to the person who has to mend it."""
+"""A failed statement, shown to the person who has to fix it."""
 
 import re
 from collections.abc import Sequence
@@ -8,8 +8,7 @@ from pglast import ast
 
 from migrate.connection import is_broken
 from migrate.files import File
-from migrate.scripts import outline
-from migrate.statements import Piece, Statement
+from migrate.parser import Piece, Statement, outline
 
 _DO_BLOCK_LINE = re.compile(r"PL/pgSQL function inline_code_block line (\d+)")
 _QUOTE = re.compile(r"\$\w*\$|[eE]?'")

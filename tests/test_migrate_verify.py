@@ -1,16 +1,27 @@
-"""The proof of a database: drift, and the promises of verify/."""
+"""Verification of a database: drift, and the checks of verify/."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import LiteralString
 
 import pytest
-from migrating import ABSENT, drifts, failure, made, query, tables, up, up_fails, verify, write
+from migrating import (
+    ABSENT,
+    checks_passed,
+    drifts,
+    failure,
+    made,
+    query,
+    tables,
+    up,
+    up_fails,
+    write,
+)
 
 from embedded.postgres import Server
-from migrate import proof
+from migrate import verify
 from migrate.connection import connect
-from migrate.errors import DriftError, PromiseError
+from migrate.errors import DriftError, FailedChecksError
 
 # --- drift -----------------------------------------------------------------------------------
 
@@ -152,7 +163,7 @@ def test_what_is_not_the_schema_s_is_no_drift(base_database: str, change: Litera
 def test_verify_fails_on_drift_and_says_what_to_do(database: str, tmp_path: Path) -> None:
     up(database, write(tmp_path, tables(1)))
     query(database, "alter table t1 alter a type bigint")
-    assert failure(lambda: verify(database, tmp_path), DriftError) == (
+    assert failure(lambda: checks_passed(database, tmp_path), DriftError) == (
         "1 object is not as the last run left them:\n"
         "column public.t1.a\n"
         "  expected: integer\n"
@@ -183,7 +194,7 @@ def test_a_migration_that_settles_a_drift_ends_it(database: str, tmp_path: Path)
     query(database, "alter table t1 add b int, alter a type bigint")
     settle = "alter table t1 drop b, alter a type text;"
     up(database, write(tmp_path, {"migrations/0002_b.sql": settle}))
-    assert verify(database, tmp_path) == 0
+    assert checks_passed(database, tmp_path) == 0
 
 
 def test_what_a_failed_file_without_a_transaction_made_is_no_drift(
@@ -192,14 +203,14 @@ def test_what_a_failed_file_without_a_transaction_made_is_no_drift(
     up(database, write(tmp_path, tables(1)))
     text = "-- migrate: no-transaction\ncreate table a ();\nselect 1 / 0;"
     up_fails(database, write(tmp_path, {"migrations/0002_a.sql": text}))
-    assert verify(database, tmp_path) == 0
+    assert checks_passed(database, tmp_path) == 0
 
 
 def test_accepted_drift_is_expected_from_then_on(database: str, tmp_path: Path) -> None:
     up(database, write(tmp_path, tables(1)))
     query(database, "alter table t1 add b int")
     with connect(database) as session:
-        proof.accept(session)
+        verify.accept(session)
         assert drifts(session) == {}
         session.execute("alter table t1 drop b")
         assert drifts(session) == {"column public.t1.b": ("integer", ABSENT)}
@@ -208,67 +219,65 @@ def test_accepted_drift_is_expected_from_then_on(database: str, tmp_path: Path) 
 # --- verification ----------------------------------------------------------------------------
 
 
-def test_verify_counts_the_promises_that_hold(database: str, tmp_path: Path) -> None:
-    holds = "-- promise: it holds\nselect 1 where false;\n"
+def test_verify_counts_the_checks_that_pass(database: str, tmp_path: Path) -> None:
+    holds = "-- check: it holds\nselect 1 where false;\n"
     write(tmp_path, {"verify/1.sql": holds * 2, "verify/2.sql": holds})
-    assert verify(database, tmp_path) == 3
+    assert checks_passed(database, tmp_path) == 3
 
 
-def test_every_broken_promise_is_named_with_the_rows_that_break_it(
-    database: str, tmp_path: Path
-) -> None:
+def test_every_failed_check_is_named_with_its_rows(database: str, tmp_path: Path) -> None:
     text = """-- About tables.
 
--- promise: Every table has
+-- check: Every table has
 --   a name.
 select 1 as n, 'x' as name union all select 2, null;
 
--- promise: This one holds.
+-- check: This one holds.
 select 1 where false;
 """
-    write(tmp_path, {"verify/1.sql": text, "verify/2.sql": "-- promise: Two.\nselect true as two;"})
-    assert failure(lambda: verify(database, tmp_path), PromiseError) == (
-        f"{tmp_path}/verify/1.sql:5:1: broken promise: Every table has a name.\n"
+    write(tmp_path, {"verify/1.sql": text, "verify/2.sql": "-- check: Two.\nselect true as two;"})
+    assert failure(lambda: checks_passed(database, tmp_path), FailedChecksError) == (
+        f"{tmp_path}/verify/1.sql:5:1: failed check: Every table has a name.\n"
         "  n=1, name=x\n"
         "  n=2, name=None\n"
-        f"{tmp_path}/verify/2.sql:2:1: broken promise: Two.\n"
+        f"{tmp_path}/verify/2.sql:2:1: failed check: Two.\n"
         "  two=True\n"
-        "  what to do: what was applied stays applied; mend it with the next migration, or by "
+        "  what to do: what was applied stays applied; fix it with the next migration, or by "
         "editing a repeatable file"
     )
 
 
-def test_of_many_rows_that_break_a_promise_twenty_are_shown(database: str, tmp_path: Path) -> None:
-    text = "-- promise: none\nselect * from generate_series(1, 1000) as n;"
+def test_of_many_rows_of_a_failed_check_twenty_are_shown(database: str, tmp_path: Path) -> None:
+    text = "-- check: none\nselect * from generate_series(1, 1000) as n;"
     write(tmp_path, {"verify/1.sql": text})
-    message = failure(lambda: verify(database, tmp_path), PromiseError)
+    message = failure(lambda: checks_passed(database, tmp_path), FailedChecksError)
     assert message.splitlines()[-2] == "  n=20"
 
 
-def test_a_row_without_columns_breaks_a_promise(database: str, tmp_path: Path) -> None:
-    write(tmp_path, {"verify/1.sql": "-- promise: none\nselect from generate_series(1, 2);"})
-    message = failure(lambda: verify(database, tmp_path), PromiseError)
-    assert f"{tmp_path}/verify/1.sql:2:1: broken promise: none\n" in message
+def test_a_row_without_columns_fails_a_check(database: str, tmp_path: Path) -> None:
+    write(tmp_path, {"verify/1.sql": "-- check: none\nselect from generate_series(1, 2);"})
+    message = failure(lambda: checks_passed(database, tmp_path), FailedChecksError)
+    assert f"{tmp_path}/verify/1.sql:2:1: failed check: none\n" in message
 
 
-def test_a_promise_may_be_an_assertion(database: str, tmp_path: Path) -> None:
+def test_a_check_may_be_an_assertion(database: str, tmp_path: Path) -> None:
     write(tmp_path, {"verify/1.sql": "do $$ begin assert true; end $$;"})
-    assert verify(database, tmp_path) == 1
+    assert checks_passed(database, tmp_path) == 1
     write(tmp_path, {"verify/1.sql": "do $$ begin assert false, 'not so'; end $$;"})
     assert "verify/1.sql:1:7: not so (SQLSTATE P0004)" in failure(
-        lambda: verify(database, tmp_path)
+        lambda: checks_passed(database, tmp_path)
     )
 
 
-def test_a_promise_that_cannot_be_asked_is_an_error_with_its_place(
+def test_a_check_that_cannot_be_run_is_an_error_with_its_place(
     database: str, tmp_path: Path
 ) -> None:
-    write(tmp_path, {"verify/1.sql": "-- promise: x\nselect 1\n  from missing;"})
-    message = failure(lambda: verify(database, tmp_path))
+    write(tmp_path, {"verify/1.sql": "-- check: x\nselect 1\n  from missing;"})
+    message = failure(lambda: checks_passed(database, tmp_path))
     assert f'{tmp_path}/verify/1.sql:3:8: relation "missing" does not exist' in message
 
 
 def test_verify_changes_nothing(database: str, tmp_path: Path) -> None:
     write(tmp_path, {"verify/1.sql": "create table t ();"})
-    assert "read-only transaction" in failure(lambda: verify(database, tmp_path))
+    assert "read-only transaction" in failure(lambda: checks_passed(database, tmp_path))
     assert made(database) == []

@@ -1,0 +1,1 @@
+"""What the dynamic providers do on the server."""
