@@ -78,6 +78,7 @@ APPEND = {
         "resource_id",
         "details",
         "ip_address",
+        "forwarded_for",
         "user_agent",
         "success",
     )
@@ -118,7 +119,8 @@ API_ROLES: Mapping[str, Access] = {
             "public.support_tickets": {
                 "SELECT": ALL,
                 "INSERT": ("account_id", "instance_id", "subject", "description", "priority"),
-                "UPDATE": ("subject", "description", "priority"),
+                # Of all statuses a trigger leaves them the one: closed.
+                "UPDATE": ("subject", "description", "priority", "status"),
             },
             "public.instance_backups": {
                 "SELECT": ALL,

@@ -982,6 +982,193 @@ set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
 values (0, 'migrations', '0014_no_temporary_objects.sql', '59b3e23f2807f19cfb54f817ae1536f869b0f5a34769832f81afa1b492ca05ca', NULL, '1.0.0');
 
+-- migrations/0015_bounds.sql
+
+-- What is written is bounded by what reads it. Of the clients' languages the narrowest, Python, knows the
+-- years 1 to 9999, and no infinity: one such value broke the reading of the whole table. The bounds keep
+-- a day's distance, since a client reads in a time zone of its own. Rows that exist are checked by the
+-- next file, while others read and write.
+
+alter table public.accounts add constraint accounts_times_readable check (
+  least(created_at, updated_at) >= '0001-01-02 00:00+00'
+  and greatest(created_at, updated_at) <= '9999-12-31 00:00+00'
+) not valid;
+
+alter table public.subscriptions add constraint subscriptions_times_readable check (
+  least(
+    trial_started_at, trial_ends_at, current_period_start, current_period_end, cancelled_at, live_until,
+    created_at, updated_at
+  ) >= '0001-01-02 00:00+00'
+  and greatest(
+    trial_started_at, trial_ends_at, current_period_start, current_period_end, cancelled_at, live_until,
+    created_at, updated_at
+  ) <= '9999-12-31 00:00+00'
+) not valid;
+
+alter table public.instances add constraint instances_times_readable check (
+  least(
+    last_health_check, last_active_at, provisioned_at, started_at, stopped_at, deprovisioned_at,
+    created_at, updated_at
+  ) >= '0001-01-02 00:00+00'
+  and greatest(
+    last_health_check, last_active_at, provisioned_at, started_at, stopped_at, deprovisioned_at,
+    created_at, updated_at
+  ) <= '9999-12-31 00:00+00'
+) not valid;
+
+alter table public.audit_logs add constraint audit_logs_times_readable check (
+  created_at between '0001-01-02 00:00+00' and '9999-12-31 00:00+00'
+) not valid;
+
+alter table public.support_tickets add constraint support_tickets_times_readable check (
+  least(resolved_at, created_at, updated_at) >= '0001-01-02 00:00+00'
+  and greatest(resolved_at, created_at, updated_at) <= '9999-12-31 00:00+00'
+) not valid;
+
+alter table public.instance_backups add constraint instance_backups_times_readable check (
+  least(started_at, completed_at, expires_at, created_at, updated_at) >= '0001-01-02 00:00+00'
+  and greatest(started_at, completed_at, expires_at, created_at, updated_at) <= '9999-12-31 00:00+00'
+) not valid;
+
+alter table public.api_keys add constraint api_keys_times_readable check (
+  least(expires_at, last_used_at, created_at, updated_at) >= '0001-01-02 00:00+00'
+  and greatest(expires_at, last_used_at, created_at, updated_at) <= '9999-12-31 00:00+00'
+) not valid;
+
+-- A flat list of known permissions, each at most once: as many elements as there are different ones.
+alter table public.api_keys
+  -- squawk-ignore ban-drop-constraint
+  drop constraint api_keys_permissions_known,
+  add constraint api_keys_permissions_known check (
+    array_ndims(permissions) is not distinct from 1
+    and cardinality(permissions)
+        = coalesce('read' = any (permissions), false)::int
+        + coalesce('write' = any (permissions), false)::int
+        + coalesce('execute' = any (permissions), false)::int
+        + coalesce('admin' = any (permissions), false)::int
+  ) not valid;
+
+comment on column public.api_keys.permissions is
+  'What the key may do, each permission once. Users may grant all but admin, if the plan has api_access.';
+
+-- The address that a request names first is the client's own statement.
+alter table public.audit_logs
+  add column forwarded_for text,
+  add constraint audit_logs_forwarded_for_length check (char_length(forwarded_for) <= 500) not valid;
+
+comment on column public.audit_logs.forwarded_for is
+  'The x-forwarded-for of the request, cut to 500 characters, as it was stated: the client may have written its beginning, and each proxy appends whom it was called by. Only what your own proxies append is known.';
+comment on column public.audit_logs.ip_address is
+  'Where it came from, by a service that knows it. Null where nobody does, as for what the triggers write.';
+comment on column public.audit_logs.user_agent is 'As the client stated it.';
+
+comment on column public.accounts.email is
+  'Follows the auth user''s email; unique whatever its case. Where another account had that email first, the user''s id at duplicate.invalid, until the user''s email changes.';
+comment on column public.support_tickets.status is 'Users may set it to closed, and to nothing else.';
+
+
+reset session authorization;
+reset all;
+set client_encoding = 'UTF8';
+set client_connection_check_interval = '2s';
+set lock_timeout = '5s';
+set statement_timeout = '15min';
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'migrations', '0015_bounds.sql', '58c0589c73d088a250037da9c8534ddd7118334b3ca70f85072c6f90ead6946a', NULL, '1.0.0');
+
+-- migrations/0016_rows_within_bounds.sql
+
+-- The rows that were there before 0015_bounds.sql.
+
+-- A key that never expires has no expires_at. In one statement, since both bounds hold by now.
+update public.api_keys
+   set expires_at = case when expires_at <= '9999-12-31 00:00+00' then expires_at end,
+       permissions = array(select distinct unnest(permissions) order by 1)
+ where expires_at > '9999-12-31 00:00+00'
+    or array_ndims(permissions) <> 1
+    or cardinality(permissions) <> (select count(distinct each) from unnest(permissions) as each);
+
+alter table public.accounts validate constraint accounts_times_readable;
+alter table public.subscriptions validate constraint subscriptions_times_readable;
+alter table public.instances validate constraint instances_times_readable;
+alter table public.audit_logs validate constraint audit_logs_times_readable;
+alter table public.audit_logs validate constraint audit_logs_forwarded_for_length;
+alter table public.support_tickets validate constraint support_tickets_times_readable;
+alter table public.instance_backups validate constraint instance_backups_times_readable;
+alter table public.api_keys validate constraint api_keys_times_readable;
+alter table public.api_keys validate constraint api_keys_permissions_known;
+
+-- Users whose email another account had when 0003_accounts.sql ran, and who got none.
+do $$
+begin
+  if pg_catalog.has_table_privilege('auth.users', 'select') then
+    insert into public.accounts (id, email, created_at)
+    select users.id, users.id || '@duplicate.invalid', coalesce(users.created_at, now())
+      from auth.users
+      left join public.accounts on accounts.id = users.id
+     where btrim(users.email) <> '' and accounts.id is null
+    on conflict do nothing;
+  end if;
+end
+$$;
+
+
+reset session authorization;
+reset all;
+set client_encoding = 'UTF8';
+set client_connection_check_interval = '2s';
+set lock_timeout = '5s';
+set statement_timeout = '15min';
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'migrations', '0016_rows_within_bounds.sql', '6fd9a0b3077560a04518de7169ed65bbf70e2e4a9e68f82631a383256e7f5607', NULL, '1.0.0');
+
+-- migrations/0017_more_features.sql
+
+-- The features that plans had before there was a tier catalogue. A subscription whose features are its
+-- tier's has the new ones, too; one with features of its own keeps them.
+
+with regained (tier, features) as (
+  values
+    (
+      'free',
+      '{"custom_agents": false, "advanced_memory": false, "voice_messages": false, "file_uploads": false, "team_collaboration": false}'::jsonb
+    ),
+    (
+      'starter',
+      '{"custom_agents": false, "advanced_memory": true, "voice_messages": true, "file_uploads": true, "team_collaboration": false}'
+    ),
+    (
+      'professional',
+      '{"custom_agents": true, "advanced_memory": true, "voice_messages": true, "file_uploads": true, "team_collaboration": true}'
+    ),
+    (
+      'enterprise',
+      '{"custom_agents": true, "advanced_memory": true, "voice_messages": true, "file_uploads": true, "team_collaboration": true}'
+    )
+),
+catalogue as (
+  update private.tiers
+     set features = tiers.features || regained.features
+    from regained
+   where tiers.tier = regained.tier
+)
+-- Of one statement, all parts see the tables as they were before it.
+update public.subscriptions as plan
+   set features = tiers.features || regained.features
+  from private.tiers
+  join regained using (tier)
+ where plan.tier = tiers.tier and plan.features = tiers.features;
+
+
+reset session authorization;
+reset all;
+set client_encoding = 'UTF8';
+set client_connection_check_interval = '2s';
+set lock_timeout = '5s';
+set statement_timeout = '15min';
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'migrations', '0017_more_features.sql', 'd2c8f8a05b374bb1098ff46dcabd6f4dca2a0cadbbcc37af3f40e56edc44f281', NULL, '1.0.0');
+
 -- repeatable/10_shared.sql
 
 -- What the tables' own files build on: timestamps, who is acting, the audit log.
@@ -1013,14 +1200,43 @@ as $$
          in ('anon', 'authenticated')
 $$;
 
+-- A request's settings are JSON objects that PostgREST, or a service in its place, sets. A malformed one
+-- is the caller's mistake: no change is audited without knowing whose it is.
+create or replace function private.request_setting(name text) returns jsonb
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+declare
+  given constant text := nullif(current_setting(name, true), '');
+begin
+  if given is null or jsonb_typeof(given::jsonb) in ('object', 'null') then
+    return given::jsonb;
+  end if;
+  raise data_exception;
+exception
+  when data_exception then
+    raise exception 'the setting % is no JSON object', name
+      using errcode = 'invalid_text_representation',
+            hint = 'Set it as PostgREST does, or not at all.';
+end
+$$;
+
 -- Not auth.uid(): that is Supabase's, under a search_path that we do not decide.
 create or replace function private.acting_user_id() returns uuid
-language sql stable set search_path = pg_catalog, pg_temp
+language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
-  select coalesce(
+declare
+  subject constant text := coalesce(
     nullif(current_setting('request.jwt.claim.sub', true), ''),
-    nullif(nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub', '')
-  )::uuid
+    nullif(private.request_setting('request.jwt.claims') ->> 'sub', '')
+  );
+begin
+  return subject::uuid;
+exception
+  when invalid_text_representation then
+    raise exception 'the claim sub of the request is no uuid'
+      using errcode = 'invalid_text_representation',
+            hint = 'sub is the id of a user in auth.users; leave it out where no user acts.';
+end
 $$;
 
 -- The role that acts is the default of its column.
@@ -1036,25 +1252,15 @@ create or replace function private.log_audit(
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
-  headers constant jsonb := nullif(current_setting('request.headers', true), '')::jsonb;
-  client inet;
+  headers constant jsonb := private.request_setting('request.headers');
 begin
-  if headers ? 'x-forwarded-for' then
-    begin
-      client := btrim(split_part(headers ->> 'x-forwarded-for', ',', 1))::inet;
-    exception
-      when invalid_text_representation then
-        client := null;  -- the header is the client's word: never a reason to refuse the change
-    end;
-  end if;
-
   insert into public.audit_logs (
     account_id, actor_user_id, action, category, resource_type, resource_id,
-    details, ip_address, user_agent, success
+    details, forwarded_for, user_agent, success
   )
   values (
     account_id, private.acting_user_id(), action, category, resource_type, resource_id,
-    details, client, left(headers ->> 'user-agent', 500), success
+    details, left(headers ->> 'x-forwarded-for', 500), left(headers ->> 'user-agent', 500), success
   );
 end
 $$;
@@ -1070,7 +1276,10 @@ declare
   old_row constant jsonb := to_jsonb(old);
   new_row constant jsonb := to_jsonb(new);
   any_row constant jsonb := coalesce(new_row, old_row);
-  reason constant text := nullif(current_setting('mindroom.audit_reason', true), '');
+  -- Any session can set it, and no function that gives a reason is open to users.
+  reason constant text := case
+    when not private.acting_as_user() then nullif(current_setting('mindroom.audit_reason', true), '')
+  end;
   changed text[];
   old_told jsonb;
   new_told jsonb;
@@ -1119,16 +1328,19 @@ comment on function private.set_updated_at() is
   'updated_at is now, whatever the writer says.';
 comment on function private.acting_as_user() is
   'Is this a request that a user made through the API?';
+comment on function private.request_setting(text) is
+  'A setting of the request that the API makes, as JSON; null without one.';
 comment on function private.acting_user_id() is
   'The user of the request that the API makes, null without one.';
 comment on function private.log_audit(uuid, text, text, text, uuid, jsonb, boolean) is
-  'The one door to the audit log for functions and triggers. The user, address and program come from the request, if there is one.';
+  'The one door to the audit log for functions and triggers. User, addresses and program come from the request, if there is one; only the user is verified.';
 comment on function private.audit_change() is
-  'Audits a change of a row, and only a change: an update that leaves all but bookkeeping as it was writes nothing. Arguments: what the row is called, the category, the columns whose values may be told (those of all others stay out: they may be personal or secret), the columns that are bookkeeping. A function may say why in the setting mindroom.audit_reason.';
+  'Audits a change of a row, and only a change: an update that leaves all but bookkeeping as it was writes nothing. Arguments: what the row is called, the category, the columns whose values may be told (those of all others stay out: they may be personal or secret), the columns that are bookkeeping. Why is in the setting mindroom.audit_reason, which counts as the reason that the acting service states; a user''s is ignored.';
 
 revoke all on function
   private.set_updated_at(),
   private.acting_as_user(),
+  private.request_setting(text),
   private.acting_user_id(),
   private.log_audit(uuid, text, text, text, uuid, jsonb, boolean),
   private.audit_change()
@@ -1142,40 +1354,52 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '10_shared.sql', '16d04d18c9314ec0c39fa7463e9e1172ed40829c57145e0698f1a11cf5d2bc68', NULL, '1.0.0');
+values (0, 'repeatable', '10_shared.sql', 'd7e7bd568f5b2ae6f73dfab7fa4c1ee2c6752ccf0ab783fc6863df0a0b6c887e', NULL, '1.0.0');
 
 -- repeatable/20_accounts.sql
 
 -- accounts: created with the auth user, updated by their owner in two columns, by stripe-handler in
 -- what Stripe knows.
 
--- Users without an email (anonymous, phone) get their account when they state one.
+-- Users without an email (anonymous, phone) get their account when they state one. Supabase lets a user
+-- sign up through SSO with an email that another user has. That user's account keeps it, and no account
+-- is taken for the other's: an email is what somebody states, and identifies nobody here.
 create or replace function private.sync_account() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   profile constant jsonb := new.raw_user_meta_data;
+  address text;
 begin
-  if btrim(new.email) <> '' then
-    -- The profile is what the user or an identity provider wrote: cut to fit, never a reason to
-    -- refuse a sign-up.
-    insert into public.accounts as account (id, email, full_name, company_name)
-    values (
-      new.id,
-      btrim(new.email),
-      nullif(left(btrim(coalesce(profile ->> 'full_name', profile ->> 'name')), 200), ''),
-      nullif(left(btrim(profile ->> 'company_name'), 200), '')
-    )
-    on conflict (id) do update
-      set email = excluded.email
-      where account.email <> excluded.email;
+  if new.email is null or btrim(new.email) = '' then
+    return null;
   end if;
+  foreach address in array array[btrim(new.email), new.id || '@duplicate.invalid'] loop
+    begin
+      -- The profile is what the user or an identity provider wrote: cut to fit, never a reason to
+      -- refuse a sign-up.
+      insert into public.accounts as account (id, email, full_name, company_name)
+      values (
+        new.id,
+        address,
+        nullif(left(btrim(coalesce(profile ->> 'full_name', profile ->> 'name')), 200), ''),
+        nullif(left(btrim(profile ->> 'company_name'), 200), '')
+      )
+      on conflict (id) do update
+        set email = excluded.email
+        where account.email <> excluded.email;
+      exit;
+    exception
+      when unique_violation then
+        continue;
+    end;
+  end loop;
   return null;
 end
 $$;
 
 comment on function private.sync_account() is
-  'A new user gets an account, whose email follows the user''s.';
+  'A new user gets an account, whose email follows the user''s; while another account has that email, it is the user''s id at duplicate.invalid, which no mail reaches.';
 
 revoke all on function private.sync_account() from public, anon, authenticated, service_role;
 
@@ -1237,7 +1461,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '20_accounts.sql', 'c8d7fedbc716b44da2e8ebd7d565bb50aa10d9c83cc7901885994bca55ab98bf', NULL, '1.0.0');
+values (0, 'repeatable', '20_accounts.sql', '78957b3e9b4643ea498e751d7046993c0bf44a59cdb088ee422c3251e376feb3', NULL, '1.0.0');
 
 -- repeatable/21_subscriptions.sql
 
@@ -1665,18 +1889,29 @@ begin
       using errcode = 'check_violation',
             hint = 'Days are UTC days: (now() at time zone ''utc'')::date.';
   end if;
+  -- Here, because a check constraint would be parsed again for each message.
+  if new.usage_date < '0001-01-01'
+     or new.activity_noted_until not between '0001-01-02 00:00+00' and '9999-12-31 00:00+00' then
+    raise exception 'no client can read the day % or the time %', new.usage_date, new.activity_noted_until
+      using errcode = 'check_violation',
+            hint = 'Both lie in the years 1 to 9999; infinity does not.';
+  end if;
   return null;
 end
 $$;
 
 comment on function private.check_usage_day() is
-  'Refuses usage of a UTC day that has not begun.';
+  'Refuses usage of a UTC day that has not begun, and what no client can read.';
 
 revoke all on function private.check_usage_day() from public, anon, authenticated, service_role;
 
 -- AFTER INSERT: an upsert that finds its row and counts does not fire it.
 create or replace trigger usage_metrics_check_day
   after insert or update of usage_date on public.usage_metrics
+  for each row execute function private.check_usage_day();
+
+create or replace trigger usage_metrics_check_activity
+  after update of activity_noted_until on public.usage_metrics
   for each row execute function private.check_usage_day();
 
 revoke all on public.usage_metrics from public, anon, authenticated, service_role;
@@ -1707,7 +1942,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '23_usage_metrics.sql', '9bbf29e6b81ae9b0752ee7d0544a5c9b964af12c2f98e812f698130d7cf01fd2', NULL, '1.0.0');
+values (0, 'repeatable', '23_usage_metrics.sql', '935af7ad72d1797c1d86695d572da1faea2f98fab026bbb1eec5a599bc00684b', NULL, '1.0.0');
 
 -- repeatable/24_audit_logs.sql
 
@@ -1754,8 +1989,8 @@ values (0, 'repeatable', '24_audit_logs.sql', '818cb29f3f8aa72e68114fc2b0c3c41c4
 
 -- repeatable/25_support_tickets.sql
 
--- support_tickets: opened and edited by customers, except for what the staff decides (status,
--- assignee, resolution); worked on through admin-dashboard.
+-- support_tickets: opened, edited and closed by customers, except for what the staff decides (any other
+-- status, assignee, resolution); worked on through admin-dashboard.
 
 create or replace function private.check_ticket_priority() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
@@ -1765,6 +2000,19 @@ begin
     raise exception 'priority % needs a plan with priority support', new.priority
       using errcode = 'check_violation',
             hint = 'Choose low or normal, or upgrade the plan (priority_support in the subscription''s features).';
+  end if;
+  return null;
+end
+$$;
+
+create or replace function private.check_ticket_status() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if private.acting_as_user() and new.status <> 'closed' then
+    raise exception 'users cannot set the status of a ticket to %', new.status
+      using errcode = 'insufficient_privilege',
+            hint = 'Close the ticket, or open a new one.';
   end if;
   return null;
 end
@@ -1785,11 +2033,14 @@ $$;
 
 comment on function private.check_ticket_priority() is
   'high and urgent need a plan with priority_support.';
+comment on function private.check_ticket_status() is
+  'A user may close a ticket; any other status is the staff''s to set.';
 comment on function private.note_resolution() is
   'resolved_at is when the ticket was resolved or closed, and null while it is open.';
 
 revoke all on function
   private.check_ticket_priority(),
+  private.check_ticket_status(),
   private.note_resolution()
 from public, anon, authenticated, service_role;
 
@@ -1810,11 +2061,16 @@ create or replace trigger support_tickets_check_priority
   for each row when (old.priority is distinct from new.priority)
   execute function private.check_ticket_priority();
 
+create or replace trigger support_tickets_check_status
+  after update of status on public.support_tickets
+  for each row when (old.status is distinct from new.status)
+  execute function private.check_ticket_status();
+
 revoke all on public.support_tickets from public, anon, authenticated, service_role;
 grant
   select,
   insert (account_id, instance_id, subject, description, priority),
-  update (subject, description, priority)
+  update (subject, description, priority, status)
 on public.support_tickets to authenticated;
 grant select, insert, update, delete on public.support_tickets to service_role;
 
@@ -1864,7 +2120,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '25_support_tickets.sql', '7fd29ed2043ed72c26a697aecceba7d01519fbcdb98f55e95c885d090b0bdb7f', NULL, '1.0.0');
+values (0, 'repeatable', '25_support_tickets.sql', '9d972cc5fabe85f483dbd2b1b5e058187741d5aeda3671cb5948be28c4398831', NULL, '1.0.0');
 
 -- repeatable/26_instance_backups.sql
 

@@ -222,6 +222,7 @@ def rows(customer: str, which: str) -> dict[str, Row]:
             "resource_id": account,
             "details": "{}",
             "ip_address": "192.0.2.1",
+            "forwarded_for": "192.0.2.1",
             "user_agent": "test",
             "success": "true",
             "created_at": past,

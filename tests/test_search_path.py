@@ -41,6 +41,7 @@ STATEMENTS = [
     f"select public.handle_stripe_event('{EVENT % ANN.account}')",
     f"""insert into public.support_tickets (account_id, subject, description, priority)
         values ('{ANN.account}', 'a', 'b', 'high')""",
+    "update public.support_tickets set status = 'closed'",
     f"""insert into public.instance_backups (account_id, instance_id)
         values ('{ANN.account}', '{ANN.instance}')""",
     f"""insert into public.api_keys (account_id, name, key_prefix, key_hash)
@@ -195,6 +196,7 @@ def test_each_would_without_its_own_search_path(hostile: Db) -> None:
     assert withstanding(hostile, "reset search_path") == {
         "private.keep_api_key_revoked()",  # does nothing unless a user asks
         "private.check_api_key_permissions()",
+        "private.check_ticket_status()",
     }
 
 

@@ -49,6 +49,11 @@ VIOLATIONS = [
         "A backup's expires_at",
         "alter table public.instance_backups alter expires_at drop expression",
     ),
+    (
+        "Clients can read every time",
+        "alter table public.api_keys drop constraint api_keys_times_readable",
+    ),
+    ("Clients can read every time", "alter table public.accounts add made timestamptz"),
     ("Every rule that a trigger", "drop trigger mindroom_sync_account on auth.users"),
     ("Every rule that a trigger", "alter table public.accounts disable trigger accounts_audit"),
     ("updated_at is kept", "drop trigger accounts_set_updated_at on public.accounts"),
@@ -64,6 +69,7 @@ VIOLATIONS = [
         "The tier catalogue",
         "update private.tiers set features = features - 'sso' where tier = 'free'",
     ),
+    ("The tier catalogue", "update private.tiers set features = features - 'voice_messages'"),
     ("Instance states lead", "delete from private.instance_status_transitions"),
     (
         "Instance states lead",

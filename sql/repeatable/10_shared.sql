@@ -27,14 +27,43 @@ as $$
          in ('anon', 'authenticated')
 $$;
 
+-- A request's settings are JSON objects that PostgREST, or a service in its place, sets. A malformed one
+-- is the caller's mistake: no change is audited without knowing whose it is.
+create or replace function private.request_setting(name text) returns jsonb
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+declare
+  given constant text := nullif(current_setting(name, true), '');
+begin
+  if given is null or jsonb_typeof(given::jsonb) in ('object', 'null') then
+    return given::jsonb;
+  end if;
+  raise data_exception;
+exception
+  when data_exception then
+    raise exception 'the setting % is no JSON object', name
+      using errcode = 'invalid_text_representation',
+            hint = 'Set it as PostgREST does, or not at all.';
+end
+$$;
+
 -- Not auth.uid(): that is Supabase's, under a search_path that we do not decide.
 create or replace function private.acting_user_id() returns uuid
-language sql stable set search_path = pg_catalog, pg_temp
+language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
-  select coalesce(
+declare
+  subject constant text := coalesce(
     nullif(current_setting('request.jwt.claim.sub', true), ''),
-    nullif(nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub', '')
-  )::uuid
+    nullif(private.request_setting('request.jwt.claims') ->> 'sub', '')
+  );
+begin
+  return subject::uuid;
+exception
+  when invalid_text_representation then
+    raise exception 'the claim sub of the request is no uuid'
+      using errcode = 'invalid_text_representation',
+            hint = 'sub is the id of a user in auth.users; leave it out where no user acts.';
+end
 $$;
 
 -- The role that acts is the default of its column.
@@ -50,25 +79,15 @@ create or replace function private.log_audit(
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
-  headers constant jsonb := nullif(current_setting('request.headers', true), '')::jsonb;
-  client inet;
+  headers constant jsonb := private.request_setting('request.headers');
 begin
-  if headers ? 'x-forwarded-for' then
-    begin
-      client := btrim(split_part(headers ->> 'x-forwarded-for', ',', 1))::inet;
-    exception
-      when invalid_text_representation then
-        client := null;  -- the header is the client's word: never a reason to refuse the change
-    end;
-  end if;
-
   insert into public.audit_logs (
     account_id, actor_user_id, action, category, resource_type, resource_id,
-    details, ip_address, user_agent, success
+    details, forwarded_for, user_agent, success
   )
   values (
     account_id, private.acting_user_id(), action, category, resource_type, resource_id,
-    details, client, left(headers ->> 'user-agent', 500), success
+    details, left(headers ->> 'x-forwarded-for', 500), left(headers ->> 'user-agent', 500), success
   );
 end
 $$;
@@ -84,7 +103,10 @@ declare
   old_row constant jsonb := to_jsonb(old);
   new_row constant jsonb := to_jsonb(new);
   any_row constant jsonb := coalesce(new_row, old_row);
-  reason constant text := nullif(current_setting('mindroom.audit_reason', true), '');
+  -- Any session can set it, and no function that gives a reason is open to users.
+  reason constant text := case
+    when not private.acting_as_user() then nullif(current_setting('mindroom.audit_reason', true), '')
+  end;
   changed text[];
   old_told jsonb;
   new_told jsonb;
@@ -133,16 +155,19 @@ comment on function private.set_updated_at() is
   'updated_at is now, whatever the writer says.';
 comment on function private.acting_as_user() is
   'Is this a request that a user made through the API?';
+comment on function private.request_setting(text) is
+  'A setting of the request that the API makes, as JSON; null without one.';
 comment on function private.acting_user_id() is
   'The user of the request that the API makes, null without one.';
 comment on function private.log_audit(uuid, text, text, text, uuid, jsonb, boolean) is
-  'The one door to the audit log for functions and triggers. The user, address and program come from the request, if there is one.';
+  'The one door to the audit log for functions and triggers. User, addresses and program come from the request, if there is one; only the user is verified.';
 comment on function private.audit_change() is
-  'Audits a change of a row, and only a change: an update that leaves all but bookkeeping as it was writes nothing. Arguments: what the row is called, the category, the columns whose values may be told (those of all others stay out: they may be personal or secret), the columns that are bookkeeping. A function may say why in the setting mindroom.audit_reason.';
+  'Audits a change of a row, and only a change: an update that leaves all but bookkeeping as it was writes nothing. Arguments: what the row is called, the category, the columns whose values may be told (those of all others stay out: they may be personal or secret), the columns that are bookkeeping. Why is in the setting mindroom.audit_reason, which counts as the reason that the acting service states; a user''s is ignored.';
 
 revoke all on function
   private.set_updated_at(),
   private.acting_as_user(),
+  private.request_setting(text),
   private.acting_user_id(),
   private.log_audit(uuid, text, text, text, uuid, jsonb, boolean),
   private.audit_change()

@@ -1,33 +1,45 @@
 -- accounts: created with the auth user, updated by their owner in two columns, by stripe-handler in
 -- what Stripe knows.
 
--- Users without an email (anonymous, phone) get their account when they state one.
+-- Users without an email (anonymous, phone) get their account when they state one. Supabase lets a user
+-- sign up through SSO with an email that another user has. That user's account keeps it, and no account
+-- is taken for the other's: an email is what somebody states, and identifies nobody here.
 create or replace function private.sync_account() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   profile constant jsonb := new.raw_user_meta_data;
+  address text;
 begin
-  if btrim(new.email) <> '' then
-    -- The profile is what the user or an identity provider wrote: cut to fit, never a reason to
-    -- refuse a sign-up.
-    insert into public.accounts as account (id, email, full_name, company_name)
-    values (
-      new.id,
-      btrim(new.email),
-      nullif(left(btrim(coalesce(profile ->> 'full_name', profile ->> 'name')), 200), ''),
-      nullif(left(btrim(profile ->> 'company_name'), 200), '')
-    )
-    on conflict (id) do update
-      set email = excluded.email
-      where account.email <> excluded.email;
+  if new.email is null or btrim(new.email) = '' then
+    return null;
   end if;
+  foreach address in array array[btrim(new.email), new.id || '@duplicate.invalid'] loop
+    begin
+      -- The profile is what the user or an identity provider wrote: cut to fit, never a reason to
+      -- refuse a sign-up.
+      insert into public.accounts as account (id, email, full_name, company_name)
+      values (
+        new.id,
+        address,
+        nullif(left(btrim(coalesce(profile ->> 'full_name', profile ->> 'name')), 200), ''),
+        nullif(left(btrim(profile ->> 'company_name'), 200), '')
+      )
+      on conflict (id) do update
+        set email = excluded.email
+        where account.email <> excluded.email;
+      exit;
+    exception
+      when unique_violation then
+        continue;
+    end;
+  end loop;
   return null;
 end
 $$;
 
 comment on function private.sync_account() is
-  'A new user gets an account, whose email follows the user''s.';
+  'A new user gets an account, whose email follows the user''s; while another account has that email, it is the user''s id at duplicate.invalid, which no mail reaches.';
 
 revoke all on function private.sync_account() from public, anon, authenticated, service_role;
 

@@ -12,18 +12,29 @@ begin
       using errcode = 'check_violation',
             hint = 'Days are UTC days: (now() at time zone ''utc'')::date.';
   end if;
+  -- Here, because a check constraint would be parsed again for each message.
+  if new.usage_date < '0001-01-01'
+     or new.activity_noted_until not between '0001-01-02 00:00+00' and '9999-12-31 00:00+00' then
+    raise exception 'no client can read the day % or the time %', new.usage_date, new.activity_noted_until
+      using errcode = 'check_violation',
+            hint = 'Both lie in the years 1 to 9999; infinity does not.';
+  end if;
   return null;
 end
 $$;
 
 comment on function private.check_usage_day() is
-  'Refuses usage of a UTC day that has not begun.';
+  'Refuses usage of a UTC day that has not begun, and what no client can read.';
 
 revoke all on function private.check_usage_day() from public, anon, authenticated, service_role;
 
 -- AFTER INSERT: an upsert that finds its row and counts does not fire it.
 create or replace trigger usage_metrics_check_day
   after insert or update of usage_date on public.usage_metrics
+  for each row execute function private.check_usage_day();
+
+create or replace trigger usage_metrics_check_activity
+  after update of activity_noted_until on public.usage_metrics
   for each row execute function private.check_usage_day();
 
 revoke all on public.usage_metrics from public, anon, authenticated, service_role;

@@ -1,5 +1,5 @@
--- support_tickets: opened and edited by customers, except for what the staff decides (status,
--- assignee, resolution); worked on through admin-dashboard.
+-- support_tickets: opened, edited and closed by customers, except for what the staff decides (any other
+-- status, assignee, resolution); worked on through admin-dashboard.
 
 create or replace function private.check_ticket_priority() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
@@ -9,6 +9,19 @@ begin
     raise exception 'priority % needs a plan with priority support', new.priority
       using errcode = 'check_violation',
             hint = 'Choose low or normal, or upgrade the plan (priority_support in the subscription''s features).';
+  end if;
+  return null;
+end
+$$;
+
+create or replace function private.check_ticket_status() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if private.acting_as_user() and new.status <> 'closed' then
+    raise exception 'users cannot set the status of a ticket to %', new.status
+      using errcode = 'insufficient_privilege',
+            hint = 'Close the ticket, or open a new one.';
   end if;
   return null;
 end
@@ -29,11 +42,14 @@ $$;
 
 comment on function private.check_ticket_priority() is
   'high and urgent need a plan with priority_support.';
+comment on function private.check_ticket_status() is
+  'A user may close a ticket; any other status is the staff''s to set.';
 comment on function private.note_resolution() is
   'resolved_at is when the ticket was resolved or closed, and null while it is open.';
 
 revoke all on function
   private.check_ticket_priority(),
+  private.check_ticket_status(),
   private.note_resolution()
 from public, anon, authenticated, service_role;
 
@@ -54,11 +70,16 @@ create or replace trigger support_tickets_check_priority
   for each row when (old.priority is distinct from new.priority)
   execute function private.check_ticket_priority();
 
+create or replace trigger support_tickets_check_status
+  after update of status on public.support_tickets
+  for each row when (old.status is distinct from new.status)
+  execute function private.check_ticket_status();
+
 revoke all on public.support_tickets from public, anon, authenticated, service_role;
 grant
   select,
   insert (account_id, instance_id, subject, description, priority),
-  update (subject, description, priority)
+  update (subject, description, priority, status)
 on public.support_tickets to authenticated;
 grant select, insert, update, delete on public.support_tickets to service_role;
 

@@ -54,6 +54,25 @@ select coalesce(a.attname, 'expires_at') as column_not_computed
     on a.attrelid = to_regclass('public.instance_backups') and a.attname = 'expires_at'
  where a.attgenerated is distinct from 's';
 
+-- check: Clients can read every time: whatever may be written into a timestamptz of public lies within years that they know, infinity does not.
+select a.attrelid::regclass as table, a.attname as column
+  from pg_catalog.pg_attribute a
+  join pg_catalog.pg_class c on c.oid = a.attrelid and c.relkind in ('r', 'p')
+ where c.relnamespace = to_regnamespace('public')
+   and a.atttypid = 'timestamptz'::regtype
+   and a.attnum > 0
+   and not a.attisdropped
+   and not exists (select from pg_catalog.pg_depend d where d.objid = c.oid and d.deptype = 'e')
+   -- Written once per message, it has no check of its own: private.check_usage_day() sees to it.
+   and c.oid <> to_regclass('public.usage_metrics')
+   and not exists (
+     select from pg_catalog.pg_constraint con
+      where con.conrelid = c.oid
+        and con.conname = c.relname || '_times_readable'
+        and con.convalidated
+        and a.attnum = any (con.conkey)
+   );
+
 -- check: Every rule that a trigger enforces has its trigger, enabled.
 select t.name as table, t.trigger as missing_or_disabled_trigger
   from (values
@@ -75,9 +94,11 @@ select t.name as table, t.trigger as missing_or_disabled_trigger
     ('public.instances', 'instances_audit'),
     ('public.instances', 'instances_audit_status'),
     ('public.usage_metrics', 'usage_metrics_check_day'),
+    ('public.usage_metrics', 'usage_metrics_check_activity'),
     ('public.support_tickets', 'support_tickets_note_resolution'),
     ('public.support_tickets', 'support_tickets_check_first_priority'),
     ('public.support_tickets', 'support_tickets_check_priority'),
+    ('public.support_tickets', 'support_tickets_check_status'),
     ('public.instance_backups', 'instance_backups_apply_retention'),
     ('public.api_keys', 'api_keys_store_hash'),
     ('public.api_keys', 'api_keys_check_permissions'),
@@ -127,7 +148,7 @@ select tg.tgname as trigger_or_index
          select from pg_catalog.pg_attribute a
           where a.attrelid = tg.tgrelid
             and tg.tgattr::text = a.attnum::text
-            and a.attname = 'usage_date'
+            and a.attname in ('usage_date', 'activity_noted_until')
        )
      )
    )
@@ -149,7 +170,10 @@ select coalesce(expected.tier, found.tier) as tier,
   full join private.tiers as found on found.tier = expected.tier
  where found.tier is null
     or expected.tier is null
-    or not found.features ?& array['api_access', 'priority_support']
+    or not found.features ?& array[
+         'api_access', 'priority_support', 'custom_agents', 'advanced_memory', 'voice_messages',
+         'file_uploads', 'team_collaboration'
+       ]
     or array(select jsonb_object_keys(found.features) order by 1) <> array(
          select jsonb_object_keys(enterprise.features) from private.tiers as enterprise
           where enterprise.tier = 'enterprise' order by 1

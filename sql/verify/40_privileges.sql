@@ -12,7 +12,7 @@ with expected (name, privilege, columns) as (
     ('audit_logs', 'SELECT', null),
     ('support_tickets', 'SELECT', null),
     ('support_tickets', 'INSERT', '{account_id,instance_id,subject,description,priority}'),
-    ('support_tickets', 'UPDATE', '{subject,description,priority}'),
+    ('support_tickets', 'UPDATE', '{subject,description,priority,status}'),
     ('instance_backups', 'SELECT', null),
     ('instance_backups', 'INSERT', '{account_id,instance_id,backup_type}'),
     ('api_keys', 'SELECT', null),

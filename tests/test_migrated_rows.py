@@ -1,0 +1,114 @@
+"""What the versioned files of sql/ do to the rows that were there before them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from migrating import up
+from platforms import sql_files
+from psycopg.types.json import Jsonb
+
+from migrate.files import PLATFORM, VERSIONED
+
+REGAINED = {
+    "custom_agents": ("professional", "enterprise"),
+    "advanced_memory": ("starter", "professional", "enterprise"),
+    "voice_messages": ("starter", "professional", "enterprise"),
+    "file_uploads": ("starter", "professional", "enterprise"),
+    "team_collaboration": ("professional", "enterprise"),
+}
+"""Feature that plans had before the tier catalogue -> the tiers that have it."""
+
+
+def link(directory: Path, folder: str, before: str = "~") -> None:
+    """Put the files of a folder that come before a name into a directory."""
+    (directory / folder).mkdir(parents=True, exist_ok=True)
+    for path in sql_files(folder):
+        there = directory / folder / path.name
+        if path.name < before and not there.exists():
+            there.symlink_to(path)
+
+
+@contextmanager
+def migrated(database: str, directory: Path, name: str) -> Iterator[psycopg.Connection]:
+    """A database as it was before a versioned file; afterwards all of them are applied."""
+    folders = (PLATFORM, VERSIONED)
+    link(directory, PLATFORM)
+    link(directory, VERSIONED, before=name)
+    up(database, directory, names=folders)
+    with psycopg.connect(database, autocommit=True) as connection:
+        yield connection
+    link(directory, VERSIONED)
+    assert name in up(database, directory, names=folders)
+
+
+def sign_up(connection: psycopg.Connection, email: str) -> UUID:
+    """A user and the account, without the triggers of the repeatable files."""
+    user = uuid4()
+    for table in ("auth.users", "public.accounts"):
+        connection.execute(
+            f"insert into {table} (id, email) values (%s, %s)".encode(), [user, email]
+        )
+    return user
+
+
+@pytest.mark.parametrize("tier", ["free", "starter", "professional", "enterprise"])
+def test_a_plan_with_its_tiers_features_regains_the_originals_and_another_keeps_its_own(
+    database: str, tmp_path: Path, tier: str
+) -> None:
+    own = {"sso": True}
+    with migrated(database, tmp_path, "0017_more_features.sql") as connection:
+        for email, features in (("usual@x.example", None), ("own@x.example", Jsonb(own))):
+            connection.execute(
+                """insert into public.subscriptions
+                     (account_id, tier, max_messages_per_day, max_storage_gb, max_agents,
+                      max_platforms, max_team_members, features)
+                   select %s, tier, 1, 1, 1, 1, 1, coalesce(%s, features)
+                     from private.tiers where tier = %s""",
+                [sign_up(connection, email), features, tier],
+            )
+        [[before]] = connection.execute(
+            "select features from private.tiers where tier = %s", [tier]
+        )
+    after = before | {name: tier in tiers for name, tiers in REGAINED.items()}
+    with psycopg.connect(database) as connection:
+        found: dict[str, Any] = dict(
+            connection.execute(
+                """select email, features from public.subscriptions
+                     join public.accounts on accounts.id = account_id"""
+            ).fetchall()
+        )
+        catalogue = connection.execute("select features from private.tiers where tier = %s", [tier])
+        assert catalogue.fetchall() == [(after,)]
+    assert found == {"usual@x.example": after, "own@x.example": own}
+
+
+def test_keys_and_users_that_were_there_are_brought_within_the_bounds(
+    database: str, tmp_path: Path
+) -> None:
+    with migrated(database, tmp_path, "0015_bounds.sql") as connection:
+        first = sign_up(connection, "same@x.example")
+        connection.execute("alter table auth.users drop constraint users_email_key")
+        second = uuid4()
+        for user, email in ((second, "SAME@x.example"), (uuid4(), None)):
+            connection.execute("insert into auth.users (id, email) values (%s, %s)", [user, email])
+        connection.execute(
+            """insert into public.api_keys (account_id, name, key_prefix, permissions, expires_at)
+               values (%s, 'a', '12345678', '{write,read,write}', 'infinity'),
+                      (%s, 'b', '12345678', '{write,read}', '2126-01-01')""",
+            [first, first],
+        )
+    with psycopg.connect(database) as connection:
+        keys = "select name, permissions, expires_at::date::text from public.api_keys order by name"
+        assert connection.execute(keys).fetchall() == [
+            ("a", ["read", "write"], None),
+            ("b", ["write", "read"], "2126-01-01"),
+        ]
+        accounts: dict[UUID, str] = dict(
+            connection.execute("select id, email from public.accounts").fetchall()
+        )
+    assert accounts == {first: "same@x.example", second: f"{second}@duplicate.invalid"}
