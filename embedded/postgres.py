@@ -29,7 +29,15 @@ from urllib.parse import quote
 
 import psutil  # type: ignore[import-untyped]
 
-from embedded.process import HINTS, PORTS, alive, is_free, listener, spawn
+from embedded.process import (
+    HINTS,
+    PORTS,
+    alive,
+    interrupts_deferred,
+    is_free,
+    listener,
+    spawn,
+)
 
 
 class PostgresError(Exception):
@@ -317,7 +325,8 @@ class Server:
             command += ["--encoding=UTF8", *locale]
             command += ["--no-sync"] if self.settings.get("fsync") == "off" else []
             # Should we be killed, the broken pipes end it too, and until then it holds our lock.
-            process = spawn(command, subprocess.PIPE, subprocess.PIPE, keep=[lock.fileno()])
+            with interrupts_deferred():
+                process = spawn(command, subprocess.PIPE, subprocess.PIPE, keep=[lock.fileno()])
             _, errors = process.communicate()
             if process.returncode:
                 raise PostgresError(
@@ -410,12 +419,14 @@ class Server:
         }
         command = [*run_as, str(self.bin / "postgres"), "-D", str(self.data)]
         command += [part for item in settings.items() for part in ("-c", "=".join(item))]
-        with self._open("server.log", os.O_WRONLY | os.O_APPEND) as log:
-            before = os.fstat(log.fileno()).st_size
-            process = spawn(command, stdout=log, stderr=log)
-        process.returncode = 0  # we don't wait for it: no ResourceWarning when the object goes
-        postmaster = psutil.Process(process.pid)
+        postmaster = None
+        output = self._open("server.log", os.O_WRONLY | os.O_APPEND)
+        before = os.fstat(output.fileno()).st_size
         try:
+            with output, interrupts_deferred():
+                process = spawn(command, stdout=output, stderr=output)
+                process.returncode = 0  # nobody waits for it: no ResourceWarning
+                postmaster = psutil.Process(process.pid)
             if self._comes_up(postmaster, port):
                 return True
             if not is_free(port):

@@ -2,10 +2,12 @@
 
 import errno
 import os
+import signal
 import socket
 import subprocess
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -44,6 +46,22 @@ def spawn(
         start_new_session=True,
         pass_fds=keep,
     )
+
+
+@contextmanager
+def interrupts_deferred() -> Iterator[None]:
+    """Raise a Ctrl-C of the block at its end, so that what it starts is known to who ends it."""
+    if threading.current_thread() is not threading.main_thread():  # the others get none
+        yield
+        return
+    pending: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: pending.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if pending:
+            signal.raise_signal(signal.SIGINT)
 
 
 def alive(process: psutil.Process) -> bool:

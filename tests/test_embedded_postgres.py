@@ -26,7 +26,7 @@ import pytest
 
 from embedded import postgres
 from embedded.postgres import PostgresError, Server, embedded_bin
-from embedded.process import PORTS, is_free
+from embedded.process import PORTS, is_free, spawn
 
 REPOSITORY = Path(__file__).parent.parent
 THROWAWAY = {"fsync": "off", "full_page_writes": "off"}
@@ -386,6 +386,24 @@ class TestCrash:
         starting.send_signal(signal.SIGINT)
         assert "KeyboardInterrupt" in starting.communicate(timeout=20)[1]
         assert ended(server)
+
+    def test_ctrl_c_while_it_is_started_stops_it(
+        self, slow: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        started: list[psutil.Process] = []
+
+        def interrupted(command: list[str], *arguments: Any, **options: Any) -> Any:
+            process = spawn(command, *arguments, **options)
+            if "-D" in command:
+                started.append(psutil.Process(process.pid))
+                signal.raise_signal(signal.SIGINT)
+            return process
+
+        monkeypatch.setattr(postgres, "spawn", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            slow.start()
+        assert len(started) == 1
+        assert ended(started[0])
 
 
 def initdbs(server: Server) -> list[psutil.Process]:
