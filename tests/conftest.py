@@ -175,6 +175,8 @@ def applied(finished: Stack, server: Server, project: Path) -> Iterator[Stack]:
     name = f"test_{secrets.token_hex(6)}"
     with psycopg.connect(server.url(), autocommit=True) as connection:
         connection.execute(f"create database {name} template finished".encode())
+        # A copy has not the privileges on its template itself.
+        connection.execute(f"revoke temporary on database {name} from public".encode())
         yield Stack(project, server.url(name), copy.deepcopy(finished.state))
         connection.execute(f"drop database {name} with (force)".encode())
 

@@ -139,6 +139,8 @@ def test_a_restored_database_is_no_drift_and_is_taken_over_without_its_ledger(
         subprocess.run(command, check=True, capture_output=True)
     with connect(database) as connection:
         assert verify.drift(connection) == []
+        name = conninfo_to_dict(database)["dbname"]  # a backup has no privileges on the database
+        connection.execute(f"revoke temporary on database {name} from public")
         connection.execute("drop schema migrate cascade")
     result = run(stack_config(database, tmp_path / "manifests"))
     assert result.outputs["schema_fingerprint"] == platform.result.outputs["schema_fingerprint"]
