@@ -142,6 +142,10 @@ def test_a_restored_database_is_no_drift_and_is_taken_over_without_its_ledger(
         name = conninfo_to_dict(database)["dbname"]  # a backup has no privileges on the database
         connection.execute(f"revoke temporary on database {name} from public")
         connection.execute("drop schema migrate cascade")
+        # A backup has the privileges on the database only for one of the same name.
+        connection.execute(
+            f"revoke temporary on database {connection.info.dbname} from public".encode()
+        )
     result = run(stack_config(database, tmp_path / "manifests"))
     assert result.outputs["schema_fingerprint"] == platform.result.outputs["schema_fingerprint"]
     assert catalog_of(database) == catalog_of(platform.url)

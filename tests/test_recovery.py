@@ -265,10 +265,10 @@ def test_killed_in_a_migration(project: Project, server: Server, victim: str) ->
 # --- the database is another one than the state knows -----------------------------------------
 
 
-def restore(server: Server, url: str, postgres_bin: Path, backup: Path) -> None:
+def restore(server: Server, postgres_bin: Path, backup: Path) -> None:
     execute(server.url(), "drop database if exists mindroom with (force)")
-    execute(server.url(), "create database mindroom template template0")
-    subprocess.run([f"{postgres_bin}/pg_restore", f"--dbname={url}", str(backup)], check=True)
+    command = [f"{postgres_bin}/pg_restore", "--create", f"--dbname={server.url()}", str(backup)]
+    subprocess.run(command, check=True)
 
 
 def back_up(url: str, postgres_bin: Path, backup: Path) -> None:
@@ -309,7 +309,7 @@ def test_restored_from_yesterdays_backup(
     execute(server.url(), "drop database mindroom with (force)")
     with pytest.raises(automation.CommandError, match='database "mindroom" does not exist'):
         project.up()
-    restore(server, project.url, postgres_bin, backup)
+    restore(server, postgres_bin, backup)
     for run in (project.preview, project.up):
         with pytest.raises(automation.CommandError, match="up --refresh") as caught:
             run()
@@ -324,7 +324,7 @@ def test_restored_from_yesterdays_backup(
     whole(project)
 
     # Today's release was the reason, and is taken back.
-    restore(server, project.url, postgres_bin, backup)
+    restore(server, postgres_bin, backup)
     path.unlink()
     matrix.write_text(yesterday)
     with pytest.raises(automation.CommandError, match="up --refresh") as caught:
@@ -353,11 +353,8 @@ def test_moved_to_another_server(
                         ("CREATE ROLE", "ALTER ROLE", "GRANT")
                     ) and not line.startswith("CREATE ROLE postgres"):
                         connection.execute(line.encode())
-            url = project.url.replace(f":{server.port}/", f":{other.port}/")
             back_up(project.url, postgres_bin, tmp_path / "backup")
-            restore_into = [f"{postgres_bin}/pg_restore", f"--dbname={url}", f"{tmp_path}/backup"]
-            execute(url.replace("/mindroom", "/postgres"), "create database mindroom")
-            subprocess.run(restore_into, check=True)
+            restore(other, postgres_bin, tmp_path / "backup")
             project.stack.set_config(key, automation.ConfigValue(str(other.port)))
             told = project.up().stdout
             assert not re.findall(r"postgresql:.* (?:replac|delet|creat)", told)
