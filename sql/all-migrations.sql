@@ -1169,6 +1169,29 @@ set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
 values (0, 'migrations', '0017_more_features.sql', 'd2c8f8a05b374bb1098ff46dcabd6f4dca2a0cadbbcc37af3f40e56edc44f281', NULL, '1.0.0');
 
+-- migrations/0018_subscription_in_force.sql
+
+-- Which plan an account has is resolved once, where subscriptions are written, and marked there:
+-- whoever asks reads the mark by the account. sql/repeatable/21_subscriptions.sql keeps it.
+
+alter table public.subscriptions add column in_force boolean not null default false;
+
+-- migrate: allow create-index: one row per customer, and Stripe's webhooks are the only writers
+create unique index subscriptions_in_force_key on public.subscriptions (account_id) where in_force;
+
+comment on column public.subscriptions.in_force is
+  'The account''s plan: its one subscription that is not cancelled, else the one cancelled last. Kept by a trigger.';
+
+
+reset session authorization;
+reset all;
+set client_encoding = 'UTF8';
+set client_connection_check_interval = '2s';
+set lock_timeout = '5s';
+set statement_timeout = '15min';
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'migrations', '0018_subscription_in_force.sql', '98881c1b3ea579b639567ca02bed24361cf6fd6d8a6faba7ca05d411aef606c3', NULL, '1.0.0');
+
 -- repeatable/10_shared.sql
 
 -- What the tables' own files build on: timestamps, who is acting, the audit log.
@@ -1480,6 +1503,10 @@ begin
             hint = 'Known tiers: ' || (select string_agg(tier, ', ' order by tier) from private.tiers) || '.';
   end if;
 
+  if tg_op = 'INSERT' or new.account_id <> old.account_id then
+    new.in_force := false;  -- until put_subscription_in_force() has compared it with the account's others
+  end if;
+
   if tg_op = 'UPDATE' and new.tier <> old.tier then
     new.max_messages_per_day := nullif(new.max_messages_per_day, old.max_messages_per_day);
     new.max_storage_gb := nullif(new.max_storage_gb, old.max_storage_gb);
@@ -1512,11 +1539,61 @@ begin
 end
 $$;
 
+-- The lock on the account lets a change of its plan and a new instance (private.adopt_plan) take turns:
+-- neither sees what the other has not committed.
+create or replace function private.put_subscription_in_force(account uuid) returns void
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+declare
+  chosen uuid;
+begin
+  perform from public.accounts where id = account for no key update;
+  chosen := (
+    select id
+      from public.subscriptions
+     where account_id = account
+     order by status = 'cancelled', cancelled_at desc,
+              stripe_subscription_id desc nulls last, created_at desc, id
+     limit 1
+  );
+  update public.subscriptions
+     set in_force = false
+   where account_id = account and in_force and id <> chosen;
+  update public.subscriptions
+     set in_force = true,
+         storage_used_gb = (
+           select coalesce(sum(storage_used_gb), 0)
+             from public.instances where account_id = account and status <> 'deprovisioned'
+         )
+   where id = chosen and not in_force;
+  update public.instances
+     set subscription_id = chosen
+   where account_id = account
+     and subscription_id <> chosen
+     and status not in ('deprovisioning', 'deprovisioned');
+end
+$$;
+
+create or replace function private.choose_subscription_in_force() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if tg_op <> 'INSERT' then
+    perform private.put_subscription_in_force(old.account_id);
+  end if;
+  if tg_op = 'INSERT' or tg_op = 'UPDATE' and new.account_id <> old.account_id then
+    perform private.put_subscription_in_force(new.account_id);
+  end if;
+  return null;
+end
+$$;
+
 -- The instances are resized by the provisioner, which reads their rows.
 create or replace function private.resize_instances() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
+  perform from public.accounts where id = new.account_id for no key update;  -- as above
   update public.instances as instance
      set cpu_limit = catalogue.cpu_limit,
          memory_limit_mb = catalogue.memory_limit_mb,
@@ -1547,6 +1624,10 @@ comment on function private.apply_tier() is
   'Limits and features come from the tier, on insert and on a change of tier, unless the writer states them. Stated means: not null and, on a change of tier, not what it was before.';
 comment on function private.note_cancellation() is
   'cancelled_at is when it was cancelled, and null again when it is revived.';
+comment on function private.put_subscription_in_force(uuid) is
+  'Resolves an account''s plan: marks the subscription in force, the one that is not cancelled, else the one cancelled last. The instances follow it, except those that are being removed.';
+comment on function private.choose_subscription_in_force() is
+  'Whatever may change which subscription is in force resolves it again.';
 comment on function private.resize_instances() is
   'A new tier sets the resource limits of the instances, except those that are being removed.';
 comment on function private.keep_billed_subscription() is
@@ -1555,6 +1636,8 @@ comment on function private.keep_billed_subscription() is
 revoke all on function
   private.apply_tier(),
   private.note_cancellation(),
+  private.put_subscription_in_force(uuid),
+  private.choose_subscription_in_force(),
   private.resize_instances(),
   private.keep_billed_subscription()
 from public, anon, authenticated, service_role;
@@ -1575,6 +1658,18 @@ create or replace trigger subscriptions_keep_billed
   before delete on public.subscriptions
   for each row execute function private.keep_billed_subscription();
 
+create or replace trigger subscriptions_put_in_force
+  after insert or delete on public.subscriptions
+  for each row execute function private.choose_subscription_in_force();
+
+create or replace trigger subscriptions_put_other_in_force
+  after update on public.subscriptions
+  for each row when (
+    (old.account_id, old.status, old.in_force) is distinct from (new.account_id, new.status, new.in_force)
+    or new.status = 'cancelled' and old.cancelled_at is distinct from new.cancelled_at
+  )
+  execute function private.choose_subscription_in_force();
+
 create or replace trigger subscriptions_resize_instances
   after update of tier on public.subscriptions
   for each row when (old.tier is distinct from new.tier)
@@ -1586,8 +1681,28 @@ create or replace trigger subscriptions_audit
     'subscription', 'billing',
     'tier status max_messages_per_day max_storage_gb max_agents max_platforms max_team_members features '
     'stripe_price_id trial_started_at trial_ends_at current_period_start current_period_end cancelled_at',
-    'storage_used_gb live_until'
+    'storage_used_gb live_until in_force'
   );
+
+-- What was written before these triggers were there.
+do $$
+begin
+  perform private.put_subscription_in_force(account.id)
+     from public.accounts as account
+    where exists (select from public.subscriptions where account_id = account.id)
+      and (
+        not exists (select from public.subscriptions where account_id = account.id and in_force)
+        or exists (
+          select
+            from public.instances as instance
+            join public.subscriptions as plan on plan.id = instance.subscription_id
+           where instance.account_id = account.id
+             and instance.status not in ('deprovisioning', 'deprovisioned')
+             and not plan.in_force
+        )
+      );
+end
+$$;
 
 revoke all on public.subscriptions from public, anon, authenticated, service_role;
 grant select on public.subscriptions to authenticated;
@@ -1628,7 +1743,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '21_subscriptions.sql', '8af6bc79f327ea85962d87564f116550d9936619b358f9574986ec39787a6518', NULL, '1.0.0');
+values (0, 'repeatable', '21_subscriptions.sql', '3424ac2d811fa4ab50b9f3a172a1ff144034fa8d1784659bd1483becd1d9d654', NULL, '1.0.0');
 
 -- repeatable/22_instances.sql
 
@@ -1643,6 +1758,28 @@ as $$
     when 'array' then jsonb_array_length(config -> 'agents')
     else 0
   end
+$$;
+
+create or replace function private.adopt_plan() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if tg_op = 'INSERT' then
+    -- A change of the plan that is under way would not see this row: see put_subscription_in_force().
+    perform from public.accounts where id = new.account_id for share;
+  end if;
+  -- What names another account's subscription is left for the foreign key to refuse.
+  new.subscription_id := coalesce(
+    (
+      select plan.id
+        from public.subscriptions as given
+        join public.subscriptions as plan using (account_id)
+       where given.id = new.subscription_id and given.account_id = new.account_id and plan.in_force
+    ),
+    new.subscription_id
+  );
+  return new;
+end
 $$;
 
 create or replace function private.apply_tier_resources() returns trigger
@@ -1734,9 +1871,13 @@ begin
             hint = 'Send {"agents": {"name": {...}}}.';
   end if;
 
+  -- A smaller plan refuses no row that was within the larger one: only more agents than there were.
   agents := private.count_agents(new.config);
+  if tg_op = 'UPDATE' and agents <= private.count_agents(old.config) then
+    return null;
+  end if;
   select subscriptions.max_agents into max_agents
-    from public.subscriptions where id = new.subscription_id;
+    from public.subscriptions where account_id = new.account_id and in_force;
   if max_agents <> -1 and agents > max_agents then
     raise exception 'instance config has % agents, the plan allows %', agents, max_agents
       using errcode = 'check_violation',
@@ -1763,22 +1904,39 @@ $$;
 
 comment on function private.count_agents(jsonb) is
   'How many entries agents has in an instance''s config, whether an object by name or a list.';
+comment on function private.adopt_plan() is
+  'subscription_id is the account''s subscription in force, whichever one the writer names.';
 comment on function private.apply_tier_resources() is
   'Resource limits come from the tier of the subscription, on insert and when the instance moves to another subscription, unless the writer states them (subscriptions follow the same rule).';
 comment on function private.check_status_transition() is
   'The status goes only along private.instance_status_transitions, and its timestamps with it.';
 comment on function private.check_instance_config() is
-  'config and app_config are objects; config has at most 1 MiB, and no more agents than the plan allows.';
+  'config and app_config are objects; config has at most 1 MiB, and no more agents than the plan allows or there were.';
 comment on function private.keep_deployed_instance() is
   'Refuses to delete an instance that is not deprovisioned.';
 
 revoke all on function
   private.count_agents(jsonb),
+  private.adopt_plan(),
   private.apply_tier_resources(),
   private.check_status_transition(),
   private.check_instance_config(),
   private.keep_deployed_instance()
 from public, anon, authenticated, service_role;
+
+-- By their names these two run before the next two, which go by the plan that was adopted.
+create or replace trigger instances_adopt_other_plan
+  before update of subscription_id on public.instances
+  for each row when (
+    old.subscription_id is distinct from new.subscription_id
+    and new.status not in ('deprovisioning', 'deprovisioned')
+  )
+  execute function private.adopt_plan();
+
+create or replace trigger instances_adopt_plan
+  before insert on public.instances
+  for each row when (new.status not in ('deprovisioning', 'deprovisioned'))
+  execute function private.adopt_plan();
 
 create or replace trigger instances_apply_tier_resources
   before insert on public.instances
@@ -1871,7 +2029,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '22_instances.sql', '8d5a84fddaf9345b5657ce39d8bd0cc0c8ea178626e52123e3a5b87f25b3dcc4', NULL, '1.0.0');
+values (0, 'repeatable', '22_instances.sql', '6fc71f5ab7a57bf2a521a4ab662a13e34a0453aaa716ddb0895afe81028ed025', NULL, '1.0.0');
 
 -- repeatable/23_usage_metrics.sql
 
@@ -2135,9 +2293,9 @@ begin
     (
       select tiers.backup_retention_days
         from public.instances
-        join public.subscriptions on subscriptions.id = instances.subscription_id
+        join public.subscriptions using (account_id)
         join private.tiers using (tier)
-       where instances.id = new.instance_id and instances.account_id = new.account_id
+       where instances.id = new.instance_id and account_id = new.account_id and in_force
     ),
     -- No such instance of this account: a value that lets the policy or the foreign key say so.
     1
@@ -2206,7 +2364,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '26_instance_backups.sql', 'a3270a706925a16678dbae337fdce7b068757c2854b8570bd6ff136a03619059', NULL, '1.0.0');
+values (0, 'repeatable', '26_instance_backups.sql', '55e073c6b9298ba63da43ff2dc478898dad2e3fbb5b8d8032790d52f1b838020', NULL, '1.0.0');
 
 -- repeatable/27_api_keys.sql
 
@@ -2490,6 +2648,7 @@ begin
     from public.subscriptions as subscription
     join public.instances as instance using (account_id)
    where subscription.account_id = user_id
+     and subscription.in_force
      and subscription.live_until > now()
      and instance.status = 'running'
    order by instance.created_at desc, instance.id desc
@@ -2525,7 +2684,7 @@ begin
   end if;
 
   return exists (
-    select from public.subscriptions where account_id = user_id and live_until > now()
+    select from public.subscriptions where account_id = user_id and in_force and live_until > now()
   );
 end
 $$;
@@ -2542,7 +2701,7 @@ begin
 
   return exists (
     select from public.subscriptions
-     where account_id = user_id and live_until > now() and features -> permission = 'true'
+     where account_id = user_id and in_force and live_until > now() and features -> permission = 'true'
   );
 end
 $$;
@@ -2577,7 +2736,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '50_user_functions.sql', 'a467f6a2e59036b4121c8f3c23590316e36f5089ac567bb93235ad8dc46bb0a4', NULL, '1.0.0');
+values (0, 'repeatable', '50_user_functions.sql', 'f016614640e1e2e436f241c7b6325786ad2c419ad863e515bbf966b387854593', NULL, '1.0.0');
 
 -- repeatable/51_usage_functions.sql
 
@@ -2617,7 +2776,7 @@ begin
               select max_messages_per_day = -1
                        or day.messages_sent + day.messages_received <= max_messages_per_day
                 from public.subscriptions
-               where account_id = day.account_id and status <> 'cancelled'
+               where account_id = day.account_id and in_force
             ),
             limit_exceeded,
             (message_type = 'sent' or message_type = 'received')
@@ -2703,15 +2862,6 @@ begin
      );
 
   perform private.note_activity(settle_message.instance_id);
-  if within is null then  -- no subscription is in force: the last one's limit still holds
-    select max_messages_per_day = -1 or messages_sent + messages_received <= max_messages_per_day
-      into within
-      from public.usage_metrics as day
-      join public.instances as instance on instance.id = day.instance_id
-      join public.subscriptions as plan on plan.id = instance.subscription_id
-     where day.instance_id = settle_message.instance_id
-       and usage_date = (now() at time zone 'utc')::date;
-  end if;
   if not within and not said then
     perform private.note_limit_exceeded(settle_message.instance_id);
   end if;
@@ -2758,11 +2908,11 @@ declare
 begin
   update public.usage_metrics as day
      set limit_exceeded = true
-    from public.instances as instance
-    join public.subscriptions as plan on plan.id = instance.subscription_id
-   where instance.id = note_limit_exceeded.instance_id
-     and day.instance_id = note_limit_exceeded.instance_id
+    from public.subscriptions as plan
+   where day.instance_id = note_limit_exceeded.instance_id
      and usage_date = today
+     and plan.account_id = day.account_id
+     and plan.in_force
   returning day.account_id, plan.max_messages_per_day into customer, allowed;
 
   -- A transaction that began before midnight may find the flag cleared already.
@@ -2813,7 +2963,7 @@ begin
          used.agents,
          plan.max_agents
     from public.instances as instance
-    join public.subscriptions as plan on plan.id = instance.subscription_id
+    join public.subscriptions as plan on plan.account_id = instance.account_id and plan.in_force
     left join public.usage_metrics as day
       on day.instance_id = instance.id and day.usage_date = (now() at time zone 'utc')::date
    cross join lateral (
@@ -2968,7 +3118,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '51_usage_functions.sql', 'bc3cccd21d9cb83384bc695144cf2caef721a0ed4f5229e911867b6262616b56', NULL, '1.0.0');
+values (0, 'repeatable', '51_usage_functions.sql', 'c5cbeccf3ff4ab3cba783efdded4e3a463de2e309ee3ba55142a889a3bf356b2', NULL, '1.0.0');
 
 -- repeatable/52_instance_functions.sql
 
@@ -3054,6 +3204,11 @@ begin
     raise exception 'subscription_id and config must not be null'
       using errcode = 'null_value_not_allowed', hint = 'Leave config out, or send {}.';
   end if;
+  -- The account first, as in private.adopt_plan(): what is read then is still so when it is inserted.
+  perform
+    from public.accounts
+   where id = (select account_id from public.subscriptions where id = provision_instance.subscription_id)
+     for share;
   select * into plan
     from public.subscriptions as subscription
    where subscription.id = provision_instance.subscription_id
@@ -3184,16 +3339,17 @@ begin
   end if;
 
   -- Locked first, so that of two runs at once the second sums up what the first saw, or more.
-  perform from public.subscriptions where id = measured.subscription_id for no key update;
+  perform from public.subscriptions
+    where account_id = measured.account_id and in_force for no key update;
   update public.subscriptions as plan
      set storage_used_gb = total.gb
     from (
       select coalesce(sum(instance.storage_used_gb), 0) as gb
         from public.instances as instance
-       where instance.subscription_id = measured.subscription_id
+       where instance.account_id = measured.account_id
          and instance.status <> 'deprovisioned'
     ) as total
-   where plan.id = measured.subscription_id and plan.storage_used_gb <> total.gb;
+   where plan.account_id = measured.account_id and plan.in_force and plan.storage_used_gb <> total.gb;
   return measured.storage_used_gb;
 end
 $$;
@@ -3205,7 +3361,7 @@ comment on function public.deprovision_instance(uuid, text) is
 comment on function public.update_instance_health(uuid, text, jsonb) is
   'Records the health of an instance; audited when it becomes critical or ceases to be.';
 comment on function public.calculate_storage_usage(uuid) is
-  'GB now used by an instance. Updates the day''s peak, and the subscription''s total over all its instances that are not deprovisioned.';
+  'GB now used by an instance. Updates the day''s peak, and the total of the account''s plan over all instances that are not deprovisioned.';
 comment on function private.set_instance_status(uuid, text, text) is
   'Sets a status and tells the audit log why; true if it was another one.';
 
@@ -3231,7 +3387,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '52_instance_functions.sql', '868f39714755c6a1a6a05835d3e554e566959da7f22796fbb1067ad1825d88b7', NULL, '1.0.0');
+values (0, 'repeatable', '52_instance_functions.sql', '8ac0a4d0830e215388670cfd41cc21cb00da358f106c25ee853bde854fb92158', NULL, '1.0.0');
 
 -- repeatable/53_automation_functions.sql
 
@@ -3328,7 +3484,7 @@ begin
   for idle in
     select instance.id, tiers.pause_after_idle_days as days
       from public.instances as instance
-      join public.subscriptions as plan on plan.id = instance.subscription_id
+      join public.subscriptions as plan on plan.account_id = instance.account_id and plan.in_force
       join private.tiers using (tier)
      where instance.status = 'running'
        and greatest(instance.last_active_at, instance.started_at, instance.created_at)
@@ -3365,7 +3521,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '53_automation_functions.sql', '8a94fed79c42f9137dfc17d543458e90a217adeb12f9210e6ee28544351501c4', NULL, '1.0.0');
+values (0, 'repeatable', '53_automation_functions.sql', '2e1a762c0ce55a3ac18395733bee7157064786c54a4fec595f1024e080b48d6c', NULL, '1.0.0');
 
 -- repeatable/54_stripe_functions.sql
 

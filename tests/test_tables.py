@@ -407,16 +407,25 @@ def test_more_agents_than_the_plan_allows_are_refused(db: Db, listed: bool) -> N
             add_instance(db, ANN, "three", config=config(3))
 
 
-def test_an_unlimited_plan_allows_any_number_of_agents_and_a_smaller_one_keeps_it_alive(
-    db: Db,
-) -> None:
+def test_what_is_over_a_smaller_plan_may_stay_or_shrink_and_not_grow(db: Db) -> None:
+    def configure(count: int) -> None:
+        db.update("instances", ANN.instance, config={"agents": agents(count)})
+
     db.update("subscriptions", ANN.subscription, max_agents=-1)
-    db.update("instances", ANN.instance, config={"agents": agents(500)})
-    db.update("subscriptions", ANN.subscription, max_agents=2)
+    configure(500)
+    db.update("subscriptions", ANN.subscription, max_agents=3)
     with db.acting("instance_provisioner"):
-        db.update("instances", ANN.instance, health_status="healthy")
-    with db.acting("authenticated", ANN), db.refused(CheckViolation, "the plan allows 2"):
-        db.update("instances", ANN.instance, config={"agents": agents(499)})
+        db.update("instances", ANN.instance, health_status="healthy", app_config={"a": 1})
+    with db.acting("service_role"):
+        db.update("instances", ANN.instance, config={"agents": agents(500), "rooms": {}})
+    with db.acting("authenticated", ANN):
+        for fewer in (10, 5):
+            configure(fewer)
+        with db.refused(CheckViolation, "6 agents, the plan allows 3"):
+            configure(6)
+        configure(3)
+        with db.refused(CheckViolation, "4 agents, the plan allows 3"):
+            configure(4)
 
 
 def test_an_instance_holds_no_secret_and_only_the_provisioner_reads_them(db: Db) -> None:

@@ -40,6 +40,12 @@ VIOLATIONS = [
     ("Every table of ours", "comment on table public.accounts is null"),
     ("Every rule that a constraint", "alter table public.instances drop constraint %_status_known"),
     ("An email belongs to one account", "drop index public.subscriptions_one_live_per_account"),
+    ("An email belongs to one account", "drop index public.subscriptions_in_force_key"),
+    (
+        "Every account with a subscription",
+        "set local session_replication_role = replica;"
+        "update public.subscriptions set in_force = false",
+    ),
     (
         "An email belongs to one account",
         "drop index public.accounts_email_key;"

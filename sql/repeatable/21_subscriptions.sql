@@ -13,6 +13,10 @@ begin
             hint = 'Known tiers: ' || (select string_agg(tier, ', ' order by tier) from private.tiers) || '.';
   end if;
 
+  if tg_op = 'INSERT' or new.account_id <> old.account_id then
+    new.in_force := false;  -- until put_subscription_in_force() has compared it with the account's others
+  end if;
+
   if tg_op = 'UPDATE' and new.tier <> old.tier then
     new.max_messages_per_day := nullif(new.max_messages_per_day, old.max_messages_per_day);
     new.max_storage_gb := nullif(new.max_storage_gb, old.max_storage_gb);
@@ -45,11 +49,61 @@ begin
 end
 $$;
 
+-- The lock on the account lets a change of its plan and a new instance (private.adopt_plan) take turns:
+-- neither sees what the other has not committed.
+create or replace function private.put_subscription_in_force(account uuid) returns void
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+declare
+  chosen uuid;
+begin
+  perform from public.accounts where id = account for no key update;
+  chosen := (
+    select id
+      from public.subscriptions
+     where account_id = account
+     order by status = 'cancelled', cancelled_at desc,
+              stripe_subscription_id desc nulls last, created_at desc, id
+     limit 1
+  );
+  update public.subscriptions
+     set in_force = false
+   where account_id = account and in_force and id <> chosen;
+  update public.subscriptions
+     set in_force = true,
+         storage_used_gb = (
+           select coalesce(sum(storage_used_gb), 0)
+             from public.instances where account_id = account and status <> 'deprovisioned'
+         )
+   where id = chosen and not in_force;
+  update public.instances
+     set subscription_id = chosen
+   where account_id = account
+     and subscription_id <> chosen
+     and status not in ('deprovisioning', 'deprovisioned');
+end
+$$;
+
+create or replace function private.choose_subscription_in_force() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if tg_op <> 'INSERT' then
+    perform private.put_subscription_in_force(old.account_id);
+  end if;
+  if tg_op = 'INSERT' or tg_op = 'UPDATE' and new.account_id <> old.account_id then
+    perform private.put_subscription_in_force(new.account_id);
+  end if;
+  return null;
+end
+$$;
+
 -- The instances are resized by the provisioner, which reads their rows.
 create or replace function private.resize_instances() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
+  perform from public.accounts where id = new.account_id for no key update;  -- as above
   update public.instances as instance
      set cpu_limit = catalogue.cpu_limit,
          memory_limit_mb = catalogue.memory_limit_mb,
@@ -80,6 +134,10 @@ comment on function private.apply_tier() is
   'Limits and features come from the tier, on insert and on a change of tier, unless the writer states them. Stated means: not null and, on a change of tier, not what it was before.';
 comment on function private.note_cancellation() is
   'cancelled_at is when it was cancelled, and null again when it is revived.';
+comment on function private.put_subscription_in_force(uuid) is
+  'Resolves an account''s plan: marks the subscription in force, the one that is not cancelled, else the one cancelled last. The instances follow it, except those that are being removed.';
+comment on function private.choose_subscription_in_force() is
+  'Whatever may change which subscription is in force resolves it again.';
 comment on function private.resize_instances() is
   'A new tier sets the resource limits of the instances, except those that are being removed.';
 comment on function private.keep_billed_subscription() is
@@ -88,6 +146,8 @@ comment on function private.keep_billed_subscription() is
 revoke all on function
   private.apply_tier(),
   private.note_cancellation(),
+  private.put_subscription_in_force(uuid),
+  private.choose_subscription_in_force(),
   private.resize_instances(),
   private.keep_billed_subscription()
 from public, anon, authenticated, service_role;
@@ -108,6 +168,18 @@ create or replace trigger subscriptions_keep_billed
   before delete on public.subscriptions
   for each row execute function private.keep_billed_subscription();
 
+create or replace trigger subscriptions_put_in_force
+  after insert or delete on public.subscriptions
+  for each row execute function private.choose_subscription_in_force();
+
+create or replace trigger subscriptions_put_other_in_force
+  after update on public.subscriptions
+  for each row when (
+    (old.account_id, old.status, old.in_force) is distinct from (new.account_id, new.status, new.in_force)
+    or new.status = 'cancelled' and old.cancelled_at is distinct from new.cancelled_at
+  )
+  execute function private.choose_subscription_in_force();
+
 create or replace trigger subscriptions_resize_instances
   after update of tier on public.subscriptions
   for each row when (old.tier is distinct from new.tier)
@@ -119,8 +191,28 @@ create or replace trigger subscriptions_audit
     'subscription', 'billing',
     'tier status max_messages_per_day max_storage_gb max_agents max_platforms max_team_members features '
     'stripe_price_id trial_started_at trial_ends_at current_period_start current_period_end cancelled_at',
-    'storage_used_gb live_until'
+    'storage_used_gb live_until in_force'
   );
+
+-- What was written before these triggers were there.
+do $$
+begin
+  perform private.put_subscription_in_force(account.id)
+     from public.accounts as account
+    where exists (select from public.subscriptions where account_id = account.id)
+      and (
+        not exists (select from public.subscriptions where account_id = account.id and in_force)
+        or exists (
+          select
+            from public.instances as instance
+            join public.subscriptions as plan on plan.id = instance.subscription_id
+           where instance.account_id = account.id
+             and instance.status not in ('deprovisioning', 'deprovisioned')
+             and not plan.in_force
+        )
+      );
+end
+$$;
 
 revoke all on public.subscriptions from public, anon, authenticated, service_role;
 grant select on public.subscriptions to authenticated;

@@ -11,6 +11,28 @@ as $$
   end
 $$;
 
+create or replace function private.adopt_plan() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if tg_op = 'INSERT' then
+    -- A change of the plan that is under way would not see this row: see put_subscription_in_force().
+    perform from public.accounts where id = new.account_id for share;
+  end if;
+  -- What names another account's subscription is left for the foreign key to refuse.
+  new.subscription_id := coalesce(
+    (
+      select plan.id
+        from public.subscriptions as given
+        join public.subscriptions as plan using (account_id)
+       where given.id = new.subscription_id and given.account_id = new.account_id and plan.in_force
+    ),
+    new.subscription_id
+  );
+  return new;
+end
+$$;
+
 create or replace function private.apply_tier_resources() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -100,9 +122,13 @@ begin
             hint = 'Send {"agents": {"name": {...}}}.';
   end if;
 
+  -- A smaller plan refuses no row that was within the larger one: only more agents than there were.
   agents := private.count_agents(new.config);
+  if tg_op = 'UPDATE' and agents <= private.count_agents(old.config) then
+    return null;
+  end if;
   select subscriptions.max_agents into max_agents
-    from public.subscriptions where id = new.subscription_id;
+    from public.subscriptions where account_id = new.account_id and in_force;
   if max_agents <> -1 and agents > max_agents then
     raise exception 'instance config has % agents, the plan allows %', agents, max_agents
       using errcode = 'check_violation',
@@ -129,22 +155,39 @@ $$;
 
 comment on function private.count_agents(jsonb) is
   'How many entries agents has in an instance''s config, whether an object by name or a list.';
+comment on function private.adopt_plan() is
+  'subscription_id is the account''s subscription in force, whichever one the writer names.';
 comment on function private.apply_tier_resources() is
   'Resource limits come from the tier of the subscription, on insert and when the instance moves to another subscription, unless the writer states them (subscriptions follow the same rule).';
 comment on function private.check_status_transition() is
   'The status goes only along private.instance_status_transitions, and its timestamps with it.';
 comment on function private.check_instance_config() is
-  'config and app_config are objects; config has at most 1 MiB, and no more agents than the plan allows.';
+  'config and app_config are objects; config has at most 1 MiB, and no more agents than the plan allows or there were.';
 comment on function private.keep_deployed_instance() is
   'Refuses to delete an instance that is not deprovisioned.';
 
 revoke all on function
   private.count_agents(jsonb),
+  private.adopt_plan(),
   private.apply_tier_resources(),
   private.check_status_transition(),
   private.check_instance_config(),
   private.keep_deployed_instance()
 from public, anon, authenticated, service_role;
+
+-- By their names these two run before the next two, which go by the plan that was adopted.
+create or replace trigger instances_adopt_other_plan
+  before update of subscription_id on public.instances
+  for each row when (
+    old.subscription_id is distinct from new.subscription_id
+    and new.status not in ('deprovisioning', 'deprovisioned')
+  )
+  execute function private.adopt_plan();
+
+create or replace trigger instances_adopt_plan
+  before insert on public.instances
+  for each row when (new.status not in ('deprovisioning', 'deprovisioned'))
+  execute function private.adopt_plan();
 
 create or replace trigger instances_apply_tier_resources
   before insert on public.instances

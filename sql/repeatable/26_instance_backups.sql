@@ -9,9 +9,9 @@ begin
     (
       select tiers.backup_retention_days
         from public.instances
-        join public.subscriptions on subscriptions.id = instances.subscription_id
+        join public.subscriptions using (account_id)
         join private.tiers using (tier)
-       where instances.id = new.instance_id and instances.account_id = new.account_id
+       where instances.id = new.instance_id and account_id = new.account_id and in_force
     ),
     -- No such instance of this account: a value that lets the policy or the foreign key say so.
     1

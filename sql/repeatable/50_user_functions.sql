@@ -28,6 +28,7 @@ begin
     from public.subscriptions as subscription
     join public.instances as instance using (account_id)
    where subscription.account_id = user_id
+     and subscription.in_force
      and subscription.live_until > now()
      and instance.status = 'running'
    order by instance.created_at desc, instance.id desc
@@ -63,7 +64,7 @@ begin
   end if;
 
   return exists (
-    select from public.subscriptions where account_id = user_id and live_until > now()
+    select from public.subscriptions where account_id = user_id and in_force and live_until > now()
   );
 end
 $$;
@@ -80,7 +81,7 @@ begin
 
   return exists (
     select from public.subscriptions
-     where account_id = user_id and live_until > now() and features -> permission = 'true'
+     where account_id = user_id and in_force and live_until > now() and features -> permission = 'true'
   );
 end
 $$;

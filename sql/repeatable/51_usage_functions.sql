@@ -34,7 +34,7 @@ begin
               select max_messages_per_day = -1
                        or day.messages_sent + day.messages_received <= max_messages_per_day
                 from public.subscriptions
-               where account_id = day.account_id and status <> 'cancelled'
+               where account_id = day.account_id and in_force
             ),
             limit_exceeded,
             (message_type = 'sent' or message_type = 'received')
@@ -120,15 +120,6 @@ begin
      );
 
   perform private.note_activity(settle_message.instance_id);
-  if within is null then  -- no subscription is in force: the last one's limit still holds
-    select max_messages_per_day = -1 or messages_sent + messages_received <= max_messages_per_day
-      into within
-      from public.usage_metrics as day
-      join public.instances as instance on instance.id = day.instance_id
-      join public.subscriptions as plan on plan.id = instance.subscription_id
-     where day.instance_id = settle_message.instance_id
-       and usage_date = (now() at time zone 'utc')::date;
-  end if;
   if not within and not said then
     perform private.note_limit_exceeded(settle_message.instance_id);
   end if;
@@ -175,11 +166,11 @@ declare
 begin
   update public.usage_metrics as day
      set limit_exceeded = true
-    from public.instances as instance
-    join public.subscriptions as plan on plan.id = instance.subscription_id
-   where instance.id = note_limit_exceeded.instance_id
-     and day.instance_id = note_limit_exceeded.instance_id
+    from public.subscriptions as plan
+   where day.instance_id = note_limit_exceeded.instance_id
      and usage_date = today
+     and plan.account_id = day.account_id
+     and plan.in_force
   returning day.account_id, plan.max_messages_per_day into customer, allowed;
 
   -- A transaction that began before midnight may find the flag cleared already.
@@ -230,7 +221,7 @@ begin
          used.agents,
          plan.max_agents
     from public.instances as instance
-    join public.subscriptions as plan on plan.id = instance.subscription_id
+    join public.subscriptions as plan on plan.account_id = instance.account_id and plan.in_force
     left join public.usage_metrics as day
       on day.instance_id = instance.id and day.usage_date = (now() at time zone 'utc')::date
    cross join lateral (

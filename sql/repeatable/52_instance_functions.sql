@@ -80,6 +80,11 @@ begin
     raise exception 'subscription_id and config must not be null'
       using errcode = 'null_value_not_allowed', hint = 'Leave config out, or send {}.';
   end if;
+  -- The account first, as in private.adopt_plan(): what is read then is still so when it is inserted.
+  perform
+    from public.accounts
+   where id = (select account_id from public.subscriptions where id = provision_instance.subscription_id)
+     for share;
   select * into plan
     from public.subscriptions as subscription
    where subscription.id = provision_instance.subscription_id
@@ -210,16 +215,17 @@ begin
   end if;
 
   -- Locked first, so that of two runs at once the second sums up what the first saw, or more.
-  perform from public.subscriptions where id = measured.subscription_id for no key update;
+  perform from public.subscriptions
+    where account_id = measured.account_id and in_force for no key update;
   update public.subscriptions as plan
      set storage_used_gb = total.gb
     from (
       select coalesce(sum(instance.storage_used_gb), 0) as gb
         from public.instances as instance
-       where instance.subscription_id = measured.subscription_id
+       where instance.account_id = measured.account_id
          and instance.status <> 'deprovisioned'
     ) as total
-   where plan.id = measured.subscription_id and plan.storage_used_gb <> total.gb;
+   where plan.account_id = measured.account_id and plan.in_force and plan.storage_used_gb <> total.gb;
   return measured.storage_used_gb;
 end
 $$;
@@ -231,7 +237,7 @@ comment on function public.deprovision_instance(uuid, text) is
 comment on function public.update_instance_health(uuid, text, jsonb) is
   'Records the health of an instance; audited when it becomes critical or ceases to be.';
 comment on function public.calculate_storage_usage(uuid) is
-  'GB now used by an instance. Updates the day''s peak, and the subscription''s total over all its instances that are not deprovisioned.';
+  'GB now used by an instance. Updates the day''s peak, and the total of the account''s plan over all instances that are not deprovisioned.';
 comment on function private.set_instance_status(uuid, text, text) is
   'Sets a status and tells the audit log why; true if it was another one.';
 

@@ -91,7 +91,7 @@ begin
   for idle in
     select instance.id, tiers.pause_after_idle_days as days
       from public.instances as instance
-      join public.subscriptions as plan on plan.id = instance.subscription_id
+      join public.subscriptions as plan on plan.account_id = instance.account_id and plan.in_force
       join private.tiers using (tier)
      where instance.status = 'running'
        and greatest(instance.last_active_at, instance.started_at, instance.created_at)

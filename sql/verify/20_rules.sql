@@ -34,11 +34,12 @@ select t.name as table, t.rule as missing_or_unchecked_constraint
     where con.conrelid = to_regclass(t.name) and con.conname = t.rule and con.convalidated
  );
 
--- check: An email belongs to one account whatever its case, and an account has at most one subscription that is not cancelled.
+-- check: An email belongs to one account whatever its case, and an account has at most one subscription that is not cancelled, and one in force.
 select t.name as missing_or_wrong_index, pg_get_indexdef(i.indexrelid) as found
   from (values
     ('public.accounts_email_key', 'lower(email)', null),
-    ('public.subscriptions_one_live_per_account', 'account_id', '(status <> ''cancelled''::text)')
+    ('public.subscriptions_one_live_per_account', 'account_id', '(status <> ''cancelled''::text)'),
+    ('public.subscriptions_in_force_key', 'account_id', 'in_force')
   ) as t (name, key, predicate)
   left join pg_catalog.pg_index i on i.indexrelid = to_regclass(t.name)
  where i.indexrelid is null
@@ -46,6 +47,18 @@ select t.name as missing_or_wrong_index, pg_get_indexdef(i.indexrelid) as found
     or pg_get_indexdef(i.indexrelid, 1, false) <> t.key
     or i.indnkeyatts <> 1
     or pg_get_expr(i.indpred, i.indrelid) is distinct from t.predicate;
+
+-- check: Every account with a subscription has one in force, and its instances follow it.
+select account.id as account
+  from public.accounts as account
+  left join public.subscriptions as plan on plan.account_id = account.id and plan.in_force
+ where (plan.id is null and exists (select from public.subscriptions where account_id = account.id))
+    or exists (
+      select from public.instances as instance
+       where instance.account_id = account.id
+         and instance.status not in ('deprovisioning', 'deprovisioned')
+         and instance.subscription_id <> plan.id
+    );
 
 -- check: A backup's expires_at follows from its retention_days: the column is computed.
 select coalesce(a.attname, 'expires_at') as column_not_computed
@@ -80,9 +93,13 @@ select t.name as table, t.trigger as missing_or_disabled_trigger
     ('public.accounts', 'accounts_audit'),
     ('public.subscriptions', 'subscriptions_apply_tier'),
     ('public.subscriptions', 'subscriptions_note_cancellation'),
+    ('public.subscriptions', 'subscriptions_put_in_force'),
+    ('public.subscriptions', 'subscriptions_put_other_in_force'),
     ('public.subscriptions', 'subscriptions_resize_instances'),
     ('public.subscriptions', 'subscriptions_keep_billed'),
     ('public.subscriptions', 'subscriptions_audit'),
+    ('public.instances', 'instances_adopt_plan'),
+    ('public.instances', 'instances_adopt_other_plan'),
     ('public.instances', 'instances_apply_tier_resources'),
     ('public.instances', 'instances_apply_other_tier_resources'),
     ('public.instances', 'instances_check_status_transition'),
