@@ -8,6 +8,7 @@ import pulumi
 from pulumi.dynamic import CreateResult, DiffResult, ReadResult, Resource, UpdateResult
 
 from components import PROJECT, ROOT
+from components.providers import pg_cron
 from components.session import DatabaseProvider
 from migrate.errors import UnreachableError
 
@@ -46,8 +47,6 @@ class PgCronProvider(DatabaseProvider):
         if changes and news["jobs"]:
             try:
                 with self.session() as session:
-                    from components.providers import pg_cron
-
                     pg_cron.require(session)
             except UnreachableError as error:
                 print(f"warning: whether the server has pg_cron is not known: {error}")
@@ -67,16 +66,12 @@ class PgCronProvider(DatabaseProvider):
 
     def _sync(self, props: dict[str, Any]) -> dict[str, Any]:
         with self.session() as session:
-            from components.providers import pg_cron
-
             pg_cron.sync(session, PROJECT, props["jobs"])
         return props
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
         """The jobs as pg_cron has them, as both inputs and outputs, so that drift is a diff."""
         with self.session() as session:
-            from components.providers import pg_cron
-
             live = props | {"jobs": pg_cron.read(session, PROJECT)}
         return ReadResult(id_, live, live)
 

@@ -11,6 +11,7 @@ from typing import Any
 import pulumi
 from pulumi.dynamic import CreateResult, DiffResult, ReadResult, Resource, UpdateResult
 
+from components.providers import roles
 from components.session import DatabaseProvider
 from migrate.errors import MigrateError, UnreachableError
 
@@ -36,8 +37,6 @@ class RoleSettingsProvider(DatabaseProvider):
 
     def _set(self, props: dict[str, Any]) -> dict[str, Any]:
         with self.session() as session:
-            from components.providers import roles
-
             if props["role"] not in roles.on_server(session)[1]:
                 raise MigrateError(
                     f"the stack's state has the role {props['role']}, and the server has not\n"
@@ -53,8 +52,6 @@ class RoleSettingsProvider(DatabaseProvider):
 
     def _live(self, props: dict[str, Any]) -> dict[str, str]:
         with self.session() as session:
-            from components.providers import roles
-
             found = roles.settings(session, props["role"])
         return {name: found[name] for name in props["settings"] if name in found}
 

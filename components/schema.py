@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pulumi
 from pulumi.dynamic import (
@@ -18,8 +18,9 @@ from pulumi.dynamic import (
 )
 
 from components import ROOT
-from components.session import DatabaseProvider, exclusive
-from migrate import files
+from components.session import DatabaseProvider
+from migrate import adoption, catalog, files, ledger, plan, rehearsal, run, verify
+from migrate.connection import Connection
 from migrate.errors import (
     FilesError,
     IncompleteRunError,
@@ -27,11 +28,7 @@ from migrate.errors import (
     NoRehearsalError,
     UnreachableError,
 )
-
-# Imported in the methods that need it: see components/session.py.
-if TYPE_CHECKING:
-    from migrate.connection import Connection as Session
-    from migrate.run import Plan
+from migrate.plan import Plan
 
 SQL = Path(os.path.relpath(ROOT / "sql"))
 
@@ -49,8 +46,8 @@ class FilesProvider(DatabaseProvider):
         folder = news["folder"]
         if olds.get("files") == news["files"]:
             return CheckResult(news, [])
-        with exclusive:
-            from migrate import parser
+        from migrate import parser  # here for the parser: see migrate/plan.py
+
         try:
             found = files.read(SQL / folder)
             problems = parser.problems(found)
@@ -72,23 +69,21 @@ class FilesProvider(DatabaseProvider):
         changed = olds.get("files") != news["files"]
         try:
             with self.session() as session:
-                from migrate import adoption, run
-
-                if (known := run.compare(session, tree, [folder])).folders[0].recorded:
+                if (known := plan.compare(session, tree, [folder])).folders[0].recorded:
                     _refuse_older(olds, known)
-                plan = run.plan(session, tree, [folder])
-                if plan.work:
+                planned = plan.make(session, tree, [folder])
+                if planned.work:
                     made = adoption.judge(session, tree)
                     if made and not made.bundled:
                         print(f"{folder}: {made}")
                     else:
-                        _refuse_older(olds, plan)
-                        _preview(session, tree, plan)
+                        _refuse_older(olds, planned)
+                        _preview(session, tree, planned)
         except UnreachableError as error:
             print(f"warning: what is pending in {folder}/ is not known: {error}")
             # A database that is gone is no network's fault: `up` must not end as if all were well.
             return DiffResult(changes=changed or "does not exist" in str(error))
-        return DiffResult(changes=changed or plan.work)
+        return DiffResult(changes=changed or planned.work)
 
     def create(self, props: dict[str, Any]) -> CreateResult:
         """Apply what is pending; a database that has it all is adopted as it is."""
@@ -100,7 +95,6 @@ class FilesProvider(DatabaseProvider):
 
     def _apply(self, props: dict[str, Any]) -> dict[str, Any]:
         with self.session() as session:
-            from migrate import run
 
             def report(step: run.Step) -> None:
                 if step.event != "applying":
@@ -112,20 +106,18 @@ class FilesProvider(DatabaseProvider):
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
         """What the ledger says is applied, as both inputs and outputs, so that drift is a diff."""
         with self.session() as session:
-            from migrate import ledger
-
             applied = dict(sorted(ledger.read(session).digests.get(props["folder"], {}).items()))
         live = props | {"files": applied, "head": max(applied, default="")}
         return ReadResult(id_, live, live)
 
 
-def _refuse_older(olds: Mapping[str, Any], plan: "Plan") -> None:
+def _refuse_older(olds: Mapping[str, Any], planned: Plan) -> None:
     """Refuse a database that lacks migrations of the state: its grants may be missing as well.
 
     Raises:
         MigrateError: it lacks them.
     """
-    (folder,) = plan.folders
+    (folder,) = planned.folders
     lost = sorted(olds["files"].keys() - folder.recorded.keys()) if folder.versioned else []
     if lost:
         raise MigrateError(
@@ -134,23 +126,22 @@ def _refuse_older(olds: Mapping[str, Any], plan: "Plan") -> None:
         )
 
 
-def _preview(session: "Session", tree: files.Tree, plan: "Plan") -> None:
+def _preview(session: Connection, tree: files.Tree, planned: Plan) -> None:
     """Print what is pending in a folder, what of it hurts, and how the rehearsal of all went.
 
     Raises:
         MigrateError: the rehearsal failed.
     """
-    from migrate import rehearsal, run
-    from migrate.lint import lint
+    from migrate.lint import lint  # here for the parser: see migrate/plan.py
 
-    (folder,) = plan.folders
+    (folder,) = planned.folders
     for name in folder.work:
         print(f"pending: {folder.name}/{name}")
-    everything = run.plan(session, tree)
+    everything = plan.make(session, tree)
     for finding in lint(*everything.linted):
         if finding.path.parent.name == folder.name:
             print(f"finding: {finding}")
-    if not plan.complete:
+    if not planned.complete:
         print("the record of what is there is not complete: this completes it")
     first = next((each.name for each in everything.folders if each.work), None)
     if folder.name == first:  # one rehearsal, of versioned and repeatable files together
@@ -168,8 +159,6 @@ class VerificationProvider(DatabaseProvider):
         changes = any(olds.get(key) != news[key] for key in _PROOF)
         try:
             with self.session() as session:
-                from migrate import verify
-
                 drift = verify.drift(session)
         except UnreachableError as error:
             print(f"warning: whether the schema has drifted is not known: {error}")
@@ -196,8 +185,6 @@ class VerificationProvider(DatabaseProvider):
 
     def _verify(self, props: dict[str, Any]) -> dict[str, Any]:
         with self.session() as session:
-            from migrate import verify
-
             checks = verify.check(session, files.read_tree(SQL))
             print(f"verified: no drift, checks passed: {checks}")
             return props | _live(session)
@@ -211,9 +198,7 @@ class VerificationProvider(DatabaseProvider):
 _PROOF = ("files", "checks")
 
 
-def _live(session: "Session") -> dict[str, Any]:
-    from migrate import catalog
-
+def _live(session: Connection) -> dict[str, Any]:
     objects = catalog.read(session)
     return {
         "fingerprint": files.fingerprint(objects),

@@ -6,24 +6,19 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 import pulumi
 from pulumi.dynamic import ConfigureRequest, ResourceProvider
 
+from components.providers import roles
+from migrate.connection import Connection as Session
+from migrate.connection import connect, readable
 from migrate.errors import MigrateError
 
-# Whatever needs psycopg is imported in the provider process only, so that the program, which
-# declares, does not spend a fifth of a second on it.
-if TYPE_CHECKING:
-    from migrate.connection import Connection as Session
-
-exclusive = threading.Lock()
-"""Held by whoever uses the session, or imports: threads that import one package at the same time
-may see it half-made."""
-
-_open: dict[str, "Session"] = {}
+_exclusive = threading.Lock()
+_open: dict[str, Session] = {}
 
 
 @dataclass(frozen=True)
@@ -122,9 +117,6 @@ def look(to: Connection) -> Existing:
     Raises:
         pulumi.RunError: an `up` cannot reach the server, and else would find nothing to do.
     """
-    from components.providers import roles
-    from migrate.connection import connect
-
     try:
         with connect(to.url()) as connection:
             return Existing(*roles.on_server(connection))
@@ -153,16 +145,14 @@ class DatabaseProvider(ResourceProvider):
         self.connection = Connection.read(req.config.get)
 
     @contextmanager
-    def session(self) -> Iterator["Session"]:
+    def session(self) -> Iterator[Session]:
         """The process's connection, for one thread at a time.
 
         Raises:
             UnreachableError: the database cannot be reached.
             MigrateError: whatever the engine has to say, as the operator will read it.
         """
-        with exclusive:
-            from migrate.connection import connect, readable
-
+        with _exclusive:
             url = self.connection.url()
             try:
                 session = _open.get(url)

@@ -12,7 +12,7 @@ from dev.markdown import code, grid
 from migrate import files, run
 from migrate.connection import Connection, connect
 from migrate.files import PLATFORM, REPEATABLE, VERSIONED
-from migrate.rehearsal import throwaway
+from migrate.throwaway import throwaway
 
 INTRO = """\
 # The database

@@ -13,11 +13,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
-from migrate import files, run
-from migrate.connection import Connection, connect
+from migrate import adoption, files, ledger, plan, rehearsal, run, verify
+from migrate.connection import LOCK_WAIT, Connection, connect
 from migrate.errors import DriftError, FailedChecksError, FilesError, MigrateError
 from migrate.files import FOLDERS, PLATFORM, REPEATABLE, VERSIONED, Tree
-from migrate.run import LOCK_WAIT, Step
+from migrate.run import Step
 
 UP_TO_DATE, ERROR, PENDING, DRIFT = 0, 1, 2, 3
 
@@ -195,11 +195,9 @@ def _names(options: argparse.Namespace) -> tuple[str, ...]:
 
 
 def _status(options: argparse.Namespace) -> Result:
-    from migrate import ledger
-
     with _open(options) as (connection, tree):
         applied = ledger.entries(connection)
-        found = run.compare(connection, tree, _names(options))
+        found = plan.compare(connection, tree, _names(options))
     rows = []
     for folder in found.folders:
         pending = {file.name for file in folder.pending}
@@ -230,7 +228,8 @@ def _status(options: argparse.Namespace) -> Result:
 
 
 def _plan(options: argparse.Namespace) -> Result:
-    from migrate import adoption, parser, rehearsal, verify
+    # Here for the parser: see plan.py.
+    from migrate import parser
     from migrate.lint import lint
 
     if options.offline:
@@ -249,10 +248,10 @@ def _plan(options: argparse.Namespace) -> Result:
         text.append("the files are sound; which of them are pending only a database knows")
         return Result(UP_TO_DATE, "\n".join(text), "", document)
     with _open(options) as (connection, tree):
-        found = run.plan(connection, tree, _names(options))
+        found = plan.make(connection, tree, _names(options))
         made = adoption.judge(connection, tree)
         if made and not made.bundled:
-            found = run.Plan([], complete=False)
+            found = plan.Plan([], complete=False)
         if made:
             drift = [] if found.pending else made.differences
         else:
@@ -338,8 +337,6 @@ def _print(step: Step) -> None:
 
 
 def _verify(options: argparse.Namespace) -> Result:
-    from migrate import verify
-
     with _open(options) as (connection, tree):
         accepted = verify.accept(connection, options.wait) if options.accept else []
         if not options.json:  # at once: it stands, even if a check fails
@@ -353,7 +350,7 @@ def _verify(options: argparse.Namespace) -> Result:
 
 
 def _bundle(options: argparse.Namespace) -> Result:
-    from migrate.bundle import bundle
+    from migrate.bundle import bundle  # here for the parser: see plan.py
 
     parts = bundle(files.read_tree(options.directory))
     if options.json:

@@ -6,15 +6,15 @@ run on as any other; where it is not what the files make, that is drift.
 """
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from migrate import catalog, ledger
-from migrate.catalog import Difference
-from migrate.connection import Connection, connect, readable, send
-from migrate.errors import AdoptionError, MigrateError
-from migrate.files import PLATFORM, REPEATABLE, VERSIONED, Tree
+from migrate import catalog, ledger, plan
+from migrate.connection import SESSION, Connection, connect, readable, send
+from migrate.errors import AdoptionError, Difference, MigrateError
+from migrate.files import PLATFORM, REPEATABLE, VERSIONED, File, Tree
+from migrate.throwaway import throwaway
 
 
 @dataclass(frozen=True)
@@ -110,19 +110,31 @@ def _make(tree: Tree) -> tuple[set[str], Mapping[str, str], MigrateError | None]
 
     The files may need what only the live database has; then it is what they make before they fail.
     """
-    from migrate import rehearsal, run  # here, because most runs adopt nothing
-
     with (
         tempfile.TemporaryDirectory(prefix="adoption-") as name,
-        rehearsal.throwaway(Path(name)) as url,
+        throwaway(Path(name)) as url,
         connect(url) as connection,
     ):
-        run.up(connection, tree, [PLATFORM])
+        send(connection, SESSION + ledger.CREATE)
+        _apply(connection, tree, [PLATFORM])
         before = catalog.read(connection)
         failure = None
         try:
-            run.up(connection, tree)
+            _apply(connection, tree, [VERSIONED, REPEATABLE])
         except MigrateError as error:
             failure = error
         made = catalog.read(connection)
     return {name for name in before if before[name] == made.get(name)}, made, failure
+
+
+@readable()
+def _apply(connection: Connection, tree: Tree, names: Sequence[str]) -> None:
+    """Apply all files of folders to a database without any."""
+    # Here for the parser: see plan.py.
+    from migrate.apply import apply, batches
+
+    applied: list[File] = []
+    for folder in plan.make(connection, tree, names).folders:
+        for batch in batches(folder.pending, together=not folder.versioned):
+            apply(connection, batch, applied, lambda *_: None)
+            applied += batch

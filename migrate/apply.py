@@ -13,7 +13,7 @@ import psycopg
 from pglast import ast
 from psycopg import sql
 
-from migrate import ledger
+from migrate import catalog, ledger
 from migrate.connection import (
     CLEAN,
     SESSION,
@@ -202,7 +202,7 @@ def _one_by_one(connection: Connection, file: File) -> None:
     carried out twice, when a run is cut off between the two.
     """
     begun = ledger.progress(connection).get((file.folder.name, file.name))
-    if begun is None or half_done_problem(file, begun):
+    if begun is None or begun.problem(file):
         begun = ledger.Progress(0, hashlib.sha256().hexdigest(), building=False)
         ledger.advance(connection, file, 0, begun.sha256)
     before = hashlib.sha256()
@@ -231,7 +231,7 @@ def _one_by_one(connection: Connection, file: File) -> None:
         elif _SETTING.match(statement.text):  # holds for the rest of the file
             send(connection, statement.text)
         before = digest
-    if invalid := invalid_indexes(connection):
+    if invalid := catalog.invalid_indexes(connection):
         raise MigrateError(f"{file.path}: is not done{invalid}")
     with connection.transaction():
         connection.execute(SESSION.encode())
@@ -285,21 +285,6 @@ def _build_index(
         raise
 
 
-def half_done_problem(file: File, begun: ledger.Progress) -> str | None:
-    """Why a checked file is not continued: it is not what a run has begun; None where it is."""
-    digest = hashlib.sha256()
-    for statement in statements(file):
-        if statement.number > begun.done:
-            break
-        digest.update(statement.text.encode())
-    if digest.hexdigest() == begun.sha256 and not outline(file).transactional:
-        return None
-    return (
-        f"{file.path}: was edited in statements that are done (the first {begun.done}), by a run "
-        "that was cut off or failed: restore them, and make the change behind them"
-    )
-
-
 def _index(connection: Connection, node: Any) -> bool | None:
     """Whether the index that a statement builds CONCURRENTLY is valid; None without one."""
     if not (isinstance(node, ast.IndexStmt) and node.concurrent and node.relation):
@@ -311,16 +296,3 @@ def _index(connection: Connection, node: Any) -> bool | None:
         [table.as_string(), node.idxname],
     ).fetchone()
     return None if row is None else bool(row[0])
-
-
-def invalid_indexes(connection: Connection) -> str:
-    """The invalid indexes of the database with what to do, a line each; empty without one."""
-    rows = connection.execute(
-        """select indexrelid::regclass::text from pg_index join pg_class on oid = indexrelid
-           where not indisvalid and relkind = 'i' order by 1"""
-    )
-    return "".join(
-        f"\n  invalid index {name}, left by a CREATE INDEX CONCURRENTLY that failed: "
-        f"DROP INDEX CONCURRENTLY {name}, then run again"
-        for (name,) in rows
-    )

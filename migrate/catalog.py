@@ -8,9 +8,9 @@ appears as `us`, so that two databases made by different roles compare equal.
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from migrate.connection import Connection, readable
+from migrate.errors import Difference
 from migrate.ledger import SCHEMA
 
 _QUERY = f"""
@@ -164,22 +164,6 @@ def object_digests(objects: Mapping[str, str]) -> dict[str, str]:
     return {name: hashlib.sha256(text.encode()).hexdigest()[:12] for name, text in objects.items()}
 
 
-@dataclass(frozen=True)
-class Difference:
-    """An object that is not as it should be; a definition is None where there is no object."""
-
-    object: str
-    expected: str | None
-    found: str | None
-
-    def __str__(self) -> str:
-        """The object, with both definitions below it."""
-        return (
-            f"{self.object}\n  expected: {self.expected or '(absent)'}"
-            f"\n  found:    {self.found or '(absent)'}"
-        )
-
-
 def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> list[Difference]:
     """Every object that differs, by name."""
     return [
@@ -187,3 +171,16 @@ def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> list[D
         for name in sorted(expected.keys() | found.keys())
         if expected.get(name) != found.get(name)
     ]
+
+
+def invalid_indexes(connection: Connection) -> str:
+    """The invalid indexes of the database with what to do, a line each; empty without one."""
+    rows = connection.execute(
+        """select indexrelid::regclass::text from pg_index join pg_class on oid = indexrelid
+           where not indisvalid and relkind = 'i' order by 1"""
+    )
+    return "".join(
+        f"\n  invalid index {name}, left by a CREATE INDEX CONCURRENTLY that failed: "
+        f"DROP INDEX CONCURRENTLY {name}, then run again"
+        for (name,) in rows
+    )

@@ -25,6 +25,9 @@ TRANSACTION_POOLER_PORT = 6543
 LOCK_KEY = 0x6D69677261746500
 """The advisory lock of a run: the letters of "migrate"."""
 
+LOCK_WAIT = 60.0
+"""Seconds that a run waits for another one to end."""
+
 APPLICATION = "migrate"
 
 SESSION = """\

@@ -2,10 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from migrate.catalog import Difference
+from typing import Any
 
 
 def _committed(names: Sequence[str] | None) -> list[str]:
@@ -52,6 +49,22 @@ class IncompleteRunError(MigrateError):
         )
 
 
+@dataclass(frozen=True)
+class Difference:
+    """An object that is not as it should be; a definition is None where there is no object."""
+
+    object: str
+    expected: str | None
+    found: str | None
+
+    def __str__(self) -> str:
+        """The object, with both definitions below it."""
+        return (
+            f"{self.object}\n  expected: {self.expected or '(absent)'}"
+            f"\n  found:    {self.found or '(absent)'}"
+        )
+
+
 class DriftError(MigrateError):
     """The live catalog is not what the last run left behind."""
 
@@ -61,7 +74,7 @@ class DriftError(MigrateError):
         "write a migration that makes it where it is missing"
     )
 
-    def __init__(self, differences: "Sequence[Difference]") -> None:
+    def __init__(self, differences: Sequence[Difference]) -> None:
         self.differences = list(differences)
         count = len(self.differences)
         super().__init__(

@@ -1,5 +1,6 @@
 """The ledger: which file was applied, with which content, when and by whom."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -187,6 +188,22 @@ class Progress:
     done: int
     sha256: str
     building: bool
+
+    def problem(self, file: File) -> str | None:
+        """Why a checked file is not continued: it is not what a run began; None where it is."""
+        from migrate.parser import outline, statements
+
+        digest = hashlib.sha256()
+        for statement in statements(file):
+            if statement.number > self.done:
+                break
+            digest.update(statement.text.encode())
+        if digest.hexdigest() == self.sha256 and not outline(file).transactional:
+            return None
+        return (
+            f"{file.path}: was edited in statements that are done (the first {self.done}), by a "
+            "run that was cut off or failed: restore them, and make the change behind them"
+        )
 
 
 @readable()

@@ -3,16 +3,15 @@
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Set
-from contextlib import contextmanager
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedded.postgres import PostgresError, Server, embedded_bin
 from migrate import files, ledger, run, verify
 from migrate.connection import Connection, connect
 from migrate.errors import FailedChecksError, MigrateError, NoRehearsalError
 from migrate.files import PLATFORM, REPEATABLE, VERSIONED, Tree
+from migrate.throwaway import throwaway
 
 
 @dataclass(frozen=True)
@@ -31,9 +30,6 @@ class State:
 EMPTY = State(frozenset(), {})
 
 _NAMES = (PLATFORM, VERSIONED, REPEATABLE)
-
-_SETTINGS = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
-"""A database that is thrown away need not survive a crash."""
 
 _REMEDY = "correct the pending files; or, where the check is to change, its query in verify/"
 
@@ -106,20 +102,6 @@ def rehearse(tree: Tree, applied: State = EMPTY) -> Rehearsal:
                 ) from error
             version = connection.info.parameter_status("server_version") or ""
             return Rehearsal(version, len(done), checks, seconds)
-
-
-@contextmanager
-def throwaway(directory: Path) -> Iterator[str]:
-    """A new server for as long as it is needed; its superuser's URL."""
-    try:
-        server = Server(directory / "server", embedded_bin(), settings=_SETTINGS)
-        server.start()
-    except PostgresError as error:
-        raise NoRehearsalError(f"not rehearsed: {error}") from error
-    try:
-        yield server.url()
-    finally:
-        server.destroy()
 
 
 def _write(directory: Path, tree: Tree, applied: State) -> Tree:

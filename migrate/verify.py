@@ -6,9 +6,9 @@ import psycopg
 from psycopg.pq import ExecStatus
 
 from migrate import catalog, ledger
-from migrate.catalog import Difference
-from migrate.connection import SESSION, Connection, lock, readable, send
+from migrate.connection import LOCK_WAIT, SESSION, Connection, lock, readable, send
 from migrate.errors import (
+    Difference,
     DriftError,
     FailedCheck,
     FailedChecksError,
@@ -16,7 +16,6 @@ from migrate.errors import (
     MigrateError,
 )
 from migrate.files import VERIFY, File, Tree, refuse
-from migrate.run import LOCK_WAIT
 
 if TYPE_CHECKING:  # the parser takes long to import, and drift alone parses nothing
     from migrate.parser import Statement
@@ -70,7 +69,7 @@ def check(connection: Connection, tree: Tree) -> int:
         FailedChecksError: checks fail.
         MigrateError: a check cannot be run.
     """
-    from migrate import parser
+    from migrate import parser  # here for the parser: see plan.py
 
     refuse(parser.problems(tree[VERIFY]))
     if differences := drift(connection):

@@ -13,7 +13,7 @@ from typing import Any
 
 from pulumi.runtime.rpc import UNKNOWN
 
-from migrate.catalog import Difference
+from migrate.errors import Difference
 from migrate.lint import Finding
 from migrate.rehearsal import Rehearsal
 

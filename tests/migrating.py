@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from migrate import catalog, connection, files, run, verify
+from migrate import catalog, connection, files, plan, run, verify
 from migrate.bundle import bundle
 from migrate.connection import connect
 from migrate.errors import IncompleteRunError, MigrateError, UnreachableError
@@ -44,7 +44,7 @@ def incomplete(url: str, directory: Path) -> bool:
             drift: object = verify.drift(session)
         except IncompleteRunError as error:
             drift = str(error)
-        complete = run.plan(session, tree).complete
+        complete = plan.make(session, tree).complete
         if complete:
             assert drift == []
             assert isinstance(verify.check(session, tree), int)
@@ -58,7 +58,7 @@ def incomplete(url: str, directory: Path) -> bool:
                 "  what to do: wait for it; or run `up`, which finishes it"
             )
         )
-        assert run.plan(session, tree).work
+        assert plan.make(session, tree).work
         return True
 
 

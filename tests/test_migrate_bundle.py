@@ -22,7 +22,7 @@ from migrating import (
     write,
 )
 
-from migrate import files, run
+from migrate import files, plan
 from migrate.connection import LOCK_KEY, connect
 
 TRICKY = {
@@ -65,8 +65,8 @@ def test_up_applies_nothing_to_a_database_made_from_the_bundle(
     assert up(database, directory) == []
     assert checks_passed(database, directory) == 0
     with connect(database) as session:
-        plan = run.plan(session, files.read_tree(directory))
-    assert (plan.work, plan.complete) == (False, True)
+        planned = plan.make(session, files.read_tree(directory))
+    assert (planned.work, planned.complete) == (False, True)
     assert up(database, write(directory, tables(5))) == ["0005_t5.sql"]
 
 

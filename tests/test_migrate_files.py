@@ -18,7 +18,7 @@ from migrate.bundle import bundle
 from migrate.errors import FilesError
 from migrate.files import File
 from migrate.parser import Piece, Statement, split
-from migrate.run import Folder
+from migrate.plan import Folder
 
 SOUND = "create table sound (a int);\n"
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from migrate import catalog, files, ledger, parser, run, verify
+from migrate import catalog, files, ledger, parser, plan, run, verify
 from migrate.connection import Connection, connect
 from migrate.errors import FilesError
 
@@ -174,7 +174,7 @@ def test_the_plan_is_the_exact_rest_or_names_every_wrong_file(
         record(session, recorded)
         tree = write(Path(directory), {label: each.data for label, each in present.items()})
         try:
-            planned = [file.label for file in run.plan(session, tree).pending]
+            planned = [file.label for file in plan.make(session, tree).pending]
         except FilesError as error:
             named = [re.search(r"(migrations|repeatable)/[^:/]*\.sql", p) for p in error.problems]
             assert {each and each[0] for each in named} == wrong

@@ -136,7 +136,7 @@ def test_without_a_server_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def missing() -> Path:
         raise PostgresError("no server here")
 
-    monkeypatch.setattr(rehearsal, "embedded_bin", missing)
+    monkeypatch.setattr("embedded.postgres.embedded_bin", missing)
     with pytest.raises(NoRehearsalError, match="not rehearsed: no server here"):
         rehearsal.rehearse(write(tmp_path, APPLIED))
 

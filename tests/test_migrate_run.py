@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from migrating import failure, made, query, recorded, sent, tables, told, up, up_fails, write
 
-from migrate import VERSION, files, rehearsal, run, verify
+from migrate import VERSION, files, plan, rehearsal, run, verify
 from migrate.connection import connect
 from migrate.errors import FilesError
 
@@ -96,12 +96,13 @@ def test_only_the_named_folders_are_applied(database: str, tmp_path: Path) -> No
 def test_plan_names_what_up_would_apply_and_changes_nothing(database: str, tmp_path: Path) -> None:
     write(tmp_path, {"repeatable/a.sql": "select 1;", **tables(1, 2)})
     with connect(database) as session:
-        plan = run.plan(session, files.read_tree(tmp_path))
-    planned = [name for folder in plan.folders for name in folder.work]
-    assert (plan.work, plan.complete, [file.name for file in plan.pending]) == (True, True, planned)
-    assert planned == ["0001_t1.sql", "0002_t2.sql", "a.sql"]
+        planned = plan.make(session, files.read_tree(tmp_path))
+    names = [name for folder in planned.folders for name in folder.work]
+    assert (planned.work, planned.complete) == (True, True)
+    assert [file.name for file in planned.pending] == names
+    assert names == ["0001_t1.sql", "0002_t2.sql", "a.sql"]
     assert query(database, "select nspname from pg_namespace where nspname = 'migrate'") == []
-    assert up(database, tmp_path) == planned
+    assert up(database, tmp_path) == names
 
 
 # --- one transaction a file ------------------------------------------------------------------
@@ -401,7 +402,7 @@ def test_a_role_that_may_not_make_the_ledger_is_told_so(role: str, tmp_path: Pat
     assert "(SQLSTATE 42501)\n  what to do: run as the role that owns the database" in message
 
 
-@pytest.mark.parametrize("action", [run.plan, run.up, verify.check])
+@pytest.mark.parametrize("action", [plan.make, run.up, verify.check])
 def test_a_role_that_may_not_read_the_ledger_is_told_so(
     database: str, role: str, tmp_path: Path, action: Callable[..., object]
 ) -> None:
@@ -433,10 +434,10 @@ def test_the_ledger_of_an_older_engine_is_brought_up_to_date(database: str, tmp_
     query(database, "alter table migrate.catalog drop column in_progress")
     query(database, "drop table migrate.progress")
     with connect(database) as session:
-        assert run.compare(session, files.read_tree(tmp_path)).complete is False
+        assert plan.compare(session, files.read_tree(tmp_path)).complete is False
         assert rehearsal.state(session).repeatable == {}
     assert up(database, tmp_path) == []
     with connect(database) as session:
-        assert run.compare(session, files.read_tree(tmp_path)).complete is True
+        assert plan.compare(session, files.read_tree(tmp_path)).complete is True
         assert list(rehearsal.state(session).repeatable) == ["v.sql"]
         assert verify.drift(session) == []

@@ -1,0 +1,156 @@
+"""A plan: the files beside the ledger, and what a run would do about them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from migrate import catalog, files, ledger
+from migrate.connection import Connection, readable
+from migrate.files import PLATFORM, REPEATABLE, VERSIONED, File, Tree
+
+
+@dataclass(frozen=True)
+class Folder:
+    """One folder of SQL files beside what the ledger knows of it.
+
+    Attributes:
+        files: what is there now, in name order.
+        recorded: name -> sha256 of what was applied.
+    """
+
+    name: str
+    files: Sequence[File]
+    recorded: Mapping[str, str]
+
+    @property
+    def versioned(self) -> bool:
+        """Applied once and never edited, or applied again whenever edited."""
+        return self.name == VERSIONED
+
+    @property
+    def problems(self) -> list[str]:
+        """Why nothing may be applied: edited, removed or misplaced versioned files."""
+        present = files.digests(self.files)
+        if not self.versioned or present == self.recorded:
+            return []
+        return files.number_problems(self.files) + files.history_problems(
+            self.name, self.recorded, present
+        )
+
+    @cached_property
+    def pending(self) -> list[File]:
+        """What a run would apply, in its order."""
+        return [file for file in self.files if self.recorded.get(file.name) != file.sha256]
+
+    @property
+    def removed(self) -> list[str]:
+        """Names of repeatable files that were applied and then removed."""
+        if self.versioned:
+            return []
+        return sorted(self.recorded.keys() - {file.name for file in self.files})
+
+    @property
+    def work(self) -> list[str]:
+        """Names of what a run would do something about; empty when it would do nothing."""
+        return [file.name for file in self.pending] + self.removed
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do.
+
+    Attributes:
+        folders: in the order in which they are applied.
+        complete: the last run, if there was one, came to its end.
+    """
+
+    folders: Sequence[Folder]
+    complete: bool
+
+    @property
+    def pending(self) -> list[File]:
+        """What a run would apply, in its order."""
+        return [file for folder in self.folders for file in folder.pending]
+
+    @property
+    def linted(self) -> tuple[list[File], list[File]]:
+        """What lint is asked about: what is pending, and the versioned files before it.
+
+        Not the platform's files, which make what others have made on a hosted database.
+        """
+        folders = [folder for folder in self.folders if folder.name != PLATFORM]
+        pending = [file for folder in folders for file in folder.pending]
+        applied = [
+            file
+            for folder in folders
+            if folder.versioned
+            for file in folder.files
+            if file.name in folder.recorded
+        ]
+        return pending, applied
+
+    @property
+    def work(self) -> bool:
+        """Whether a run would do anything."""
+        return not self.complete or any(folder.work for folder in self.folders)
+
+
+@readable()
+def compare(
+    connection: Connection, tree: Tree, names: Sequence[str] = (VERSIONED, REPEATABLE)
+) -> Plan:
+    """The files beside the ledger, unchecked; reads only, with one query."""
+    known = ledger.read(connection)
+    return Plan(
+        [Folder(name, tree[name], known.digests.get(name, {})) for name in names], known.complete
+    )
+
+
+def make(
+    connection: Connection, tree: Tree, names: Sequence[str] = (VERSIONED, REPEATABLE)
+) -> Plan:
+    """What a run would do, after all checks that need no more than this; reads only.
+
+    Args:
+        connection: to a database that may have no ledger yet.
+        tree: from `files.read_tree`.
+        names: the folders to apply, in this order.
+
+    Raises:
+        FilesError: files are wrong, or were edited or removed after they had been applied.
+        MigrateError: the server refuses to tell.
+    """
+    found = compare(connection, tree, names)
+    problems = [problem for folder in found.folders for problem in folder.problems]
+    if found.work:
+        # Here, because the parser takes 0.06 s to import, of 0.2 s in a run with nothing to do.
+        from migrate import parser
+
+        problems += parser.problems(found.pending)
+        files.refuse(problems)
+        problems += _half_done_problems(connection, found)
+    files.refuse(problems)
+    return found
+
+
+def _half_done_problems(connection: Connection, found: Plan) -> list[str]:
+    """What is wrong with versioned files of which a run has carried out a part."""
+    from migrate.parser import outline
+
+    problems = []
+    pending = {(file.folder.name, file.name): file for file in found.pending}
+    for key, begun in ledger.progress(connection).items():
+        if key[0] == VERSIONED in (folder.name for folder in found.folders):
+            file = pending.get(key)
+            if begun.done and file is None:
+                problems.append(
+                    f"{'/'.join(key)}: was removed, but statements of it are done (the first "
+                    f"{begun.done}), by a run that was cut off or failed: restore it"
+                )
+            elif begun.done and file and (problem := begun.problem(file)):
+                problems.append(problem)
+            elif (file is None or outline(file).transactional) and (
+                invalid := catalog.invalid_indexes(connection)
+            ):
+                problems.append(f"{'/'.join(key)}: had begun, and is another now{invalid}")
+    return problems

@@ -1,0 +1,27 @@
+"""A PostgreSQL server for as long as something is tried out in it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from migrate.errors import NoRehearsalError
+
+_SETTINGS = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+"""A database that is thrown away need not survive a crash."""
+
+
+@contextmanager
+def throwaway(directory: Path) -> Iterator[str]:
+    """A new server for as long as it is needed; its superuser's URL."""
+    # Here, because it takes 0.05 s to import, of 0.2 s in a run with nothing to do.
+    from embedded.postgres import PostgresError, Server, embedded_bin
+
+    try:
+        server = Server(directory / "server", embedded_bin(), settings=_SETTINGS)
+        server.start()
+    except PostgresError as error:
+        raise NoRehearsalError(f"not rehearsed: {error}") from error
+    try:
+        yield server.url()
+    finally:
+        server.destroy()
