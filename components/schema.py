@@ -19,7 +19,7 @@ from pulumi.dynamic import (
 
 from components import ROOT
 from components.session import DatabaseProvider
-from migrate import adoption, catalog, files, ledger, plan, rehearsal, run, verify
+from migrate import adoption, catalog, files, ledger, parser, plan, rehearsal, run, verify
 from migrate.connection import Connection
 from migrate.errors import (
     FilesError,
@@ -28,6 +28,7 @@ from migrate.errors import (
     NoRehearsalError,
     UnreachableError,
 )
+from migrate.lint import lint
 from migrate.plan import Plan
 
 SQL = Path(os.path.relpath(ROOT / "sql"))
@@ -46,8 +47,6 @@ class FilesProvider(DatabaseProvider):
         folder = news["folder"]
         if olds.get("files") == news["files"]:
             return CheckResult(news, [])
-        from migrate import parser  # here for the parser: see migrate/plan.py
-
         try:
             found = files.read(SQL / folder)
             problems = parser.problems(found)
@@ -132,8 +131,6 @@ def _preview(session: Connection, tree: files.Tree, planned: Plan) -> None:
     Raises:
         MigrateError: the rehearsal failed.
     """
-    from migrate.lint import lint  # here for the parser: see migrate/plan.py
-
     (folder,) = planned.folders
     for name in folder.work:
         print(f"pending: {folder.name}/{name}")

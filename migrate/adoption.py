@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from migrate import catalog, ledger, plan
+from migrate.apply import apply, batches
 from migrate.connection import SESSION, Connection, connect, readable, send
 from migrate.errors import AdoptionError, Difference, MigrateError
 from migrate.files import PLATFORM, REPEATABLE, VERSIONED, File, Tree
@@ -130,9 +131,6 @@ def _make(tree: Tree) -> tuple[set[str], Mapping[str, str], MigrateError | None]
 @readable()
 def _apply(connection: Connection, tree: Tree, names: Sequence[str]) -> None:
     """Apply all files of folders to a database without any."""
-    # Here for the parser: see plan.py.
-    from migrate.apply import apply, batches
-
     applied: list[File] = []
     for folder in plan.make(connection, tree, names).folders:
         for batch in batches(folder.pending, together=not folder.versioned):

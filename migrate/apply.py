@@ -7,10 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
 
 import psycopg
-from pglast import ast
 from psycopg import sql
 
 from migrate import catalog, ledger
@@ -134,7 +132,7 @@ def _standing(connection: Connection, failed: ApplyError) -> str:
     text = f"not rolled back: {done} of the statements of {file.name}"
     if done:
         text += ", which are done and not to be edited"
-    if statement and not is_broken(failed.error) and _index(connection, statement.node) is False:
+    if statement and not is_broken(failed.error) and _index(connection, statement) is False:
         name = statement.node.idxname
         text += f"\n  invalid index {name} is left, which the next run drops and builds again"
     return text
@@ -217,7 +215,7 @@ def _one_by_one(connection: Connection, file: File) -> None:
             done = partial(advance, statement.number, digest.hexdigest())
             was_building = begun.building and statement.number == begun.done + 1
             try:
-                if isinstance(statement.node, ast.IndexStmt) and statement.node.concurrent:
+                if statement.builds_concurrently:
                     _build_index(connection, statement, undone, was_building)
                     done()
                 else:
@@ -241,7 +239,7 @@ def _one_by_one(connection: Connection, file: File) -> None:
 
 def _carry_out(connection: Connection, statement: Statement, done: Callable[[], None]) -> None:
     """Run a statement and note that it is done: in one transaction, unless it refuses that."""
-    if not alone(statement.node):
+    if not alone(statement):
         try:
             send(connection, "begin")
             send(connection, statement.text)
@@ -268,7 +266,7 @@ def _build_index(
         was_building: a run was cut off while it built this index.
     """
     node = statement.node
-    valid = _index(connection, node)
+    valid = _index(connection, statement)
     if valid and was_building:
         return
     if valid is False:
@@ -285,10 +283,11 @@ def _build_index(
         raise
 
 
-def _index(connection: Connection, node: Any) -> bool | None:
+def _index(connection: Connection, statement: Statement) -> bool | None:
     """Whether the index that a statement builds CONCURRENTLY is valid; None without one."""
-    if not (isinstance(node, ast.IndexStmt) and node.concurrent and node.relation):
+    if not statement.builds_concurrently:
         return None
+    node = statement.node
     table = sql.Identifier(*filter(None, (node.relation.schemaname, node.relation.relname)))
     row = connection.execute(
         """select indisvalid from pg_index join pg_class on oid = indexrelid

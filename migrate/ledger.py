@@ -12,6 +12,7 @@ from psycopg.types.json import Jsonb
 from migrate import VERSION
 from migrate.connection import Connection, readable
 from migrate.files import File
+from migrate.parser import outline, statements
 
 SCHEMA = "migrate"
 
@@ -191,8 +192,6 @@ class Progress:
 
     def problem(self, file: File) -> str | None:
         """Why a checked file is not continued: it is not what a run began; None where it is."""
-        from migrate.parser import outline, statements
-
         digest = hashlib.sha256()
         for statement in statements(file):
             if statement.number > self.done:

@@ -1,4 +1,4 @@
-"""Files into statements, by the PostgreSQL parser itself (pglast), and what no file may hold.
+"""Files into statements, by the PostgreSQL parser itself (postgast), and what no file may hold.
 
 A file is read block by block and never held as a whole, unless it is one statement.
 """
@@ -7,27 +7,25 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
-
-from pglast import ast, parser
-from pglast.enums import DiscardMode, ReindexObjectType, TransactionStmtKind
 
 from migrate.errors import FilesError
 from migrate.files import BLOCK, File
 
 _CONTROL = {
-    TransactionStmtKind.TRANS_STMT_BEGIN: "BEGIN",
-    TransactionStmtKind.TRANS_STMT_START: "START TRANSACTION",
-    TransactionStmtKind.TRANS_STMT_COMMIT: "COMMIT",
-    TransactionStmtKind.TRANS_STMT_ROLLBACK: "ROLLBACK",
-    TransactionStmtKind.TRANS_STMT_SAVEPOINT: "SAVEPOINT",
-    TransactionStmtKind.TRANS_STMT_RELEASE: "RELEASE SAVEPOINT",
-    TransactionStmtKind.TRANS_STMT_ROLLBACK_TO: "ROLLBACK TO SAVEPOINT",
-    TransactionStmtKind.TRANS_STMT_PREPARE: "PREPARE TRANSACTION",
-    TransactionStmtKind.TRANS_STMT_COMMIT_PREPARED: "COMMIT PREPARED",
-    TransactionStmtKind.TRANS_STMT_ROLLBACK_PREPARED: "ROLLBACK PREPARED",
+    "BEGIN": "BEGIN",
+    "START": "START TRANSACTION",
+    "COMMIT": "COMMIT",
+    "ROLLBACK": "ROLLBACK",
+    "SAVEPOINT": "SAVEPOINT",
+    "RELEASE": "RELEASE SAVEPOINT",
+    "ROLLBACK_TO": "ROLLBACK TO SAVEPOINT",
+    "PREPARE": "PREPARE TRANSACTION",
+    "COMMIT_PREPARED": "COMMIT PREPARED",
+    "ROLLBACK_PREPARED": "ROLLBACK PREPARED",
 }
+"""Kind of a TransactionStmt -> the command."""
 
 _SUSPECT = re.compile(
     r"(begin|start|commit|end|abort|rollback|savepoint|release|prepare|copy|reindex|vacuum|cluster"
@@ -38,18 +36,27 @@ _SUSPECT = re.compile(
 )
 """What `problem` has to look at; most statements of a large file it need not."""
 
+_SPACE = " \t\n\r\f\v"
 _BETWEEN = re.compile(r"(?:[\s;]+|--[^\n\r]*)*")
 _COMMENT_BORDER = re.compile(r"/\*|\*/")
 
 COPY_BY_CLIENT = "COPY with STDIN or STDOUT, which only psql can feed: use INSERT"
 
-_MANY = (
-    ReindexObjectType.REINDEX_OBJECT_SCHEMA,
-    ReindexObjectType.REINDEX_OBJECT_SYSTEM,
-    ReindexObjectType.REINDEX_OBJECT_DATABASE,
-)
-
 _LINES_BEFORE, _LINES_AFTER, _LONGEST = 4, 2, 200
+
+
+@cache
+def _postgast() -> Any:
+    """The parser.
+
+    Imported here, because that takes 0.1 s, of 0.2 s in a run with nothing to do.
+    """
+    import postgast
+    from google._upb import _message  # type: ignore[import-untyped]
+
+    # A tree deeper than 100 messages, as that of 50 `||` in a row, is refused otherwise.
+    _message.SetAllowOversizeProtos(True)
+    return postgast
 
 
 class ParseError(Exception):
@@ -143,10 +150,20 @@ class Statement:
         """Its lines around an offset in it, with a caret."""
         return self.piece.frame(self.start + offset, self.start, self.stop)
 
-    @property
+    @cached_property
     def node(self) -> Any:
-        """Its parse tree, one of the classes of `pglast.ast`."""
-        return parser.parse_sql(self.text)[0].stmt
+        """Its parse tree, one of the classes of `postgast.nodes`."""
+        return _postgast().wrap(_postgast().parse(self.text)).stmts[0].stmt
+
+    @property
+    def kind(self) -> str:
+        """The name of the node's class, as `IndexStmt`."""
+        return type(self.node).__name__
+
+    @property
+    def builds_concurrently(self) -> bool:
+        """Whether it is a CREATE INDEX CONCURRENTLY."""
+        return self.kind == "IndexStmt" and self.node.concurrent
 
 
 def split(piece: Piece) -> list[Statement]:
@@ -157,18 +174,16 @@ def split(piece: Piece) -> list[Statement]:
     """
     text = piece.text
     try:
-        parts = parser.split(text)  # not its slices, which take longer than the parser itself
-    except parser.ParseError as error:
-        message, offset = error.args
-        if offset is None:  # pglast has no place for what is missing at the end
-            offset = len(text.rstrip()) if "end of input" in message else 0
-        raise ParseError(message, offset) from None
+        parts = _postgast().split(text)
+    except _postgast().PgQueryError as error:
+        place = min(error.cursorpos - 1, len(text.rstrip()))  # not behind the end
+        raise ParseError(error.message, max(place, 0)) from None
     found = []
     end = 0
     for number, part in enumerate(parts, piece.first):
         start = _next_begin(text, end)
         comment = text[end:start].lstrip(";")
-        end = start + len(part)
+        end = start + len(part.rstrip(_SPACE))
         found.append(Statement(piece, number, start, end, comment))
     return found
 
@@ -197,33 +212,36 @@ def problem(statement: Statement, transactional: bool) -> str | None:
     """Why a statement cannot be part of a migration, and what to do; None where it can."""
     if not _SUSPECT.match(statement.text):
         return None
-    node = statement.node
-    if isinstance(node, ast.TransactionStmt):
-        command = _CONTROL[TransactionStmtKind(int(node.kind or 0))]
-        return (
-            f"{command} inside a migration: remove it, each file already runs in a transaction of "
-            "its own"
-        )
-    if isinstance(node, ast.CopyStmt) and not node.filename:
-        return COPY_BY_CLIENT
-    if isinstance(node, ast.DiscardStmt) and node.target == DiscardMode.DISCARD_ALL:
-        return "DISCARD ALL lets the lock of the run go: name what is to go, as DISCARD TEMP does"
-    if isinstance(node, ast.VariableSetStmt) and node.is_local and not transactional:
-        return (
-            "SET LOCAL in a file without a transaction, where it holds for itself alone: write "
-            "SET, which holds to the end of the file"
-        )
-    if transactional and (by_itself := alone(node)):
+    node, postgres = statement.node, _postgast().pg_query_pb2
+    match statement.kind:
+        case "TransactionStmt":
+            kind = postgres.TransactionStmtKind.Name(node.kind).removeprefix("TRANS_STMT_")
+            return (
+                f"{_CONTROL[kind]} inside a migration: remove it, each file already runs in a "
+                "transaction of its own"
+            )
+        case "CopyStmt" if not node.filename:
+            return COPY_BY_CLIENT
+        case "DiscardStmt" if node.target == postgres.DISCARD_ALL:
+            return (
+                "DISCARD ALL lets the lock of the run go: name what is to go, as DISCARD TEMP does"
+            )
+        case "VariableSetStmt" if node.is_local and not transactional:
+            return (
+                "SET LOCAL in a file without a transaction, where it holds for itself alone: write "
+                "SET, which holds to the end of the file"
+            )
+    if transactional and (by_itself := alone(statement)):
         return (
             f"{by_itself} cannot run inside a transaction: put it into a file of its own that "
             "begins with `-- migrate: no-transaction`"
         )
-    if isinstance(node, ast.IndexStmt) and node.concurrent and not node.idxname:
+    if statement.builds_concurrently and not node.idxname:
         return (
             "CREATE INDEX CONCURRENTLY without a name, by which a run that was cut off would find "
             "what it left: name the index"
         )
-    if isinstance(node, ast.DropStmt) and node.concurrent and not node.missing_ok:
+    if statement.kind == "DropStmt" and node.concurrent and not node.missing_ok:
         return (
             "DROP INDEX CONCURRENTLY that cannot be repeated after a crash: write DROP INDEX "
             "CONCURRENTLY IF EXISTS"
@@ -231,47 +249,52 @@ def problem(statement: Statement, transactional: bool) -> str | None:
     return None
 
 
-def alone(node: Any) -> str | None:
+_ALONE = {
+    "CreatedbStmt": "CREATE DATABASE",
+    "DropdbStmt": "DROP DATABASE",
+    "CreateTableSpaceStmt": "CREATE TABLESPACE",
+    "DropTableSpaceStmt": "DROP TABLESPACE",
+    "AlterSystemStmt": "ALTER SYSTEM",
+}
+
+
+def alone(statement: Statement) -> str | None:
     """The command, when it cannot run inside a transaction; else None.
 
     Source: the notes of each command in the documentation of PostgreSQL 18.
     """
-    match node:
-        case ast.IndexStmt(concurrent=True):
+    node, postgres = statement.node, _postgast().pg_query_pb2
+    match statement.kind:
+        case "IndexStmt" if node.concurrent:
             return "CREATE INDEX CONCURRENTLY"
-        case ast.DropStmt(concurrent=True):
+        case "DropStmt" if node.concurrent:
             return "DROP INDEX CONCURRENTLY"
-        case ast.ReindexStmt() if any(
-            _is_on(option, "concurrently") for option in node.params or ()
-        ):
+        case "ReindexStmt" if has_option(node.params, "concurrently"):
             return "REINDEX CONCURRENTLY"
-        case ast.ReindexStmt() if node.kind in _MANY:
+        case "ReindexStmt" if node.kind not in (
+            postgres.REINDEX_OBJECT_INDEX,
+            postgres.REINDEX_OBJECT_TABLE,
+        ):
             return "REINDEX of many tables"
-        case ast.VacuumStmt(is_vacuumcmd=True):
+        case "VacuumStmt" if node.is_vacuumcmd:
             return "VACUUM"
-        case ast.ClusterStmt(relation=None):
+        case "ClusterStmt" if node.relation is None:
             return "CLUSTER of all tables"
-        case ast.CreatedbStmt():
-            return "CREATE DATABASE"
-        case ast.DropdbStmt():
-            return "DROP DATABASE"
-        case ast.CreateTableSpaceStmt():
-            return "CREATE TABLESPACE"
-        case ast.DropTableSpaceStmt():
-            return "DROP TABLESPACE"
-        case ast.AlterSystemStmt():
-            return "ALTER SYSTEM"
-        case ast.AlterTableStmt() if any(
-            isinstance(command.def_, ast.PartitionCmd) and command.def_.concurrent
-            for command in node.cmds or ()
+        case "AlterTableStmt" if any(
+            getattr(command.def_, "concurrent", False) for command in node.cmds
         ):
             return "DETACH PARTITION CONCURRENTLY"
-    return None
+    return _ALONE.get(statement.kind)
 
 
-def _is_on(option: ast.DefElem, name: str) -> bool:
-    value = getattr(option.arg, "sval", getattr(option.arg, "ival", "true"))
-    return option.defname == name and str(value).lower() not in ("false", "off", "0")
+def has_option(options: Any, name: str) -> bool:
+    """Whether an option is there, and not off."""
+    return any(
+        option.defname == name
+        and str(getattr(option.arg, "sval", getattr(option.arg, "ival", "on"))).lower()
+        not in ("false", "off", "0")
+        for option in options
+    )
 
 
 _COPY_DATA = re.compile(

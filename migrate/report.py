@@ -4,7 +4,6 @@ import re
 from collections.abc import Sequence
 
 import psycopg
-from pglast import ast
 
 from migrate.connection import is_broken
 from migrate.files import File
@@ -65,11 +64,12 @@ def _cut(text: str) -> str:
 def _in_do_block(statement: Statement, context: str) -> int:
     """The offset of the line of a DO block that failed; 0 for any other statement."""
     lines = _DO_BLOCK_LINE.findall(context)
-    if not lines or not isinstance(statement.node, ast.DoStmt):
+    if not lines or statement.kind != "DoStmt":
         return 0
-    body = next(option for option in statement.node.args or () if option.defname == "as")
-    quote = _QUOTE.match(statement.text, body.location)
-    offset = quote.end() if quote else body.location
+    body = next(option for option in statement.node.args if option.defname == "as")
+    offset = len(statement.text.encode()[: body.location].decode())
+    quote = _QUOTE.match(statement.text, offset)
+    offset = quote.end() if quote else offset
     for _ in range(int(lines[-1]) - 1):
         offset = statement.text.index("\n", offset) + 1
     rest = statement.text[offset:]

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import psycopg
 
 from migrate import adoption, catalog, ledger, plan
+from migrate.apply import apply, batches
 from migrate.connection import LOCK_WAIT, SESSION, Connection, StatementError, lock, readable, send
 from migrate.errors import FilesError, LostError, MigrateError
 from migrate.files import REPEATABLE, VERSIONED, File, Tree
+from migrate.parser import outline
 from migrate.plan import Plan
 
 
@@ -126,8 +128,6 @@ def _run(
 
 
 def _apply(connection: Connection, found: Plan, applied: list[File], report: Report) -> None:
-    from migrate.apply import apply, batches  # here, because most runs apply nothing
-
     total = len(found.pending)
     for folder in found.folders:
         for batch in batches(folder.pending, together=not folder.versioned):
@@ -150,8 +150,6 @@ def _apply(connection: Connection, found: Plan, applied: list[File], report: Rep
 
 def _remove_progress(connection: Connection, found: Plan) -> None:
     """Of files that were begun, and now are others or no more; `plan` lets none with work done."""
-    from migrate.parser import outline
-
     begun = {(f.folder.name, f.name) for f in found.pending if not outline(f).transactional}
     for folder, name in ledger.progress(connection).keys() - begun:
         if folder in (each.name for each in found.folders):

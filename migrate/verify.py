@@ -1,11 +1,11 @@
 """Verification of a database: no drift, and every check of verify/ passes."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psycopg
 from psycopg.pq import ExecStatus
 
-from migrate import catalog, ledger
+from migrate import catalog, ledger, parser
 from migrate.connection import LOCK_WAIT, SESSION, Connection, lock, readable, send
 from migrate.errors import (
     Difference,
@@ -16,9 +16,8 @@ from migrate.errors import (
     MigrateError,
 )
 from migrate.files import VERIFY, File, Tree, refuse
-
-if TYPE_CHECKING:  # the parser takes long to import, and drift alone parses nothing
-    from migrate.parser import Statement
+from migrate.parser import Statement
+from migrate.report import describe
 
 ROWS_SHOWN = 20
 
@@ -69,8 +68,6 @@ def check(connection: Connection, tree: Tree) -> int:
         FailedChecksError: checks fail.
         MigrateError: a check cannot be run.
     """
-    from migrate import parser  # here for the parser: see plan.py
-
     refuse(parser.problems(tree[VERIFY]))
     if differences := drift(connection):
         raise DriftError(differences)
@@ -91,9 +88,7 @@ def check(connection: Connection, tree: Tree) -> int:
     return passed
 
 
-def _ask(connection: Connection, file: File, statement: "Statement") -> list[dict[str, Any]]:
-    from migrate.report import describe
-
+def _ask(connection: Connection, file: File, statement: Statement) -> list[dict[str, Any]]:
     try:
         cursor = connection.execute(statement.text.encode())
     except psycopg.Error as error:

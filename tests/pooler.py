@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from pglast import ast, parse_sql
-from pglast.enums import ObjectType
-from pglast.parser import ParseError
+from postgast import PgQueryError, parse, wrap
+from postgast.pg_query_pb2 import OBJECT_ROLE
 from proxy import Proxy
 
 TENANT = "abcdefghijklmnopqrst"
@@ -88,10 +87,11 @@ class Pooler(Proxy):
 
 def _checked(query: bytes) -> bytes:
     try:
-        statements = PARSER.submit(parse_sql, query[:-1].decode()).result()
-    except ParseError:
+        tree = PARSER.submit(parse, query[:-1].decode()).result()
+    except PgQueryError:
         return query  # for the server to tell
-    told = next((told for each in statements for told in _refusals(each.stmt)), None)
+    statements: Any = wrap(tree)
+    told = next((told for raw in statements.stmts for told in _refusals(raw.stmt)), None)
     if told is None:
         return query
     return f"do $$begin raise insufficient_privilege using message = '{told}'; end$$\0".encode()
@@ -100,24 +100,24 @@ def _checked(query: bytes) -> bytes:
 def _refusals(node: Any) -> Iterator[str]:
     """What is told of a statement that only a superuser may run."""
     changed, memberships = [], []
-    match node:
-        case ast.CreateRoleStmt():
+    match type(node).__name__:
+        case "CreateRoleStmt":
             changed = [node.role]
             memberships = [
                 role.rolename
-                for option in node.options or ()
+                for option in node.options
                 if option.defname == "addroleto"
-                for role in option.arg
+                for role in option.arg.items
             ]
-        case ast.AlterRoleStmt() | ast.AlterRoleSetStmt():
+        case "AlterRoleStmt" | "AlterRoleSetStmt":
             changed = [node.role.rolename] if node.role else []
-        case ast.DropRoleStmt():
-            changed = [role.rolename for role in node.roles or ()]
-        case ast.RenameStmt() if node.renameType == ObjectType.OBJECT_ROLE:
+        case "DropRoleStmt":
+            changed = [role.rolename for role in node.roles]
+        case "RenameStmt" if node.rename_type == OBJECT_ROLE:
             changed = [node.subname, node.newname]
-        case ast.GrantRoleStmt():
-            changed = [role.rolename for role in node.grantee_roles or ()]
-            granted = (node.granted_roles or ()) if node.is_grant else ()
+        case "GrantRoleStmt":
+            changed = [role.rolename for role in node.grantee_roles]
+            granted = node.granted_roles if node.is_grant else ()
             memberships = [role.priv_name for role in granted]
     for role in memberships:
         if role in RESERVED_MEMBERSHIPS:

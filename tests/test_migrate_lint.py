@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from linting import BEFORE, HURTS, NEXT_FILE, NO_TRANSACTION, cases, found, rules_of, written
-from pglast.parser import parse_sql
+from postgast import parse, wrap
 
 from components import ROOT
 from migrate.files import REPEATABLE, VERSIONED, File, read
@@ -105,11 +105,17 @@ def test_bulk_is_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     def node(statement: Statement) -> Any:
         parsed.append(statement.text)
-        return parse_sql(statement.text)[0].stmt
+        tree: Any = wrap(parse(statement.text))
+        return tree.stmts[0].stmt
 
     monkeypatch.setattr(Statement, "node", property(node))
     assert lint([file]) == []
     assert parsed == ["alter table t add c int"]
+
+
+def test_a_deep_expression_is_looked_into(tmp_path: Path) -> None:
+    deep = " || ".join(["'a'"] * 900)
+    assert rules_of(found(tmp_path, f"update t set b = {deep};")) == ["missing-where"]
 
 
 # --- the repository's own files --------------------------------------------------------------

@@ -107,12 +107,12 @@ provider, values = VerificationProvider(), eval(sys.argv[1])
 provider.configure(ConfigureRequest(Config(values, "mindroom")))
 proof = {"files": "", "checks": ""}
 provider.diff("verification", proof, proof)
-unneeded = {"pglast", "migrate.lint", "embedded.postgres", "pulumi_postgresql"}
+unneeded = {"postgast", "migrate.lint.reader", "embedded.postgres", "pulumi_postgresql"}
 assert not unneeded & sys.modules.keys()
 import components.access
 import components.database
 import components.instance_provisioner
-assert not {"pglast", "migrate.lint", "embedded.postgres"} & sys.modules.keys()
+assert not {"postgast", "migrate.lint.reader", "embedded.postgres"} & sys.modules.keys()
 """
     config = {f"{PROJECT}:{key}": value for key, value in Stack(ROOT, database).config.items()}
     command = [sys.executable, "-c", code, repr(config)]

@@ -5,11 +5,8 @@ from collections.abc import Iterator, Mapping
 from math import inf
 from typing import Any, NamedTuple
 
-from pglast import ast
-from pglast.enums import BoolExprType, NullTestType
-from pglast.enums import ConstrType as Constr
-from pglast.enums import ObjectType as Object
-from pglast.enums import RoleSpecType as Role
+from postgast import nodes, walk_typed
+from postgast import pg_query_pb2 as postgres
 
 SHARE_ROW_EXCLUSIVE, ACCESS_EXCLUSIVE = 6, 8
 _UNHINDERING = re.compile(
@@ -34,7 +31,7 @@ _TIMES = {"interval", "time", "timestamp", "timestamptz", "timetz"}
 _GROWING = {"numeric", "varbit", "varchar"} | _TIMES
 """Types that store a value in the same way whatever their limit."""
 _STORED_ALIKE = {("cidr", "inet"), ("citext", "varchar"), ("varchar", "citext")}
-ROUTINES = {Object.OBJECT_FUNCTION, Object.OBJECT_PROCEDURE, Object.OBJECT_ROUTINE}
+ROUTINES = {postgres.OBJECT_FUNCTION, postgres.OBJECT_PROCEDURE, postgres.OBJECT_ROUTINE}
 
 
 class Type(NamedTuple):
@@ -48,13 +45,9 @@ class Type(NamedTuple):
         return self.name + (f"({','.join(map(str, self.limits))})" if self.limits else "")
 
 
-def nodes_below(node: object, *kinds: type) -> Iterator[Any]:
+def nodes_below(node: Any, *kinds: type) -> Iterator[Any]:
     """The node and all below it that are of these kinds."""
-    if isinstance(node, kinds):
-        yield node
-    below = [getattr(node, name) for name in node] if isinstance(node, ast.Node) else node
-    for child in below if isinstance(below, list | tuple) else ():
-        yield from nodes_below(child, *kinds)
+    return (below for _, below in walk_typed(node) if isinstance(below, kinds))
 
 
 def constant(node: Any) -> str | None:
@@ -72,67 +65,59 @@ def schema_of(name: str) -> str:
     return name.partition(".")[0]
 
 
-def has_option(options: Any, name: str) -> bool:
-    """Whether an option is there, and not off."""
-    return any(
-        option.defname == name and getattr(option.arg, "sval", "on") not in ("false", "off")
-        for option in options or ()
-    )
-
-
 def is_column(expression: Any, column: str) -> bool:
     """Whether a USING only names the column, casts it, or is not there."""
-    if isinstance(expression, ast.TypeCast):
+    if isinstance(expression, nodes.TypeCast):
         expression = expression.arg
-    is_name = isinstance(expression, ast.ColumnRef) and last_name(expression.fields) == column
+    is_name = isinstance(expression, nodes.ColumnRef) and last_name(expression.fields) == column
     return expression is None or is_name
 
 
 def is_public_execute(node: Any) -> bool:
     """Whether a GRANT or REVOKE is about everybody's right to call functions."""
-    rights = {right.priv_name for right in node.privileges or ()}
+    rights = {right.priv_name for right in node.privileges}
     return (
         node.objtype in ROUTINES
         and (not rights or "execute" in rights)
-        and any(role.roletype == Role.ROLESPEC_PUBLIC for role in node.grantees)
+        and any(role.roletype == postgres.ROLESPEC_PUBLIC for role in node.grantees)
     )
 
 
 def lock_mode(command: Any) -> int:
     """The lock of a subcommand of ALTER TABLE; 0 for one that lets others read and write."""
-    if _UNHINDERING.match(command.subtype.name):
+    if _UNHINDERING.match(postgres.AlterTableType.Name(command.subtype)):
         return 0
-    foreign = getattr(command.def_, "contype", None) == Constr.CONSTR_FOREIGN
+    foreign = getattr(command.def_, "contype", None) == postgres.CONSTR_FOREIGN
     return SHARE_ROW_EXCLUSIVE if foreign else ACCESS_EXCLUSIVE
 
 
-def rewriting(type_: Type, given: Mapping[Constr, Any]) -> str | None:
+def rewriting(type_: Type, given: Mapping[int, Any]) -> str | None:
     """What about a new column rewrites its table."""
     if SERIAL.fullmatch(type_.name):
         return type_.name
-    if Constr.CONSTR_IDENTITY in given:
+    if postgres.CONSTR_IDENTITY in given:
         return "an identity column"
     if any(constraint.generated_kind == "s" for constraint in given.values()):
         return "a stored generated column"
-    default = given.get(Constr.CONSTR_DEFAULT)
-    calls = nodes_below(default and default.raw_expr, ast.FuncCall)
+    default = given.get(postgres.CONSTR_DEFAULT)
+    calls = nodes_below(default.raw_expr, nodes.FuncCall) if default else ()
     volatile = any(_VOLATILE.fullmatch(last_name(call.funcname)) for call in calls)
     return "its default is volatile" if volatile else None
 
 
 def filled_columns(node: Any, column: str | None) -> set[str]:
     """The columns that a constraint keeps from null."""
-    if node.contype in (Constr.CONSTR_NOTNULL, Constr.CONSTR_PRIMARY):
-        return {column} if column else {key.sval for key in node.keys or ()}
-    if node.contype != Constr.CONSTR_CHECK:
+    if node.contype in (postgres.CONSTR_NOTNULL, postgres.CONSTR_PRIMARY):
+        return {column} if column else {key.sval for key in node.keys}
+    if node.contype != postgres.CONSTR_CHECK:
         return set()
-    conjunction = getattr(node.raw_expr, "boolop", None) == BoolExprType.AND_EXPR
+    conjunction = getattr(node.raw_expr, "boolop", None) == postgres.AND_EXPR
     return {
         last_name(test.arg.fields)
         for test in (node.raw_expr.args if conjunction else [node.raw_expr])
-        if isinstance(test, ast.NullTest)
-        and test.nulltesttype == NullTestType.IS_NOT_NULL
-        and isinstance(test.arg, ast.ColumnRef)
+        if isinstance(test, nodes.NullTest)
+        and test.nulltesttype == postgres.IS_NOT_NULL
+        and isinstance(test.arg, nodes.ColumnRef)
     }
 
 
@@ -145,13 +130,13 @@ def type_of(node: Any) -> Type:
     """The type that a column or an argument is given."""
     if node is None:  # a column that only says more of its parent's, or its type's
         return Type("", ())
-    limits = tuple(getattr(getattr(limit, "val", None), "ival", 0) for limit in node.typmods or ())
-    return Type(last_name(node.names) + "[]" * len(node.arrayBounds or ()), limits)
+    limits = tuple(getattr(getattr(limit, "val", None), "ival", 0) for limit in node.typmods)
+    return Type(last_name(node.names) + "[]" * len(node.array_bounds), limits)
 
 
 def type_names(types: Any) -> tuple[str, ...]:
     """The names of types, as they tell functions apart."""
-    return tuple(type_of(node).name for node in types or ())
+    return tuple(type_of(node).name for node in types)
 
 
 def _room(type_: Type) -> tuple[float, float]:

@@ -1,16 +1,12 @@
 """Reading files in their order, to know what they made and what they hurt."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pglast import ast
-from pglast.enums import AlterTableType as Alter
-from pglast.enums import ConstrType as Constr
-from pglast.enums import FunctionParameterMode
-from pglast.enums import GrantTargetType as Target
-from pglast.enums import ObjectType as Object
+from postgast import nodes
+from postgast import pg_query_pb2 as postgres
 
 from migrate.files import File
 from migrate.lint.nodes import (
@@ -21,7 +17,6 @@ from migrate.lint.nodes import (
     constant,
     constraint_name,
     filled_columns,
-    has_option,
     is_column,
     is_public_execute,
     last_name,
@@ -34,7 +29,7 @@ from migrate.lint.nodes import (
     type_rule,
 )
 from migrate.lint.rules import RULES, Finding
-from migrate.parser import Statement, outline, statements
+from migrate.parser import Statement, has_option, outline, statements
 
 _ALLOW = re.compile(r"^[ \t]*(--[ \t]*migrate:[ \t]*allow\b([^:\n]*):?(.*))", re.MULTILINE)
 
@@ -53,13 +48,13 @@ _HINDERS = {5: "write to", 6: "write to", 7: "write to", 8: "read or write"}
 """Number of a lock mode in PostgreSQL -> what nobody else can do; lesser modes hinder nobody."""
 
 _REWRITES = {
-    Alter.AT_SetAccessMethod: "SET ACCESS METHOD",
-    Alter.AT_SetLogged: "SET LOGGED",
-    Alter.AT_SetTableSpace: "SET TABLESPACE",
-    Alter.AT_SetUnLogged: "SET UNLOGGED",
+    postgres.AT_SetAccessMethod: "SET ACCESS METHOD",
+    postgres.AT_SetLogged: "SET LOGGED",
+    postgres.AT_SetTableSpace: "SET TABLESPACE",
+    postgres.AT_SetUnLogged: "SET UNLOGGED",
 }
 
-_RESULTS = {FunctionParameterMode.FUNC_PARAM_OUT, FunctionParameterMode.FUNC_PARAM_TABLE}
+_RESULTS = {postgres.FUNC_PARAM_OUT, postgres.FUNC_PARAM_TABLE}
 _UNCALLABLE = {"trigger", "event_trigger"}
 _PINNED = ["pg_catalog", "pg_temp"]
 _SECURES = re.compile(r"enable\s+row\s+level\s+security", re.IGNORECASE)
@@ -248,7 +243,7 @@ class Reader:
     # --- names ---------------------------------------------------------------------------------
 
     def _full(self, schema: str | None, name: str) -> str:
-        if schema is None and f"pg_temp.{name}" in self.tables:
+        if not schema and f"pg_temp.{name}" in self.tables:
             schema = "pg_temp"
         return f"{schema or self.schema}.{name}"
 
@@ -274,68 +269,8 @@ class Reader:
     # --- statements ----------------------------------------------------------------------------
 
     def _visit(self, node: Any) -> None:
-        match type(node):
-            case ast.CreateStmt:
-                self._create_table(node)
-            case ast.CreateTableAsStmt:
-                table = self._make_table(node.into.rel, node.if_not_exists)
-                if table and node.objtype == Object.OBJECT_MATVIEW:
-                    table.open = None
-            case ast.AlterTableStmt if node.objtype == Object.OBJECT_TABLE:
-                self._alter_table(node)
-            case ast.RenameStmt:
-                self._rename(node)
-            case ast.AlterObjectSchemaStmt if node.objectType == Object.OBJECT_TABLE:
-                self._move(node.relation, node.newschema, node.relation.relname)
-            case ast.AlterObjectSchemaStmt if node.objectType in ROUTINES:
-                self._forget(node.object)
-            case ast.DropStmt:
-                self._drop(node)
-            case ast.IndexStmt:
-                self._create_index(node)
-            case ast.ReindexStmt if not has_option(node.params, "concurrently"):
-                self._reindex(node)
-            case ast.ClusterStmt:
-                self._rewrite("CLUSTER", [node.relation] if node.relation else [])
-            case ast.VacuumStmt if has_option(node.options, "full"):
-                self._rewrite("VACUUM FULL", [each.relation for each in node.rels or ()])
-            case ast.LockStmt if node.mode in _HINDERS:
-                for name in map(self._relation, node.relations):
-                    self._hurt(name, "lock-table", _HINDERS[node.mode], name)
-                    self._hold(name, node.mode)
-            case ast.TruncateStmt:
-                for name in map(self._relation, node.relations):
-                    self._hurt(name, "truncate", name)
-                    self._hold(name, ACCESS_EXCLUSIVE)
-            case ast.CreateSchemaStmt:
-                self.new_schemas.add(node.schemaname)
-            case ast.CreateDomainStmt:
-                self.domains.add(last_name(node.domainname))
-            case ast.CreateEnumStmt:
-                self.new_types.add(last_name(node.typeName))
-            case ast.AlterEnumStmt if not node.oldVal:
-                if last_name(node.typeName) not in self.new_types:
-                    self.new_values[node.newVal] = last_name(node.typeName)
-            case ast.CreateFunctionStmt:
-                self._create_function(node)
-            case ast.AlterFunctionStmt:
-                for key in self._routines(node.func):
-                    self._set_options(self.functions[key], node.actions)
-            case ast.GrantStmt if is_public_execute(node):
-                for key in self._granted(node):
-                    self.functions[key].exposed = self.place if node.is_grant else None
-            case ast.AlterDefaultPrivilegesStmt if is_public_execute(node.action):
-                if not has_option(node.options, "schemas"):  # one schema can only add to the others
-                    self.exposing = node.action.is_grant
-            case ast.DoStmt:
-                self._do(node)
-            case ast.VariableSetStmt if node.name == "search_path":
-                path = [constant(name) for name in node.args or ()]
-                self.schema = next((name for name in path if name and name != "$user"), "public")
-            case ast.VariableSetStmt if node.name == "timezone":
-                self.utc = [constant(name) for name in node.args or ()] == ["UTC"]
-            case ast.DeleteStmt | ast.InsertStmt | ast.MergeStmt | ast.SelectStmt | ast.UpdateStmt:
-                self._change_rows(node)
+        if visit := _VISITS.get(type(node)):
+            visit(self, node)
 
     def _make_table(self, node: Any, if_not_exists: bool = False) -> _Table | None:
         """Note a new table, unless it may be there already."""
@@ -350,58 +285,65 @@ class Reader:
         if not self._make_table(node.relation, node.if_not_exists):
             return
         name = self._relation(node.relation)
-        for element in node.tableElts or ():
-            if isinstance(element, ast.ColumnDef):
+        for element in node.table_elts:
+            if isinstance(element, nodes.ColumnDef):
                 self._add_column(name, element)
-            elif isinstance(element, ast.Constraint):
+            elif isinstance(element, nodes.Constraint):
                 self._add_constraint(name, element)
 
+    def _create_table_as(self, node: Any) -> None:
+        table = self._make_table(node.into.rel, node.if_not_exists)
+        if table and node.objtype == postgres.OBJECT_MATVIEW:
+            table.open = None
+
     def _alter_table(self, node: Any) -> None:
+        if node.objtype != postgres.OBJECT_TABLE:
+            return
         name = self._relation(node.relation)
         table = self._table(name)
         self._hold(name, max(map(lock_mode, node.cmds)))
         # PostgreSQL, too, drops constraints first.
-        for command in sorted(node.cmds, key=lambda c: c.subtype != Alter.AT_DropConstraint):
+        for command in sorted(node.cmds, key=lambda c: c.subtype != postgres.AT_DropConstraint):
             match command.subtype:
-                case Alter.AT_AddColumn:
+                case postgres.AT_AddColumn:
                     self._add_column(name, command.def_)
-                case Alter.AT_DropColumn:
+                case postgres.AT_DropColumn:
                     table.types.pop(command.name, None)
                     self._hurt(name, "drop", f"{name}.{command.name}")
-                case Alter.AT_AlterColumnType:
+                case postgres.AT_AlterColumnType:
                     self._change_type(name, command.name, command.def_)
-                case Alter.AT_SetNotNull:
+                case postgres.AT_SetNotNull:
                     self._set_not_null(name, command.name)
-                case Alter.AT_DropNotNull:
+                case postgres.AT_DropNotNull:
                     table.filled.pop(constraint_name(name, command.name, "not_null"), None)
-                case Alter.AT_AddConstraint:
+                case postgres.AT_AddConstraint:
                     self._add_constraint(name, command.def_)
-                case Alter.AT_DropConstraint:
+                case postgres.AT_DropConstraint:
                     table.filled.pop(command.name, None)
-                case Alter.AT_ValidateConstraint:
+                case postgres.AT_ValidateConstraint:
                     table.filled[command.name] = table.unproved.pop(command.name, set())
                     self._work(name)
-                case Alter.AT_EnableRowSecurity:
+                case postgres.AT_EnableRowSecurity:
                     table.open = None
-                case Alter.AT_DisableRowSecurity:
+                case postgres.AT_DisableRowSecurity:
                     table.open = self.place
                 case other if other in _REWRITES:
                     self._hurt(name, "table-rewrite", f"{_REWRITES[other]} of {name}")
 
     def _add_column(self, name: str, node: Any) -> None:
-        column, type_ = f"{name}.{node.colname}", type_of(node.typeName)
+        column, type_ = f"{name}.{node.colname}", type_of(node.type_name)
         if type_.name:
             self._table(name).types[node.colname] = type_
-        given = {constraint.contype: constraint for constraint in node.constraints or ()}
+        given = {constraint.contype: constraint for constraint in node.constraints}
         if why := rewriting(type_, given):
             self._hurt(name, "column-rewrite", f"{column} ({why})")
-        default = given.get(Constr.CONSTR_DEFAULT)
+        default = given.get(postgres.CONSTR_DEFAULT)
         filled = (
             SERIAL.fullmatch(type_.name)
-            or given.keys() & {Constr.CONSTR_GENERATED, Constr.CONSTR_IDENTITY}
+            or given.keys() & {postgres.CONSTR_GENERATED, postgres.CONSTR_IDENTITY}
             or (default and not getattr(default.raw_expr, "isnull", False))
         )
-        if given.keys() & {Constr.CONSTR_NOTNULL, Constr.CONSTR_PRIMARY} and not filled:
+        if given.keys() & {postgres.CONSTR_NOTNULL, postgres.CONSTR_PRIMARY} and not filled:
             self._hurt(name, "not-null-without-default", column)
         for constraint in given.values():
             self._add_constraint(name, constraint, node.colname, all_null=not filled)
@@ -411,19 +353,19 @@ class Reader:
     ) -> None:
         title = f"{f'constraint {node.conname}' if node.conname else 'a constraint'} of {name}"
         match node.contype:
-            case Constr.CONSTR_CHECK if not node.skip_validation:
+            case postgres.CONSTR_CHECK if not node.skip_validation:
                 self._hurt(name, "constraint-scan", title, "read or write the table")
-            case Constr.CONSTR_FOREIGN if not (node.skip_validation or all_null):
+            case postgres.CONSTR_FOREIGN if not (node.skip_validation or all_null):
                 self._hurt(name, "constraint-scan", title, "write to it or to the referenced table")
-            case Constr.CONSTR_EXCLUSION | Constr.CONSTR_PRIMARY | Constr.CONSTR_UNIQUE:
+            case postgres.CONSTR_EXCLUSION | postgres.CONSTR_PRIMARY | postgres.CONSTR_UNIQUE:
                 if not node.indexname:
                     self._hurt(name, "constraint-index", title)
-            case Constr.CONSTR_NOTNULL if column is None and not node.skip_validation:
+            case postgres.CONSTR_NOTNULL if column is None and not node.skip_validation:
                 self._set_not_null(name, node.keys[0].sval)
         if filled := filled_columns(node, column):
-            kind = "check" if node.contype == Constr.CONSTR_CHECK else "not_null"
+            kind = "check" if node.contype == postgres.CONSTR_CHECK else "not_null"
             constraint = node.conname or constraint_name(name, min(filled), kind)
-            if node.contype == Constr.CONSTR_PRIMARY:  # without it they still are NOT NULL
+            if node.contype == postgres.CONSTR_PRIMARY:  # without it they still are NOT NULL
                 constraint = constraint_name(name, min(filled), kind)
             table = self._table(name)
             (table.unproved if node.skip_validation else table.filled)[constraint] = filled
@@ -435,7 +377,7 @@ class Reader:
         filled[constraint_name(name, column, "not_null")] = {column}
 
     def _change_type(self, name: str, column: str, node: Any) -> None:
-        types, new = self._table(name).types, type_of(node.typeName)
+        types, new = self._table(name).types, type_of(node.type_name)
         old = types.get(column)
         types[column] = new
         rule, doubt = type_rule(old or new, new), ""
@@ -452,20 +394,26 @@ class Reader:
             self._hurt(name, rule, f"{name}.{column} {change}")
 
     def _rename(self, node: Any) -> None:
-        match node.renameType:
-            case Object.OBJECT_TABLE:
+        match node.rename_type:
+            case postgres.OBJECT_TABLE:
                 self._move(node.relation, node.relation.schemaname, node.newname)
-            case Object.OBJECT_COLUMN if node.relationType == Object.OBJECT_TABLE:
+            case postgres.OBJECT_COLUMN if node.relation_type == postgres.OBJECT_TABLE:
                 name = self._relation(node.relation)
                 types = self._table(name).types
                 if node.subname in types:
                     types[node.newname] = types.pop(node.subname)
                 self._hurt(name, "rename", f"{name}.{node.subname}")
                 self._hold(name, ACCESS_EXCLUSIVE)
-            case Object.OBJECT_SCHEMA if node.subname not in self.new_schemas:
+            case postgres.OBJECT_SCHEMA if node.subname not in self.new_schemas:
                 self._find("rename", f"schema {node.subname}")
             case kind if kind in ROUTINES:
                 self._forget(node.object)
+
+    def _set_schema(self, node: Any) -> None:
+        if node.object_type == postgres.OBJECT_TABLE:
+            self._move(node.relation, node.newschema, node.relation.relname)
+        elif node.object_type in ROUTINES:
+            self._forget(node.object)
 
     def _move(self, relation: Any, schema: str | None, name: str) -> None:
         old = self._relation(relation)
@@ -475,15 +423,15 @@ class Reader:
 
     def _drop(self, node: Any) -> None:
         for item in node.objects:
-            match node.removeType:
-                case Object.OBJECT_TABLE:
-                    name = self._dotted(item)
+            match node.remove_type:
+                case postgres.OBJECT_TABLE:
+                    name = self._dotted(item.items)
                     self._hurt(name, "drop", name)
                     del self.tables[name]
-                case Object.OBJECT_INDEX if not node.concurrent:
-                    if last_name(item) not in self.new_indexes:
-                        self._find("drop-index", self._dotted(item))
-                case Object.OBJECT_SCHEMA if item.sval not in self.new_schemas:
+                case postgres.OBJECT_INDEX if not node.concurrent:
+                    if last_name(item.items) not in self.new_indexes:
+                        self._find("drop-index", self._dotted(item.items))
+                case postgres.OBJECT_SCHEMA if item.sval not in self.new_schemas:
                     self._find("drop", f"schema {item.sval}")
                 case kind if kind in ROUTINES:
                     self._forget(item)
@@ -491,16 +439,25 @@ class Reader:
     def _create_index(self, node: Any) -> None:
         name = self._relation(node.relation)
         if self._table(name).new:
-            columns = [element.name or "expr" for element in node.indexParams]
+            columns = [element.name or "expr" for element in node.index_params]
             self.new_indexes.add(node.idxname or "_".join([name.split(".")[1], *columns, "idx"]))
         elif node.relation.inh and not node.concurrent:  # ON ONLY a parent builds nothing
             self._find("create-index", name)
 
     def _reindex(self, node: Any) -> None:
+        if has_option(node.params, "concurrently"):
+            return
         if node.relation is None:
             self._find("reindex", node.name or "the database")
         elif node.relation.relname not in self.new_indexes:
             self._hurt(self._relation(node.relation), "reindex", self._relation(node.relation))
+
+    def _cluster(self, node: Any) -> None:
+        self._rewrite("CLUSTER", [node.relation] if node.relation else [])
+
+    def _vacuum(self, node: Any) -> None:
+        if has_option(node.options, "full"):
+            self._rewrite("VACUUM FULL", [vacuumed.relation for vacuumed in node.rels])
 
     def _rewrite(self, command: str, relations: Sequence[Any]) -> None:
         for name in map(self._relation, relations):
@@ -509,41 +466,65 @@ class Reader:
         if not relations:
             self._find("table-rewrite", f"{command} of all tables")
 
+    def _lock_tables(self, node: Any) -> None:
+        if node.mode in _HINDERS:
+            for name in map(self._relation, node.relations):
+                self._hurt(name, "lock-table", _HINDERS[node.mode], name)
+                self._hold(name, node.mode)
+
+    def _truncate(self, node: Any) -> None:
+        for name in map(self._relation, node.relations):
+            self._hurt(name, "truncate", name)
+            self._hold(name, ACCESS_EXCLUSIVE)
+
+    def _create_schema(self, node: Any) -> None:
+        self.new_schemas.add(node.schemaname)
+
+    def _create_domain(self, node: Any) -> None:
+        self.domains.add(last_name(node.domainname))
+
+    def _create_enum(self, node: Any) -> None:
+        self.new_types.add(last_name(node.type_name))
+
+    def _alter_enum(self, node: Any) -> None:
+        if not node.old_val and last_name(node.type_name) not in self.new_types:
+            self.new_values[node.new_val] = last_name(node.type_name)
+
     def _change_rows(self, node: Any) -> None:
-        if into := getattr(node, "intoClause", None):
+        if into := getattr(node, "into_clause", None):
             self._make_table(into.rel)
-        queries = {query.ctename for query in nodes_below(node, ast.CommonTableExpr)}
+        queries = {query.ctename for query in nodes_below(node, nodes.CommonTableExpr)}
         for change in nodes_below(
-            node, ast.DeleteStmt, ast.InsertStmt, ast.MergeStmt, ast.UpdateStmt
+            node, nodes.DeleteStmt, nodes.InsertStmt, nodes.MergeStmt, nodes.UpdateStmt
         ):
             target = self._relation(change.relation)
-            source = getattr(change, "selectStmt", None)
-            if not hasattr(change, "selectStmt"):
+            source = getattr(change, "select_stmt", None)
+            if not hasattr(change, "select_stmt"):
                 self._work(target)
-            elif source and not source.valuesLists:
-                for relation in nodes_below(source, ast.RangeVar):
+            elif source and not source.values_lists:
+                for relation in nodes_below(source, nodes.RangeVar):
                     if relation.relname not in queries:
                         self._work(self._relation(relation))
-            if not getattr(change, "whereClause", True):
+            if not getattr(change, "where_clause", True):
                 self._hurt(target, "missing-where", target)
 
     def _check_values(self, node: Any) -> None:
         """Find a new value of an enum beside that type, or a table with a column of it."""
         if not self.new_values:
             return
-        types = {last_name(type_.names) for type_ in nodes_below(node, ast.TypeName)}
-        for relation in nodes_below(node, ast.RangeVar):
+        types = {last_name(type_.names) for type_ in nodes_below(node, nodes.TypeName)}
+        for relation in nodes_below(node, nodes.RangeVar):
             types |= {type_.name for type_ in self._table(self._relation(relation)).types.values()}
-        constants = {constant(each) for each in nodes_below(node, ast.A_Const)}
+        constants = {constant(literal) for literal in nodes_below(node, nodes.A_Const)}
         for value, name in self.new_values.items():
             if value in constants and name in types:
                 self._find("new-enum-value", f"{value!r} of {name}")
 
     def _create_function(self, node: Any) -> None:
-        given = [p.argType for p in node.parameters or () if p.mode not in _RESULTS]
+        given = [p.arg_type for p in node.parameters if p.mode not in _RESULTS]
         key = self._dotted(node.funcname), type_names(given)
         old = self.functions.get(key) if node.replace else None
-        result = node.returnType and last_name(node.returnType.names)
+        result = node.return_type and last_name(node.return_type.names)
         exposed = self.exposing and result not in _UNCALLABLE and schema_of(key[0]) != "pg_temp"
         self.functions[key] = _Function(
             pinned=node.sql_body is not None,  # its names were looked up when it was created
@@ -552,20 +533,34 @@ class Reader:
         )
         self._set_options(self.functions[key], node.options)
 
+    def _alter_function(self, node: Any) -> None:
+        for key in self._routines(node.func):
+            self._set_options(self.functions[key], node.actions)
+
     def _set_options(self, function: _Function, options: Any) -> None:
-        for option in options or ():
+        for option in options:
             if option.defname == "security":
                 function.definer, function.changed = option.arg.boolval, self.place
-            elif option.defname == "set" and option.arg.name in ("search_path", None):
-                path = [value.val.sval for value in option.arg.args or ()]
+            elif option.defname == "set" and option.arg.name in ("search_path", ""):
+                path = [value.val.sval for value in option.arg.args]
                 function.pinned, function.changed = path == _PINNED, self.place
 
     def _forget(self, node: Any) -> None:
         for key in self._routines(node):
             del self.functions[key]
 
+    def _grant(self, node: Any) -> None:
+        if is_public_execute(node):
+            for key in self._granted(node):
+                self.functions[key].exposed = self.place if node.is_grant else None
+
+    def _alter_default_privileges(self, node: Any) -> None:
+        # For one schema they can only add to those of the others.
+        if is_public_execute(node.action) and not has_option(node.options, "schemas"):
+            self.exposing = node.action.is_grant
+
     def _granted(self, node: Any) -> list[_Routine]:
-        if node.targtype == Target.ACL_TARGET_ALL_IN_SCHEMA:
+        if node.targtype == postgres.ACL_TARGET_ALL_IN_SCHEMA:
             schemas = {schema.sval for schema in node.objects}
             return [key for key in self.functions if schema_of(key[0]) in schemas]
         return [key for item in node.objects for key in self._routines(item)]
@@ -578,3 +573,42 @@ class Reader:
         if _REVOKES.search(body):
             for function in self.functions.values():
                 function.exposed = None
+
+    def _set_variable(self, node: Any) -> None:
+        values = [constant(name) for name in node.args]
+        if node.name == "search_path":
+            self.schema = next((name for name in values if name and name != "$user"), "public")
+        elif node.name == "timezone":
+            self.utc = values == ["UTC"]
+
+
+_VISITS: Mapping[type, Callable[[Reader, Any], None]] = {
+    nodes.AlterDefaultPrivilegesStmt: Reader._alter_default_privileges,
+    nodes.AlterEnumStmt: Reader._alter_enum,
+    nodes.AlterFunctionStmt: Reader._alter_function,
+    nodes.AlterObjectSchemaStmt: Reader._set_schema,
+    nodes.AlterTableStmt: Reader._alter_table,
+    nodes.ClusterStmt: Reader._cluster,
+    nodes.CreateDomainStmt: Reader._create_domain,
+    nodes.CreateEnumStmt: Reader._create_enum,
+    nodes.CreateFunctionStmt: Reader._create_function,
+    nodes.CreateSchemaStmt: Reader._create_schema,
+    nodes.CreateStmt: Reader._create_table,
+    nodes.CreateTableAsStmt: Reader._create_table_as,
+    nodes.DeleteStmt: Reader._change_rows,
+    nodes.DoStmt: Reader._do,
+    nodes.DropStmt: Reader._drop,
+    nodes.GrantStmt: Reader._grant,
+    nodes.IndexStmt: Reader._create_index,
+    nodes.InsertStmt: Reader._change_rows,
+    nodes.LockStmt: Reader._lock_tables,
+    nodes.MergeStmt: Reader._change_rows,
+    nodes.ReindexStmt: Reader._reindex,
+    nodes.RenameStmt: Reader._rename,
+    nodes.SelectStmt: Reader._change_rows,
+    nodes.TruncateStmt: Reader._truncate,
+    nodes.UpdateStmt: Reader._change_rows,
+    nodes.VacuumStmt: Reader._vacuum,
+    nodes.VariableSetStmt: Reader._set_variable,
+}
+"""What a statement does, by the class of its node."""
