@@ -24,6 +24,7 @@ TABLES = (
     "private.tiers",
     "private.retention",
     "private.instance_status_transitions",
+    "private.reserved_subdomains",
     "private.instance_secrets",
     "private.provisioning",
     "private.api_key_hashes",

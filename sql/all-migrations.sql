@@ -1192,6 +1192,89 @@ set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
 values (0, 'migrations', '0018_subscription_in_force.sql', '98881c1b3ea579b639567ca02bed24361cf6fd6d8a6faba7ca05d411aef606c3', NULL, '1.0.0');
 
+-- migrations/0019_numbers_and_subdomains.sql
+
+-- No NaN where a number is added up or read by a client: one of them makes every sum NaN, and no JSON
+-- has it. (An infinity does not fit into numeric(p, s).) Rows that exist are checked by the next file,
+-- while others read and write.
+
+alter table private.tiers add constraint tiers_numbers_finite check (cpu_limit <> 'NaN') not valid;
+
+alter table public.subscriptions add constraint subscriptions_numbers_finite check (
+  storage_used_gb <> 'NaN'
+) not valid;
+
+alter table public.instances add constraint instances_numbers_finite check (
+  cpu_limit <> 'NaN' and cpu_used <> 'NaN' and storage_used_gb <> 'NaN'
+) not valid;
+
+-- squawk-ignore ban-alter-domain-with-add-constraint
+alter domain private.gigabytes add constraint gigabytes_finite check (value <> 'NaN') not valid;
+
+-- Names that customers would take for the platform's own.
+create table private.reserved_subdomains (
+  subdomain text primary key
+);
+
+alter table private.reserved_subdomains enable row level security;
+
+comment on table private.reserved_subdomains is
+  'Subdomains that no instance gets. Instances that had one before it was reserved keep it.';
+
+insert into private.reserved_subdomains (subdomain)
+values
+  ('account'), ('accounts'), ('admin'), ('administrator'), ('api'), ('app'), ('assets'), ('auth'),
+  ('autoconfig'), ('autodiscover'), ('billing'), ('blog'), ('cdn'), ('console'), ('dashboard'), ('db'),
+  ('docs'), ('ftp'), ('grafana'), ('help'), ('id'), ('imap'), ('internal'), ('localhost'), ('login'),
+  ('mail'), ('matrix'), ('mta-sts'), ('ns1'), ('ns2'), ('pop'), ('portal'), ('postmaster'), ('root'),
+  ('security'), ('smtp'), ('sso'), ('static'), ('status'), ('support'), ('webhook'), ('webhooks'),
+  ('webmaster'), ('well-known'), ('wpad'), ('www');
+
+
+reset session authorization;
+reset all;
+set client_encoding = 'UTF8';
+set client_connection_check_interval = '2s';
+set lock_timeout = '5s';
+set statement_timeout = '15min';
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'migrations', '0019_numbers_and_subdomains.sql', '60ae5a16800dcf82f543dc6d65b2cb84c37a6cfa97f517be8cc09e353f5bb392', NULL, '1.0.0');
+
+-- migrations/0020_rows_with_finite_numbers.sql
+
+-- The rows that were there before 0019_numbers_and_subdomains.sql. What was measured is measured again;
+-- what a plan gives is its tier's.
+
+update public.subscriptions set storage_used_gb = 0 where storage_used_gb = 'NaN';
+
+update public.instances as instance
+   set cpu_limit = case when instance.cpu_limit = 'NaN' then tiers.cpu_limit else instance.cpu_limit end,
+       cpu_used = case when cpu_used = 'NaN' then 0 else cpu_used end,
+       storage_used_gb = case
+         when instance.storage_used_gb = 'NaN' then 0 else instance.storage_used_gb
+       end
+  from public.subscriptions as plan
+  join private.tiers using (tier)
+ where plan.id = instance.subscription_id
+   and 'NaN' in (instance.cpu_limit, cpu_used, instance.storage_used_gb);
+
+update public.usage_metrics set storage_used_gb = 0 where storage_used_gb = 'NaN';
+
+alter table private.tiers validate constraint tiers_numbers_finite;
+alter table public.subscriptions validate constraint subscriptions_numbers_finite;
+alter table public.instances validate constraint instances_numbers_finite;
+alter domain private.gigabytes validate constraint gigabytes_finite;
+
+
+reset session authorization;
+reset all;
+set client_encoding = 'UTF8';
+set client_connection_check_interval = '2s';
+set lock_timeout = '5s';
+set statement_timeout = '15min';
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'migrations', '0020_rows_with_finite_numbers.sql', 'f7bae6b2ba98499323b55bf3f16938bf976aacdba0cc3b6f89f6259235363a97', NULL, '1.0.0');
+
 -- repeatable/10_shared.sql
 
 -- What the tables' own files build on: timestamps, who is acting, the audit log.
@@ -1210,7 +1293,47 @@ create or replace function private.set_updated_at() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 begin
-  new.updated_at := now();
+  if tg_nargs = 0 or to_jsonb(new) - tg_argv is distinct from to_jsonb(old) - tg_argv then
+    new.updated_at := now();
+  else
+    new.updated_at := old.updated_at;
+  end if;
+  return new;
+end
+$$;
+
+-- A trigger that runs before: a constraint that fails writes the row into its error as text, where each
+-- number like 1e131071 has that many digits. So has every client that reads it.
+create or replace function private.bound_json() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+declare
+  max_bytes constant integer := tg_argv[0]::integer;
+  name text;
+  value jsonb;
+  bytes integer;
+begin
+  foreach name in array tg_argv[1:] loop
+    execute format('select ($1).%I', name) using new into value;
+    bytes := pg_column_size(value);
+    if bytes <= max_bytes then
+      if exists (
+        select
+          from jsonb_path_query(value, 'strict $.** ? (@.type() == "number")') as number
+         where abs(number::numeric) >= 1e308 or scale(number::numeric) > 400
+      ) then
+        raise exception '% of % has a number that clients cannot read', name, tg_table_name
+          using errcode = 'check_violation',
+                hint = 'A number is below 1e308 and has at most 400 decimals, like a double; send any other as a string.';
+      end if;
+      bytes := octet_length(value::text);
+    end if;
+    if bytes > max_bytes then
+      raise exception '% of % has % bytes, the limit is %', name, tg_table_name, bytes, max_bytes
+        using errcode = 'check_violation',
+              hint = 'Keep what is larger elsewhere, and a reference to it here.';
+    end if;
+  end loop;
   return new;
 end
 $$;
@@ -1348,7 +1471,9 @@ end
 $$;
 
 comment on function private.set_updated_at() is
-  'updated_at is now, whatever the writer says.';
+  'updated_at is now, whatever the writer says. Arguments: columns that may change without that, updated_at among them.';
+comment on function private.bound_json() is
+  'Bounds the columns of jsonb that are written. Arguments: how many bytes each may have, stored or as text; their names. It is done before anything turns them into text: 36 kB of numbers like 1e131071 are half a gigabyte of it.';
 comment on function private.acting_as_user() is
   'Is this a request that a user made through the API?';
 comment on function private.request_setting(text) is
@@ -1362,6 +1487,7 @@ comment on function private.audit_change() is
 
 revoke all on function
   private.set_updated_at(),
+  private.bound_json(),
   private.acting_as_user(),
   private.request_setting(text),
   private.acting_user_id(),
@@ -1377,7 +1503,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '10_shared.sql', 'd7e7bd568f5b2ae6f73dfab7fa4c1ee2c6752ccf0ab783fc6863df0a0b6c887e', NULL, '1.0.0');
+values (0, 'repeatable', '10_shared.sql', 'a4d5acad39cb22991535d6656dbe3c1a7614b480dc8ba175ab8964569b0bb19a', NULL, '1.0.0');
 
 -- repeatable/20_accounts.sql
 
@@ -1646,6 +1772,10 @@ create or replace trigger subscriptions_apply_tier
   before insert or update on public.subscriptions
   for each row execute function private.apply_tier();
 
+create or replace trigger subscriptions_bound_json
+  before insert or update of features on public.subscriptions
+  for each row execute function private.bound_json('65536', 'features');
+
 create or replace trigger subscriptions_note_cancellation
   before insert or update of status on public.subscriptions
   for each row execute function private.note_cancellation();
@@ -1743,7 +1873,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '21_subscriptions.sql', '3424ac2d811fa4ab50b9f3a172a1ff144034fa8d1784659bd1483becd1d9d654', NULL, '1.0.0');
+values (0, 'repeatable', '21_subscriptions.sql', '4efb9516a05a2be6d3de57a4f0037b32dfe4797cbd429ac22f8d7e14d1d77971', NULL, '1.0.0');
 
 -- repeatable/22_instances.sql
 
@@ -1850,7 +1980,6 @@ create or replace function private.check_instance_config() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
-  max_bytes constant integer := 1048576;
   agents integer;
   max_agents integer;
 begin
@@ -1858,11 +1987,6 @@ begin
     raise exception 'config and app_config of an instance are JSON objects'
       using errcode = 'check_violation',
             hint = 'Send {} for an empty one.';
-  end if;
-  if octet_length(new.config::text) > max_bytes then
-    raise exception 'instance config has % bytes, the limit is %', octet_length(new.config::text), max_bytes
-      using errcode = 'check_violation',
-            hint = 'Keep documents and prompts of that size in the instance''s storage.';
   end if;
   if jsonb_typeof(new.config -> 'agents') not in ('object', 'array', 'null') then
     raise exception 'agents in an instance config are an object by name or a list, not a %',
@@ -1884,6 +2008,32 @@ begin
             hint = 'Remove agents or upgrade the plan (max_agents of the subscription).';
   end if;
   return null;
+end
+$$;
+
+create or replace function private.check_first_status() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if not pg_has_role(current_user, (select relowner from pg_class where oid = tg_relid), 'member') then
+    raise exception 'a new instance is provisioning, not %', coalesce(new.status, 'null')
+      using errcode = 'check_violation',
+            hint = 'Leave the status out. Only the owner of the table adds an instance that exists already.';
+  end if;
+  return new;
+end
+$$;
+
+create or replace function private.check_subdomain() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if exists (select from private.reserved_subdomains where subdomain = new.subdomain) then
+    raise exception 'the subdomain % is reserved', new.subdomain
+      using errcode = 'check_violation',
+            hint = 'Choose another one. Reserved are those in private.reserved_subdomains.';
+  end if;
+  return new;
 end
 $$;
 
@@ -1911,7 +2061,11 @@ comment on function private.apply_tier_resources() is
 comment on function private.check_status_transition() is
   'The status goes only along private.instance_status_transitions, and its timestamps with it.';
 comment on function private.check_instance_config() is
-  'config and app_config are objects; config has at most 1 MiB, and no more agents than the plan allows or there were.';
+  'config and app_config are objects; config has no more agents than the plan allows or there were.';
+comment on function private.check_first_status() is
+  'A new instance is provisioning, or was removed long ago. Only the table''s owner adds one that exists already (docs/migrating.md).';
+comment on function private.check_subdomain() is
+  'Refuses the reserved subdomains.';
 comment on function private.keep_deployed_instance() is
   'Refuses to delete an instance that is not deprovisioned.';
 
@@ -1921,6 +2075,8 @@ revoke all on function
   private.apply_tier_resources(),
   private.check_status_transition(),
   private.check_instance_config(),
+  private.check_first_status(),
+  private.check_subdomain(),
   private.keep_deployed_instance()
 from public, anon, authenticated, service_role;
 
@@ -1947,6 +2103,28 @@ create or replace trigger instances_apply_other_tier_resources
   for each row when (old.subscription_id is distinct from new.subscription_id)
   execute function private.apply_tier_resources();
 
+create or replace trigger instances_bound_config
+  before insert or update of config, app_config on public.instances
+  for each row execute function private.bound_json('1048576', 'config', 'app_config');
+
+create or replace trigger instances_bound_health
+  before insert or update of health_details on public.instances
+  for each row execute function private.bound_json('65536', 'health_details');
+
+create or replace trigger instances_check_first_status
+  before insert on public.instances
+  for each row when (new.status is null or new.status not in ('provisioning', 'deprovisioned'))
+  execute function private.check_first_status();
+
+create or replace trigger instances_check_first_subdomain
+  before insert on public.instances
+  for each row execute function private.check_subdomain();
+
+create or replace trigger instances_check_subdomain
+  before update of subdomain on public.instances
+  for each row when (old.subdomain is distinct from new.subdomain)
+  execute function private.check_subdomain();
+
 create or replace trigger instances_check_status_transition
   before update of status on public.instances
   for each row when (old.status is distinct from new.status)
@@ -1957,6 +2135,11 @@ create or replace trigger instances_set_updated_at
   before update on public.instances
   for each row when (old.last_active_at is not distinct from new.last_active_at)
   execute function private.set_updated_at();
+
+create or replace trigger instances_set_updated_at_when_used
+  before update on public.instances
+  for each row when (old.last_active_at is distinct from new.last_active_at)
+  execute function private.set_updated_at('last_active_at', 'updated_at');
 
 create or replace trigger instances_keep_deployed
   before delete on public.instances
@@ -2029,7 +2212,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '22_instances.sql', '6fc71f5ab7a57bf2a521a4ab662a13e34a0453aaa716ddb0895afe81028ed025', NULL, '1.0.0');
+values (0, 'repeatable', '22_instances.sql', '60b1cda458f6036ed94fbe8867590365d0ea28460a08b269559a7eaf6acbafe1', NULL, '1.0.0');
 
 -- repeatable/23_usage_metrics.sql
 
@@ -2107,6 +2290,10 @@ values (0, 'repeatable', '23_usage_metrics.sql', '935af7ad72d1797c1d86695d572da1
 -- audit_logs: read by those whom they concern, appended by services and by triggers of the other
 -- tables, changed by nobody but service_role, for erasure requests.
 
+create or replace trigger audit_logs_bound_json
+  before insert or update of details on public.audit_logs
+  for each row execute function private.bound_json('262144', 'details');
+
 revoke all on public.audit_logs from public, anon, authenticated, service_role;
 grant select on public.audit_logs to authenticated;
 grant select, insert, update, delete on public.audit_logs to service_role;
@@ -2143,7 +2330,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '24_audit_logs.sql', '818cb29f3f8aa72e68114fc2b0c3c41c446112fc9ff094fda9718e89c3d48366', NULL, '1.0.0');
+values (0, 'repeatable', '24_audit_logs.sql', '8c48056326c2a79a86b30ff199ac5a7eb3f9cca5b3984a0f2595f6d16b12c8d2', NULL, '1.0.0');
 
 -- repeatable/25_support_tickets.sql
 
@@ -2456,6 +2643,11 @@ create or replace trigger api_keys_set_updated_at
   for each row when (old.last_used_at is not distinct from new.last_used_at)
   execute function private.set_updated_at();
 
+create or replace trigger api_keys_set_updated_at_when_used
+  before update on public.api_keys
+  for each row when (old.last_used_at is distinct from new.last_used_at)
+  execute function private.set_updated_at('last_used_at', 'updated_at');
+
 create or replace trigger api_keys_check_permissions
   after insert or update of permissions on public.api_keys
   for each row execute function private.check_api_key_permissions();
@@ -2509,7 +2701,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '27_api_keys.sql', 'ca16ee2c8c522a1a570bf784443ab39d2917b6de20132f3dec55d78a79f51a48', NULL, '1.0.0');
+values (0, 'repeatable', '27_api_keys.sql', 'dda0cdf4097eabf64799d1aa105e3e15856d15eecbbdc3e302fdeece3e78f2e6', NULL, '1.0.0');
 
 -- repeatable/30_private.sql
 
@@ -2521,12 +2713,17 @@ revoke all on
   private.tiers,
   private.retention,
   private.instance_status_transitions,
+  private.reserved_subdomains,
   private.instance_secrets,
   private.provisioning,
   private.api_key_hashes,
   private.stripe_events,
   private.stripe_objects
 from public, anon, authenticated, service_role;
+
+create or replace trigger tiers_bound_json
+  before insert or update of features on private.tiers
+  for each row execute function private.bound_json('65536', 'features');
 
 create or replace trigger instance_secrets_set_updated_at
   before update on private.instance_secrets
@@ -2544,6 +2741,11 @@ create policy "services read the retention" on private.retention
 
 drop policy if exists "services read the transitions" on private.instance_status_transitions;
 create policy "services read the transitions" on private.instance_status_transitions
+  for select to platform_service
+  using (true);
+
+drop policy if exists "services read the reserved subdomains" on private.reserved_subdomains;
+create policy "services read the reserved subdomains" on private.reserved_subdomains
   for select to platform_service
   using (true);
 
@@ -2582,7 +2784,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '30_private.sql', '0f55a4b59591d510f0e34e7bee578ae334ba498cd198b538eacc93268aa5bb38', NULL, '1.0.0');
+values (0, 'repeatable', '30_private.sql', '9324f71e848700e77a9295eeebe04a3ad2ec1494bc4b77aea4d74afd192aa899', NULL, '1.0.0');
 
 -- repeatable/40_realtime.sql
 
@@ -2656,10 +2858,46 @@ begin
 end
 $$;
 
-create or replace function public.get_all_user_instances(user_id uuid)
-returns setof public.instances
+-- All columns of instances, and of the plan.
+-- squawk-ignore ban-drop-function
+drop function if exists public.get_all_user_instances(uuid);
+create function public.get_all_user_instances(user_id uuid)
+returns table (
+  id uuid,
+  account_id uuid,
+  subscription_id uuid,
+  runtime text,
+  app_name text,
+  app_config jsonb,
+  subdomain text,
+  status text,
+  frontend_url text,
+  api_url text,
+  matrix_url text,
+  config jsonb,
+  cpu_limit numeric,
+  memory_limit_mb integer,
+  storage_limit_gb integer,
+  health_status text,
+  health_details jsonb,
+  last_health_check timestamptz,
+  error_message text,
+  cpu_used numeric,
+  memory_used_mb integer,
+  storage_used_gb numeric,
+  last_active_at timestamptz,
+  provisioned_at timestamptz,
+  started_at timestamptz,
+  stopped_at timestamptz,
+  deprovisioned_at timestamptz,
+  created_at timestamptz,
+  updated_at timestamptz,
+  tier text,
+  subscription_status text
+)
 language plpgsql stable rows 10 set search_path = pg_catalog, pg_temp
 as $$
+#variable_conflict use_column
 begin
   if user_id is null then
     raise exception 'user_id must not be null'
@@ -2667,10 +2905,11 @@ begin
   end if;
 
   return query
-  select *
-    from public.instances
-   where account_id = user_id
-   order by created_at desc, id desc;
+  select instance.*, plan.tier, plan.status
+    from public.instances as instance
+    join public.subscriptions as plan on plan.account_id = instance.account_id and plan.in_force
+   where instance.account_id = user_id
+   order by instance.created_at desc, instance.id desc;
 end
 $$;
 
@@ -2709,7 +2948,7 @@ $$;
 comment on function public.get_user_instance(uuid) is
   'The newest running instance of a user with a live subscription.';
 comment on function public.get_all_user_instances(uuid) is
-  'All instances of a user, deprovisioned ones included, newest first.';
+  'All instances of a user, deprovisioned ones included, newest first; with the tier and the status of the user''s plan.';
 comment on function public.has_active_subscription(uuid) is
   'Is a subscription active or trialing, and not past its period or trial?';
 comment on function public.check_user_permission(uuid, text) is
@@ -2736,7 +2975,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '50_user_functions.sql', 'f016614640e1e2e436f241c7b6325786ad2c419ad863e515bbf966b387854593', NULL, '1.0.0');
+values (0, 'repeatable', '50_user_functions.sql', '05678ed57e88e9160a3cad8aaf5956fc47ae3d331369e08a5bc10120b04ca485', NULL, '1.0.0');
 
 -- repeatable/51_usage_functions.sql
 
@@ -2774,7 +3013,7 @@ begin
      and usage_date = (now() at time zone 'utc')::date
   returning (
               select max_messages_per_day = -1
-                       or day.messages_sent + day.messages_received <= max_messages_per_day
+                       or day.messages_sent::bigint + day.messages_received <= max_messages_per_day
                 from public.subscriptions
                where account_id = day.account_id and in_force
             ),
@@ -2933,10 +3172,13 @@ begin
 end
 $$;
 
-create or replace function public.check_usage_limits(instance_id uuid)
+-- The type of messages_used was another one.
+-- squawk-ignore ban-drop-function
+drop function if exists public.check_usage_limits(uuid);
+create function public.check_usage_limits(instance_id uuid)
 returns table (
   within_limits boolean,
-  messages_used integer,
+  messages_used bigint,
   messages_remaining integer,
   messages_limit integer,
   storage_used_gb numeric,
@@ -2955,7 +3197,7 @@ begin
          used.messages,
          case plan.max_messages_per_day
            when -1 then -1
-           else greatest(plan.max_messages_per_day - used.messages, 0)
+           else greatest(plan.max_messages_per_day - used.messages, 0)::integer
          end,
          plan.max_messages_per_day,
          plan.storage_used_gb,
@@ -2967,7 +3209,7 @@ begin
     left join public.usage_metrics as day
       on day.instance_id = instance.id and day.usage_date = (now() at time zone 'utc')::date
    cross join lateral (
-     select coalesce(day.messages_sent + day.messages_received, 0) as messages,
+     select coalesce(day.messages_sent::bigint + day.messages_received, 0) as messages,
             -- private.count_agents, which users cannot call
             case jsonb_typeof(instance.config -> 'agents')
               when 'object' then jsonb_array_length(
@@ -3118,7 +3360,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '51_usage_functions.sql', 'c5cbeccf3ff4ab3cba783efdded4e3a463de2e309ee3ba55142a889a3bf356b2', NULL, '1.0.0');
+values (0, 'repeatable', '51_usage_functions.sql', '618a124d4a4170d2075afa4234cb34946e0f3829931a48d0fd81f01f3ff1361c', NULL, '1.0.0');
 
 -- repeatable/52_instance_functions.sql
 
@@ -3263,8 +3505,11 @@ begin
 end
 $$;
 
+-- Without error_message there would be two, and a call could mean either.
+-- squawk-ignore ban-drop-function
+drop function if exists public.update_instance_health(uuid, text, jsonb);
 create or replace function public.update_instance_health(
-  instance_id uuid, status text, details jsonb default '{}'
+  instance_id uuid, status text, details jsonb default '{}', error_message text default null
 ) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -3292,6 +3537,10 @@ begin
   update public.instances
      set health_status = update_instance_health.status,
          health_details = details,
+         error_message = coalesce(
+           update_instance_health.error_message,
+           case when update_instance_health.status <> 'healthy' then before.error_message end
+         ),
          last_health_check = now()
    where id = before.id;
 
@@ -3358,8 +3607,8 @@ comment on function public.provision_instance(uuid, jsonb) is
   'A new instance in provisioning, with unique names and the tier''s resources; refused without a live subscription. Notifies the channel instances on commit.';
 comment on function public.deprovision_instance(uuid, text) is
   'Starts the removal of an instance; true if this call started it, false if it was under way.';
-comment on function public.update_instance_health(uuid, text, jsonb) is
-  'Records the health of an instance; audited when it becomes critical or ceases to be.';
+comment on function public.update_instance_health(uuid, text, jsonb, text) is
+  'Records the health of an instance; audited when it becomes critical or ceases to be. An error_message stays until another one is given or the instance is healthy.';
 comment on function public.calculate_storage_usage(uuid) is
   'GB now used by an instance. Updates the day''s peak, and the total of the account''s plan over all instances that are not deprovisioned.';
 comment on function private.set_instance_status(uuid, text, text) is
@@ -3369,13 +3618,13 @@ revoke all on function
   private.set_instance_status(uuid, text, text),
   public.provision_instance(uuid, jsonb),
   public.deprovision_instance(uuid, text),
-  public.update_instance_health(uuid, text, jsonb),
+  public.update_instance_health(uuid, text, jsonb, text),
   public.calculate_storage_usage(uuid)
 from public, anon, authenticated, service_role;
 grant execute on function
   public.provision_instance(uuid, jsonb),
   public.deprovision_instance(uuid, text),
-  public.update_instance_health(uuid, text, jsonb),
+  public.update_instance_health(uuid, text, jsonb, text),
   public.calculate_storage_usage(uuid)
 to service_role;
 
@@ -3387,7 +3636,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '52_instance_functions.sql', '8ac0a4d0830e215388670cfd41cc21cb00da358f106c25ee853bde854fb92158', NULL, '1.0.0');
+values (0, 'repeatable', '52_instance_functions.sql', '3e6caad9d972f66eec8ca7a82166ddea303104c6ce351bb8cbb004c3cd696233', NULL, '1.0.0');
 
 -- repeatable/53_automation_functions.sql
 
@@ -3409,7 +3658,8 @@ declare
   done jsonb := '{}'::jsonb;
 begin
   for keep in
-    select table_name, now() - make_interval(days => keep_days) as cutoff
+    -- Hours, since a day of the session's time zone may have 23 or 25.
+    select table_name, now() - keep_days * interval '24 hours' as cutoff
       from private.retention
      order by table_name
   loop
@@ -3488,7 +3738,7 @@ begin
       join private.tiers using (tier)
      where instance.status = 'running'
        and greatest(instance.last_active_at, instance.started_at, instance.created_at)
-           < now() - make_interval(days => tiers.pause_after_idle_days)
+           < now() - tiers.pause_after_idle_days * interval '24 hours'
      order by instance.id
        for no key update of instance skip locked
   loop
@@ -3521,7 +3771,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '53_automation_functions.sql', '2e1a762c0ce55a3ac18395733bee7157064786c54a4fec595f1024e080b48d6c', NULL, '1.0.0');
+values (0, 'repeatable', '53_automation_functions.sql', '0d0e19657b31006c322933fddf5cc0ada49f8a225d2eb5e5ea330fe7a76a39b1', NULL, '1.0.0');
 
 -- repeatable/54_stripe_functions.sql
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import psycopg
 import pytest
 import yaml
-from customers import ANN, BOB, Db, add_instance
+from customers import ANN, BOB, Db, add_customer
 from hypothesis import settings
 from migrating import query
 from platforms import Platform, run, stack_config
@@ -137,11 +137,7 @@ def db(connection: psycopg.Connection) -> Iterator[Db]:
     db = Db(connection)
     with connection.transaction(force_rollback=True):
         for each in (ANN, BOB):
-            db.sign_up(each, each.email)
-            db.insert(
-                "subscriptions", id=each.subscription, account_id=each.account, tier=each.tier
-            )
-            add_instance(db, each, each.name, id=each.instance, status="running")
+            add_customer(db, each)
         yield db
 
 

@@ -158,6 +158,14 @@ def add_instance(db: Db, customer: Customer, name: str, **columns: object) -> di
     return db.insert("instances", **row | columns)
 
 
+def add_customer(db: Db, customer: Customer) -> None:
+    """With a subscription and a running instance."""
+    db.sign_up(customer, customer.email)
+    plan = {"id": customer.subscription, "account_id": customer.account, "tier": customer.tier}
+    db.insert("subscriptions", **plan)
+    add_instance(db, customer, customer.name, id=customer.instance, status="running")
+
+
 def key_hash(key: str) -> str:
     return sha256(key.encode()).hexdigest()
 

@@ -289,6 +289,9 @@ def rows(customer: str, which: str) -> dict[str, Row]:
             "from_status": {OWN: "running", FOREIGN: "stopped"}[customer] if first else name,
             "to_status": "failed",
         },
+        "private.reserved_subdomains": {
+            "subdomain": {OWN: "www", FOREIGN: "api"}[customer] if first else name,
+        },
         "private.instance_secrets": {
             "instance_id": instance,
             "name": f"{which}.secret",
@@ -348,6 +351,7 @@ MADE_ALREADY = {
     "private.tiers",  # by a migration
     "private.retention",  # by a migration
     "private.instance_status_transitions",  # by a migration
+    "private.reserved_subdomains",  # by a migration
 }
 
 

@@ -3,6 +3,8 @@
 Most tests are rolled back; those that need several connections make customers of their own.
 """
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 from customers import ANN, BOB, TODAY, Db, at_once, customer_of_its_own, said
 from platforms import Platform
@@ -50,6 +52,39 @@ def test_who_starts_a_paused_instance_has_days_again(db: Db) -> None:
     db.update("instances", ANN.instance, created_at="2026-01-01", status="stopped")
     db.update("instances", ANN.instance, status="running")
     assert db.run("select auto_pause_inactive_instances()") == []
+
+
+# ---- the session's time zone
+
+
+@pytest.fixture(params=["a day of 23 hours", "a day of 25 hours"])
+def zone(request: pytest.FixtureRequest, db: Db) -> None:
+    """A time zone whose clocks were changed three days ago."""
+    changed, back = (
+        (datetime.now(UTC) - timedelta(days=days)).timetuple().tm_yday - 1 for days in (3, 183)
+    )
+    days = (changed, back) if request.param == "a day of 23 hours" else (back, changed)
+    db.run(f"set local timezone = 'AAA0BBB,{days[0]},{days[1]}'")
+    shift = "select now() - interval '7 days' <> now() - interval '168 hours'"
+    assert db.one(shift)
+
+
+@pytest.mark.usefixtures("zone")
+@pytest.mark.parametrize("minutes", [-30, 30])
+def test_the_sessions_time_zone_moves_no_cut_off(db: Db, minutes: int) -> None:
+    age = f"now() - interval '168 hours {minutes} minutes'"
+    db.update("subscriptions", ANN.subscription, tier="free")
+    db.run(f"update instances set created_at = {age} where id = %s", ANN.instance)
+    paused = db.run("select auto_pause_inactive_instances()")
+    assert paused == ([(ANN.instance,)] if minutes > 0 else [])
+    db.run("delete from audit_logs")
+    db.run("update private.retention set keep_days = 7 where table_name = 'audit_logs'")
+    db.run(
+        f"""insert into audit_logs (account_id, action, category, created_at)
+            values (%s, 'thing.done', 'test', {age})""",
+        ANN.account,
+    )
+    assert db.one("select cleanup_expired_data()")["audit_logs"] == (minutes > 0)
 
 
 # ---- retention

@@ -88,6 +88,22 @@ def test_health_is_audited_only_when_it_changes_to_or_from_critical(
     assert said(db, "instance.health_changed") == audited
 
 
+def test_an_error_stays_until_another_one_comes_or_the_instance_is_healthy(db: Db) -> None:
+    report = "select update_instance_health(%s, %s, error_message => %s)"
+    told = [
+        ("critical", "no answer", "no answer"),
+        ("critical", None, "no answer"),
+        ("degraded", "slow", "slow"),
+        ("healthy", "a warning", "a warning"),
+        ("healthy", None, None),
+    ]
+    with db.acting("instance_provisioner"):
+        for status, given, stored in told:
+            db.run(report, ANN.instance, status, given)
+            query = "select error_message from instances where id = %s"
+            assert db.one(query, ANN.instance) == stored
+
+
 # ---- storage
 
 

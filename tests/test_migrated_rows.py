@@ -87,6 +87,41 @@ def test_a_plan_with_its_tiers_features_regains_the_originals_and_another_keeps_
     assert found == {"usual@x.example": after, "own@x.example": own}
 
 
+def test_numbers_that_were_none_are_replaced(database: str, tmp_path: Path) -> None:
+    with migrated(database, tmp_path, "0019_numbers_and_subdomains.sql") as connection:
+        account = sign_up(connection, "a@x.example")
+        connection.execute(
+            """insert into public.subscriptions
+                 (account_id, tier, max_messages_per_day, max_storage_gb, max_agents,
+                  max_platforms, max_team_members, features, storage_used_gb)
+               values (%s, 'starter', 1, 1, 1, 1, 1, '{}', 'NaN')""",
+            [account],
+        )
+        connection.execute(
+            """insert into public.instances
+                 (account_id, subscription_id, app_name, subdomain, cpu_limit, memory_limit_mb,
+                  storage_limit_gb, cpu_used, storage_used_gb)
+               select account_id, id, name, name, cpu, 1, 1, used, used
+                 from public.subscriptions,
+                      (values ('none', numeric 'NaN', numeric 'NaN'), ('www', 3, 2))
+                        as given (name, cpu, used)"""
+        )
+        connection.execute(
+            """insert into public.usage_metrics (account_id, instance_id, storage_used_gb)
+               select account_id, id, storage_used_gb from public.instances"""
+        )
+    with psycopg.connect(database) as connection:
+        found = connection.execute(
+            """select subdomain, cpu_limit::float, cpu_used::float, i.storage_used_gb::float,
+                      u.storage_used_gb::float, s.storage_used_gb::float
+                 from public.instances i
+                 join public.usage_metrics u on u.instance_id = i.id
+                 join public.subscriptions s on s.id = i.subscription_id
+                order by subdomain"""
+        )
+        assert found.fetchall() == [("none", 1, 0, 0, 0, 0), ("www", 3, 2, 2, 2, 0)]
+
+
 def test_keys_and_users_that_were_there_are_brought_within_the_bounds(
     database: str, tmp_path: Path
 ) -> None:

@@ -35,6 +35,8 @@ STATEMENTS = [
     "select public.cleanup_expired_data()",
     f"""insert into public.instances (account_id, subscription_id, app_name, subdomain)
         values ('{ANN.account}', '{ANN.subscription}', 'a', 'a')""",
+    f"""insert into public.instances (account_id, subscription_id, app_name, subdomain, status)
+        values ('{ANN.account}', '{ANN.subscription}', 'b', 'b', 'running')""",
     "update public.instances set status = 'stopped'",
     """update public.instances set config = '{"agents": {"a": {}}}'""",
     "update public.subscriptions set tier = 'enterprise'",

@@ -5,10 +5,14 @@ subscription and a running instance each, and what is done is done as the role t
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import product
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 from customers import (
     ANN,
@@ -16,12 +20,14 @@ from customers import (
     NEWCOMER,
     ZONES,
     Db,
+    add_customer,
     add_instance,
     add_key,
     agents,
     catalogue,
     key_hash,
 )
+from platforms import Platform
 from psycopg.errors import (
     CheckViolation,
     ForeignKeyViolation,
@@ -73,10 +79,15 @@ WRONG: dict[str, list[object]] = {
     "subscriptions.status": ["canceled"],
     "subscriptions.tier": ["gold"],
     "subscriptions.features": ["[]"],
-    "subscriptions.storage_used_gb": [-1],
+    "subscriptions.storage_used_gb": [-1, "NaN"],
     "subscriptions.current_period_end": ["2025-12-31"],
-    **{f"instances.{limit}": [0] for limit in RESOURCES},
-    **{f"instances.{used}": [-1] for used in ("cpu_used", "memory_used_mb", "storage_used_gb")},
+    "instances.cpu_limit": [0, "NaN"],
+    "instances.memory_limit_mb": [0],
+    "instances.storage_limit_gb": [0],
+    "instances.cpu_used": [-1, "NaN"],
+    "instances.memory_used_mb": [-1],
+    "instances.storage_used_gb": [-1, "NaN"],
+    "instances.subdomain": ["www", "api", "admin"],
     "instances.runtime": ["vm"],
     "instances.status": ["paused"],
     "instances.health_status": ["bad"],
@@ -128,6 +139,89 @@ def test_a_column_takes_no_value_that_is_unknown_or_makes_no_sense(db: Db, colum
     for value in WRONG[column]:
         with db.refused(CheckViolation):
             db.update(table, key, **{name: value})
+
+
+BOUNDED = {
+    "instances": ("config", "app_config", "health_details"),
+    "subscriptions": ("features",),
+    "audit_logs": ("details",),
+    "private.tiers": ("features",),
+}
+"""Table -> what of it is written as jsonb by users, services and operators."""
+
+HUGE = {
+    "a number of many digits": ["1e131071"] * 3600,
+    "a small number of many decimals": ["1e-16383"] * 3600,
+    "a zero of many decimals": ["0e-16383"] * 3600,
+    "a number deep inside": ['{"a": [[{"b": -1e131071}]]}'],
+    "a long text": [json.dumps("x" * 2_000_000)],
+    "many small things": ["0"] * 200_000,
+}
+
+
+@contextmanager
+def little_memory(platform: Platform, *, megabytes: int) -> Iterator[Db]:
+    """A session of its own, rolled back, that grows by no more than that."""
+
+    def peak() -> int:
+        status = Path(f"/proc/{connection.info.backend_pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) >> 10
+
+    with psycopg.connect(platform.url) as connection:
+        db = Db(connection)
+        add_customer(db, ANN)
+        before = peak()
+        yield db
+        assert peak() - before <= megabytes
+        connection.rollback()
+
+
+@pytest.mark.parametrize(
+    ("table", "column"), [(table, column) for table in BOUNDED for column in BOUNDED[table]]
+)
+@pytest.mark.parametrize("kind", HUGE)
+def test_jsonb_costs_no_more_than_its_size_deserves(
+    platform: Platform, table: str, column: str, kind: str
+) -> None:
+    value = f'{{"a": [{",".join(HUGE[kind])}]}}'
+    with little_memory(platform, megabytes=80) as db, pytest.raises(CheckViolation) as caught:
+        db.run(f"update {table} set {column} = %s", value)
+    assert caught.value.diag.message_hint
+    assert column in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+CALLS = {
+    "config": ("instance_provisioner", "select provision_instance(%s, %s)", ANN.subscription),
+    "health_details": (
+        "instance_provisioner",
+        "select update_instance_health(%s, 'healthy', %s)",
+        ANN.instance,
+    ),
+    "config of a user": ("authenticated", "update instances set config = %s where id = %s", None),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_call_with_jsonb_costs_no_more_than_its_size_deserves(
+    platform: Platform, call: str
+) -> None:
+    role, query, key = CALLS[call]
+    value = f'{{"a": [{",".join(HUGE["a number of many digits"])}]}}'
+    values = [key, value] if key else [value, ANN.instance]
+    with little_memory(platform, megabytes=80) as db, db.acting(role, ANN):  # noqa: SIM117
+        with db.refused(CheckViolation, call.partition(" ")[0]):
+            db.run(query, *values)
+
+
+NUMBERS = ["0", "-1.5", "1e100", "9007199254740993", "2.220446049250313e-16", "5e-324", "9e307"]
+
+
+def test_a_number_that_a_double_holds_is_kept(db: Db) -> None:
+    given = f'{{"numbers": [{", ".join(NUMBERS)}]}}'
+    db.run("update instances set config = %s where id = %s", given, ANN.instance)
+    query = "select config = %s::jsonb from instances where id = %s"
+    assert db.one(query, given, ANN.instance) is True
 
 
 @pytest.mark.parametrize("time", ["infinity", "-infinity", "10000-01-01", "0001-01-01 BC"])
@@ -193,6 +287,25 @@ def test_being_used_is_no_update(db: Db, table: str, column: str) -> None:
     age(db, table)
     db.run(f"update {table} set {column} = now() where id = %s", key)
     assert db.one(f"select updated_at < now() from {table} where id = %s", key)
+    db.run(
+        f"update {table} set {column} = now() - interval '1 s', updated_at = now() where id = %s",
+        key,
+    )
+    assert db.one(f"select updated_at < now() from {table} where id = %s", key)
+
+
+@pytest.mark.parametrize(
+    ("table", "change"),
+    [
+        ("instances", "last_active_at = now(), config = '{\"a\": 1}'"),
+        ("api_keys", "last_used_at = now(), name = 'another'"),
+    ],
+)
+def test_being_used_hides_no_update_of_the_same_statement(db: Db, table: str, change: str) -> None:
+    key = one_row_of_each(db)[table]
+    age(db, table)
+    db.run(f"update {table} set {change} where id = %s", key)
+    assert db.one(f"select updated_at = now() from {table} where id = %s", key)
 
 
 @pytest.mark.parametrize("table", ["instances", "usage_metrics", "instance_backups"])
@@ -367,6 +480,34 @@ def test_app_name_and_subdomain_are_dns_labels(db: Db, column: str, name: str) -
         add_instance(db, ANN, "another", **{column: name})
 
 
+@pytest.mark.parametrize("status", [each for each in STATUSES if "provision" not in each])
+def test_a_new_instance_is_provisioning_unless_the_owner_moves_one_here(
+    db: Db, status: str
+) -> None:
+    with db.acting("service_role"):
+        add_instance(db, ANN, "usual", status="provisioning")
+        add_instance(db, ANN, "history", status="deprovisioned")
+        with db.refused(CheckViolation, f"is provisioning, not {status}"):
+            add_instance(db, ANN, "another", status=status)
+    with db.acting("instance_provisioner"), db.refused(InsufficientPrivilege):
+        add_instance(db, ANN, "another", status=status)
+    add_instance(db, ANN, "another", status=status)
+
+
+@pytest.mark.parametrize("role", ["instance_provisioner", "service_role", None])
+def test_a_reserved_subdomain_is_no_instances_new_one_and_stays_where_it_is(
+    db: Db, role: str | None
+) -> None:
+    taken = add_instance(db, ANN, "taken")["id"]
+    db.run("insert into private.reserved_subdomains values ('taken')")
+    with db.acting(role) if role else nullcontext():
+        with db.refused(CheckViolation, "the subdomain www is reserved"):
+            add_instance(db, ANN, "another", subdomain="www")
+        with db.refused(CheckViolation, "the subdomain www is reserved"):
+            db.update("instances", ANN.instance, subdomain="www")
+        db.update("instances", taken, subdomain="taken", error_message="none")
+
+
 def test_an_instance_belongs_to_the_account_of_its_subscription(db: Db) -> None:
     for subscription in (BOB.subscription, NEWCOMER.subscription):
         with db.acting("instance_provisioner"), db.refused(ForeignKeyViolation):
@@ -444,6 +585,14 @@ def test_an_instance_holds_no_secret_and_only_the_provisioner_reads_them(db: Db)
 
 
 COUNTED = "messages_sent messages_received error_count response_count response_time_ms"
+
+
+def test_no_storage_of_usage_or_tiers_cpu_is_nan(db: Db) -> None:
+    row = {"account_id": ANN.account, "instance_id": ANN.instance}
+    with db.refused(CheckViolation, "gigabytes_finite"):
+        db.insert("usage_metrics", **row, storage_used_gb="NaN")
+    with db.refused(CheckViolation, "tiers_numbers_finite"):
+        db.run("update private.tiers set cpu_limit = 'NaN'")
 
 
 @pytest.mark.parametrize("column", [*COUNTED.split(), "storage_used_gb"])

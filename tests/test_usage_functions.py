@@ -226,6 +226,17 @@ def test_each_limit_counts_and_minus_one_is_unlimited(db: Db, change: str, withi
     assert (found["messages_remaining"] == -1) == (found["messages_limit"] == -1)
 
 
+def test_messages_of_both_types_together_are_more_than_an_integer_holds(db: Db) -> None:
+    most = 2_147_483_000
+    row = {"account_id": ANN.account, "instance_id": ANN.instance}
+    db.insert("usage_metrics", **row, messages_sent=most, messages_received=most)
+    assert track(db) is False
+    assert (limits(db)["messages_used"], limits(db)["messages_remaining"]) == (2 * most + 1, 0)
+    assert usage(db, "messages_sent, limit_exceeded") == (most + 1, True)
+    billed = f"select total_messages from get_billing_metrics(%s, {TODAY}, {TODAY})"
+    assert db.one(billed, ANN.account) == 2 * most + 1
+
+
 @pytest.mark.parametrize(
     "config", [{}, {"agents": None}, {"agents": []}, {"agents": [1, 2]}, {"agents": {"a": 1}}]
 )

@@ -43,6 +43,17 @@ def test_all_instances_of_a_user_newest_first_removed_ones_included(db: Db) -> N
     assert [row[0] for row in found] == [new, ANN.instance, old]
 
 
+def test_all_instances_of_a_user_come_with_the_plan_that_is_in_force(db: Db) -> None:
+    add_instance(db, ANN, "old", status="deprovisioned")
+    query = "select distinct tier, subscription_status from get_all_user_instances(%s)"
+    assert db.run(query, ANN.account) == [(ANN.tier, "active")]
+    db.update("subscriptions", ANN.subscription, status="cancelled")
+    with db.acting("authenticated", ANN):
+        assert db.run(query, ANN.account) == [(ANN.tier, "cancelled")]
+    db.insert("subscriptions", account_id=ANN.account, tier="free", status="past_due")
+    assert db.run(query, ANN.account) == [("free", "past_due")]
+
+
 PAST, FUTURE = "now() - interval '1 s'", "now() + interval '1 s'"
 LIVE = [
     ("status = 'active'", True),

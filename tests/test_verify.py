@@ -60,6 +60,16 @@ VIOLATIONS = [
         "alter table public.api_keys drop constraint api_keys_times_readable",
     ),
     ("Clients can read every time", "alter table public.accounts add made timestamptz"),
+    (
+        "No number is NaN",
+        "alter table public.instances drop constraint instances_numbers_finite",
+    ),
+    ("No number is NaN", "alter domain private.gigabytes drop constraint gigabytes_finite"),
+    ("What is written as jsonb", "alter table public.accounts add made jsonb"),
+    (
+        "What is written as jsonb",
+        "alter table public.instances disable trigger instances_bound_config",
+    ),
     ("Every rule that a trigger", "drop trigger mindroom_sync_account on auth.users"),
     ("Every rule that a trigger", "alter table public.accounts disable trigger accounts_audit"),
     ("updated_at is kept", "drop trigger accounts_set_updated_at on public.accounts"),

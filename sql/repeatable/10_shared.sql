@@ -14,7 +14,47 @@ create or replace function private.set_updated_at() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 begin
-  new.updated_at := now();
+  if tg_nargs = 0 or to_jsonb(new) - tg_argv is distinct from to_jsonb(old) - tg_argv then
+    new.updated_at := now();
+  else
+    new.updated_at := old.updated_at;
+  end if;
+  return new;
+end
+$$;
+
+-- A trigger that runs before: a constraint that fails writes the row into its error as text, where each
+-- number like 1e131071 has that many digits. So has every client that reads it.
+create or replace function private.bound_json() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+declare
+  max_bytes constant integer := tg_argv[0]::integer;
+  name text;
+  value jsonb;
+  bytes integer;
+begin
+  foreach name in array tg_argv[1:] loop
+    execute format('select ($1).%I', name) using new into value;
+    bytes := pg_column_size(value);
+    if bytes <= max_bytes then
+      if exists (
+        select
+          from jsonb_path_query(value, 'strict $.** ? (@.type() == "number")') as number
+         where abs(number::numeric) >= 1e308 or scale(number::numeric) > 400
+      ) then
+        raise exception '% of % has a number that clients cannot read', name, tg_table_name
+          using errcode = 'check_violation',
+                hint = 'A number is below 1e308 and has at most 400 decimals, like a double; send any other as a string.';
+      end if;
+      bytes := octet_length(value::text);
+    end if;
+    if bytes > max_bytes then
+      raise exception '% of % has % bytes, the limit is %', name, tg_table_name, bytes, max_bytes
+        using errcode = 'check_violation',
+              hint = 'Keep what is larger elsewhere, and a reference to it here.';
+    end if;
+  end loop;
   return new;
 end
 $$;
@@ -152,7 +192,9 @@ end
 $$;
 
 comment on function private.set_updated_at() is
-  'updated_at is now, whatever the writer says.';
+  'updated_at is now, whatever the writer says. Arguments: columns that may change without that, updated_at among them.';
+comment on function private.bound_json() is
+  'Bounds the columns of jsonb that are written. Arguments: how many bytes each may have, stored or as text; their names. It is done before anything turns them into text: 36 kB of numbers like 1e131071 are half a gigabyte of it.';
 comment on function private.acting_as_user() is
   'Is this a request that a user made through the API?';
 comment on function private.request_setting(text) is
@@ -166,6 +208,7 @@ comment on function private.audit_change() is
 
 revoke all on function
   private.set_updated_at(),
+  private.bound_json(),
   private.acting_as_user(),
   private.request_setting(text),
   private.acting_user_id(),

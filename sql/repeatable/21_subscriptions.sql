@@ -156,6 +156,10 @@ create or replace trigger subscriptions_apply_tier
   before insert or update on public.subscriptions
   for each row execute function private.apply_tier();
 
+create or replace trigger subscriptions_bound_json
+  before insert or update of features on public.subscriptions
+  for each row execute function private.bound_json('65536', 'features');
+
 create or replace trigger subscriptions_note_cancellation
   before insert or update of status on public.subscriptions
   for each row execute function private.note_cancellation();

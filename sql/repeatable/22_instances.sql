@@ -101,7 +101,6 @@ create or replace function private.check_instance_config() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
-  max_bytes constant integer := 1048576;
   agents integer;
   max_agents integer;
 begin
@@ -109,11 +108,6 @@ begin
     raise exception 'config and app_config of an instance are JSON objects'
       using errcode = 'check_violation',
             hint = 'Send {} for an empty one.';
-  end if;
-  if octet_length(new.config::text) > max_bytes then
-    raise exception 'instance config has % bytes, the limit is %', octet_length(new.config::text), max_bytes
-      using errcode = 'check_violation',
-            hint = 'Keep documents and prompts of that size in the instance''s storage.';
   end if;
   if jsonb_typeof(new.config -> 'agents') not in ('object', 'array', 'null') then
     raise exception 'agents in an instance config are an object by name or a list, not a %',
@@ -135,6 +129,32 @@ begin
             hint = 'Remove agents or upgrade the plan (max_agents of the subscription).';
   end if;
   return null;
+end
+$$;
+
+create or replace function private.check_first_status() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if not pg_has_role(current_user, (select relowner from pg_class where oid = tg_relid), 'member') then
+    raise exception 'a new instance is provisioning, not %', coalesce(new.status, 'null')
+      using errcode = 'check_violation',
+            hint = 'Leave the status out. Only the owner of the table adds an instance that exists already.';
+  end if;
+  return new;
+end
+$$;
+
+create or replace function private.check_subdomain() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if exists (select from private.reserved_subdomains where subdomain = new.subdomain) then
+    raise exception 'the subdomain % is reserved', new.subdomain
+      using errcode = 'check_violation',
+            hint = 'Choose another one. Reserved are those in private.reserved_subdomains.';
+  end if;
+  return new;
 end
 $$;
 
@@ -162,7 +182,11 @@ comment on function private.apply_tier_resources() is
 comment on function private.check_status_transition() is
   'The status goes only along private.instance_status_transitions, and its timestamps with it.';
 comment on function private.check_instance_config() is
-  'config and app_config are objects; config has at most 1 MiB, and no more agents than the plan allows or there were.';
+  'config and app_config are objects; config has no more agents than the plan allows or there were.';
+comment on function private.check_first_status() is
+  'A new instance is provisioning, or was removed long ago. Only the table''s owner adds one that exists already (docs/migrating.md).';
+comment on function private.check_subdomain() is
+  'Refuses the reserved subdomains.';
 comment on function private.keep_deployed_instance() is
   'Refuses to delete an instance that is not deprovisioned.';
 
@@ -172,6 +196,8 @@ revoke all on function
   private.apply_tier_resources(),
   private.check_status_transition(),
   private.check_instance_config(),
+  private.check_first_status(),
+  private.check_subdomain(),
   private.keep_deployed_instance()
 from public, anon, authenticated, service_role;
 
@@ -198,6 +224,28 @@ create or replace trigger instances_apply_other_tier_resources
   for each row when (old.subscription_id is distinct from new.subscription_id)
   execute function private.apply_tier_resources();
 
+create or replace trigger instances_bound_config
+  before insert or update of config, app_config on public.instances
+  for each row execute function private.bound_json('1048576', 'config', 'app_config');
+
+create or replace trigger instances_bound_health
+  before insert or update of health_details on public.instances
+  for each row execute function private.bound_json('65536', 'health_details');
+
+create or replace trigger instances_check_first_status
+  before insert on public.instances
+  for each row when (new.status is null or new.status not in ('provisioning', 'deprovisioned'))
+  execute function private.check_first_status();
+
+create or replace trigger instances_check_first_subdomain
+  before insert on public.instances
+  for each row execute function private.check_subdomain();
+
+create or replace trigger instances_check_subdomain
+  before update of subdomain on public.instances
+  for each row when (old.subdomain is distinct from new.subdomain)
+  execute function private.check_subdomain();
+
 create or replace trigger instances_check_status_transition
   before update of status on public.instances
   for each row when (old.status is distinct from new.status)
@@ -208,6 +256,11 @@ create or replace trigger instances_set_updated_at
   before update on public.instances
   for each row when (old.last_active_at is not distinct from new.last_active_at)
   execute function private.set_updated_at();
+
+create or replace trigger instances_set_updated_at_when_used
+  before update on public.instances
+  for each row when (old.last_active_at is distinct from new.last_active_at)
+  execute function private.set_updated_at('last_active_at', 'updated_at');
 
 create or replace trigger instances_keep_deployed
   before delete on public.instances

@@ -86,6 +86,11 @@ create or replace trigger api_keys_set_updated_at
   for each row when (old.last_used_at is not distinct from new.last_used_at)
   execute function private.set_updated_at();
 
+create or replace trigger api_keys_set_updated_at_when_used
+  before update on public.api_keys
+  for each row when (old.last_used_at is distinct from new.last_used_at)
+  execute function private.set_updated_at('last_used_at', 'updated_at');
+
 create or replace trigger api_keys_check_permissions
   after insert or update of permissions on public.api_keys
   for each row execute function private.check_api_key_permissions();

@@ -6,12 +6,17 @@ revoke all on
   private.tiers,
   private.retention,
   private.instance_status_transitions,
+  private.reserved_subdomains,
   private.instance_secrets,
   private.provisioning,
   private.api_key_hashes,
   private.stripe_events,
   private.stripe_objects
 from public, anon, authenticated, service_role;
+
+create or replace trigger tiers_bound_json
+  before insert or update of features on private.tiers
+  for each row execute function private.bound_json('65536', 'features');
 
 create or replace trigger instance_secrets_set_updated_at
   before update on private.instance_secrets
@@ -29,6 +34,11 @@ create policy "services read the retention" on private.retention
 
 drop policy if exists "services read the transitions" on private.instance_status_transitions;
 create policy "services read the transitions" on private.instance_status_transitions
+  for select to platform_service
+  using (true);
+
+drop policy if exists "services read the reserved subdomains" on private.reserved_subdomains;
+create policy "services read the reserved subdomains" on private.reserved_subdomains
   for select to platform_service
   using (true);
 

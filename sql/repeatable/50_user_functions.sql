@@ -36,10 +36,46 @@ begin
 end
 $$;
 
-create or replace function public.get_all_user_instances(user_id uuid)
-returns setof public.instances
+-- All columns of instances, and of the plan.
+-- squawk-ignore ban-drop-function
+drop function if exists public.get_all_user_instances(uuid);
+create function public.get_all_user_instances(user_id uuid)
+returns table (
+  id uuid,
+  account_id uuid,
+  subscription_id uuid,
+  runtime text,
+  app_name text,
+  app_config jsonb,
+  subdomain text,
+  status text,
+  frontend_url text,
+  api_url text,
+  matrix_url text,
+  config jsonb,
+  cpu_limit numeric,
+  memory_limit_mb integer,
+  storage_limit_gb integer,
+  health_status text,
+  health_details jsonb,
+  last_health_check timestamptz,
+  error_message text,
+  cpu_used numeric,
+  memory_used_mb integer,
+  storage_used_gb numeric,
+  last_active_at timestamptz,
+  provisioned_at timestamptz,
+  started_at timestamptz,
+  stopped_at timestamptz,
+  deprovisioned_at timestamptz,
+  created_at timestamptz,
+  updated_at timestamptz,
+  tier text,
+  subscription_status text
+)
 language plpgsql stable rows 10 set search_path = pg_catalog, pg_temp
 as $$
+#variable_conflict use_column
 begin
   if user_id is null then
     raise exception 'user_id must not be null'
@@ -47,10 +83,11 @@ begin
   end if;
 
   return query
-  select *
-    from public.instances
-   where account_id = user_id
-   order by created_at desc, id desc;
+  select instance.*, plan.tier, plan.status
+    from public.instances as instance
+    join public.subscriptions as plan on plan.account_id = instance.account_id and plan.in_force
+   where instance.account_id = user_id
+   order by instance.created_at desc, instance.id desc;
 end
 $$;
 
@@ -89,7 +126,7 @@ $$;
 comment on function public.get_user_instance(uuid) is
   'The newest running instance of a user with a live subscription.';
 comment on function public.get_all_user_instances(uuid) is
-  'All instances of a user, deprovisioned ones included, newest first.';
+  'All instances of a user, deprovisioned ones included, newest first; with the tier and the status of the user''s plan.';
 comment on function public.has_active_subscription(uuid) is
   'Is a subscription active or trialing, and not past its period or trial?';
 comment on function public.check_user_permission(uuid, text) is

@@ -32,7 +32,7 @@ begin
      and usage_date = (now() at time zone 'utc')::date
   returning (
               select max_messages_per_day = -1
-                       or day.messages_sent + day.messages_received <= max_messages_per_day
+                       or day.messages_sent::bigint + day.messages_received <= max_messages_per_day
                 from public.subscriptions
                where account_id = day.account_id and in_force
             ),
@@ -191,10 +191,13 @@ begin
 end
 $$;
 
-create or replace function public.check_usage_limits(instance_id uuid)
+-- The type of messages_used was another one.
+-- squawk-ignore ban-drop-function
+drop function if exists public.check_usage_limits(uuid);
+create function public.check_usage_limits(instance_id uuid)
 returns table (
   within_limits boolean,
-  messages_used integer,
+  messages_used bigint,
   messages_remaining integer,
   messages_limit integer,
   storage_used_gb numeric,
@@ -213,7 +216,7 @@ begin
          used.messages,
          case plan.max_messages_per_day
            when -1 then -1
-           else greatest(plan.max_messages_per_day - used.messages, 0)
+           else greatest(plan.max_messages_per_day - used.messages, 0)::integer
          end,
          plan.max_messages_per_day,
          plan.storage_used_gb,
@@ -225,7 +228,7 @@ begin
     left join public.usage_metrics as day
       on day.instance_id = instance.id and day.usage_date = (now() at time zone 'utc')::date
    cross join lateral (
-     select coalesce(day.messages_sent + day.messages_received, 0) as messages,
+     select coalesce(day.messages_sent::bigint + day.messages_received, 0) as messages,
             -- private.count_agents, which users cannot call
             case jsonb_typeof(instance.config -> 'agents')
               when 'object' then jsonb_array_length(

@@ -139,8 +139,11 @@ begin
 end
 $$;
 
+-- Without error_message there would be two, and a call could mean either.
+-- squawk-ignore ban-drop-function
+drop function if exists public.update_instance_health(uuid, text, jsonb);
 create or replace function public.update_instance_health(
-  instance_id uuid, status text, details jsonb default '{}'
+  instance_id uuid, status text, details jsonb default '{}', error_message text default null
 ) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -168,6 +171,10 @@ begin
   update public.instances
      set health_status = update_instance_health.status,
          health_details = details,
+         error_message = coalesce(
+           update_instance_health.error_message,
+           case when update_instance_health.status <> 'healthy' then before.error_message end
+         ),
          last_health_check = now()
    where id = before.id;
 
@@ -234,8 +241,8 @@ comment on function public.provision_instance(uuid, jsonb) is
   'A new instance in provisioning, with unique names and the tier''s resources; refused without a live subscription. Notifies the channel instances on commit.';
 comment on function public.deprovision_instance(uuid, text) is
   'Starts the removal of an instance; true if this call started it, false if it was under way.';
-comment on function public.update_instance_health(uuid, text, jsonb) is
-  'Records the health of an instance; audited when it becomes critical or ceases to be.';
+comment on function public.update_instance_health(uuid, text, jsonb, text) is
+  'Records the health of an instance; audited when it becomes critical or ceases to be. An error_message stays until another one is given or the instance is healthy.';
 comment on function public.calculate_storage_usage(uuid) is
   'GB now used by an instance. Updates the day''s peak, and the total of the account''s plan over all instances that are not deprovisioned.';
 comment on function private.set_instance_status(uuid, text, text) is
@@ -245,12 +252,12 @@ revoke all on function
   private.set_instance_status(uuid, text, text),
   public.provision_instance(uuid, jsonb),
   public.deprovision_instance(uuid, text),
-  public.update_instance_health(uuid, text, jsonb),
+  public.update_instance_health(uuid, text, jsonb, text),
   public.calculate_storage_usage(uuid)
 from public, anon, authenticated, service_role;
 grant execute on function
   public.provision_instance(uuid, jsonb),
   public.deprovision_instance(uuid, text),
-  public.update_instance_health(uuid, text, jsonb),
+  public.update_instance_health(uuid, text, jsonb, text),
   public.calculate_storage_usage(uuid)
 to service_role;

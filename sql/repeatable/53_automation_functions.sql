@@ -16,7 +16,8 @@ declare
   done jsonb := '{}'::jsonb;
 begin
   for keep in
-    select table_name, now() - make_interval(days => keep_days) as cutoff
+    -- Hours, since a day of the session's time zone may have 23 or 25.
+    select table_name, now() - keep_days * interval '24 hours' as cutoff
       from private.retention
      order by table_name
   loop
@@ -95,7 +96,7 @@ begin
       join private.tiers using (tier)
      where instance.status = 'running'
        and greatest(instance.last_active_at, instance.started_at, instance.created_at)
-           < now() - make_interval(days => tiers.pause_after_idle_days)
+           < now() - tiers.pause_after_idle_days * interval '24 hours'
      order by instance.id
        for no key update of instance skip locked
   loop

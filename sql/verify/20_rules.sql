@@ -86,6 +86,44 @@ select a.attrelid::regclass as table, a.attname as column
         and a.attnum = any (con.conkey)
    );
 
+-- check: No number is NaN: each numeric column has a checked constraint that says so, of its own or of its domain.
+select a.attrelid::regclass as table, a.attname as column
+  from pg_catalog.pg_attribute a
+  join pg_catalog.pg_class c on c.oid = a.attrelid and c.relkind in ('r', 'p')
+  join pg_catalog.pg_type t on t.oid = a.atttypid
+ where c.relnamespace in (to_regnamespace('public'), to_regnamespace('private'))
+   and coalesce(nullif(t.typbasetype, 0), t.oid) in ('numeric'::regtype, 'float8'::regtype, 'float4'::regtype)
+   and a.attnum > 0
+   and not a.attisdropped
+   and not exists (select from pg_catalog.pg_depend d where d.objid = c.oid and d.deptype = 'e')
+   and not exists (
+     select from pg_catalog.pg_constraint con
+      where con.convalidated
+        and con.conname like '%\_finite'
+        and (con.conrelid = c.oid and a.attnum = any (con.conkey) or con.contypid = t.oid)
+   );
+
+-- check: What is written as jsonb in public is bounded before anything reads it as text.
+select a.attrelid::regclass as table, a.attname as column
+  from pg_catalog.pg_attribute a
+  join pg_catalog.pg_class c on c.oid = a.attrelid and c.relkind in ('r', 'p')
+ where c.relnamespace = to_regnamespace('public')
+   and a.atttypid = 'jsonb'::regtype
+   -- Of usage_metrics: what they count is the functions' to write, name by name.
+   and a.attname not in ('agent_counts', 'tool_counts')
+   and a.attnum > 0
+   and not a.attisdropped
+   and not exists (select from pg_catalog.pg_depend d where d.objid = c.oid and d.deptype = 'e')
+   and not exists (
+     select from pg_catalog.pg_trigger tg
+      where tg.tgrelid = c.oid
+        and tg.tgfoid = to_regprocedure('private.bound_json()')
+        and tg.tgenabled in ('O', 'A')
+        -- BEFORE (bit 2) each INSERT (4) and UPDATE (16), with the column as an argument
+        and (tg.tgtype & 22) = 22
+        and a.attname = any (string_to_array(encode(tg.tgargs, 'escape'), '\000'))
+   );
+
 -- check: Every rule that a trigger enforces has its trigger, enabled.
 select t.name as table, t.trigger as missing_or_disabled_trigger
   from (values
@@ -102,6 +140,10 @@ select t.name as table, t.trigger as missing_or_disabled_trigger
     ('public.instances', 'instances_adopt_other_plan'),
     ('public.instances', 'instances_apply_tier_resources'),
     ('public.instances', 'instances_apply_other_tier_resources'),
+    ('public.instances', 'instances_check_first_status'),
+    ('public.instances', 'instances_check_first_subdomain'),
+    ('public.instances', 'instances_check_subdomain'),
+    ('public.instances', 'instances_set_updated_at_when_used'),
     ('public.instances', 'instances_check_status_transition'),
     ('public.instances', 'instances_check_first_config'),
     ('public.instances', 'instances_check_config'),
@@ -120,6 +162,7 @@ select t.name as table, t.trigger as missing_or_disabled_trigger
     ('public.api_keys', 'api_keys_store_hash'),
     ('public.api_keys', 'api_keys_check_permissions'),
     ('public.api_keys', 'api_keys_keep_revoked'),
+    ('public.api_keys', 'api_keys_set_updated_at_when_used'),
     ('public.api_keys', 'api_keys_audit')
   ) as t (name, trigger)
  where not exists (

@@ -30,6 +30,7 @@ with expected (name, role, commands) as (
     ('private.tiers', 'platform_service', 'r'),
     ('private.retention', 'platform_service', 'r'),
     ('private.instance_status_transitions', 'platform_service', 'r'),
+    ('private.reserved_subdomains', 'platform_service', 'r'),
     ('private.instance_secrets', 'platform_service', 'rawd'),
     ('private.provisioning', 'platform_service', 'rawd'),
     ('private.api_key_hashes', 'platform_service', 'r'),

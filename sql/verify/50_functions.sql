@@ -12,7 +12,7 @@ with expected (name, for_roles) as (
     ('track_usage(instance_id uuid, agent text, tool text, platform text, message_type text)', '{service_role}'),
     ('provision_instance(subscription_id uuid, config jsonb)', '{service_role}'),
     ('deprovision_instance(instance_id uuid, reason text)', '{service_role}'),
-    ('update_instance_health(instance_id uuid, status text, details jsonb)', '{service_role}'),
+    ('update_instance_health(instance_id uuid, status text, details jsonb, error_message text)', '{service_role}'),
     ('reset_daily_usage()', '{service_role}'),
     ('calculate_storage_usage(instance_id uuid)', '{service_role}'),
     ('cleanup_expired_data()', '{service_role}'),
