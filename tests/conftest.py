@@ -1,7 +1,8 @@
 """Real PostgreSQL servers for the tests: the two ends of what is supported.
 
 `server` is a throwaway server per version (and per pytest-xdist worker), `database` an empty
-database on it. `pytest --postgres 18` runs one version only.
+database on it. Tests run on the newest version, those of `ON_EACH` on each; `pytest --postgres 15`
+runs all of them on that one.
 """
 
 import copy
@@ -9,7 +10,9 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 import psycopg
@@ -18,7 +21,7 @@ import yaml
 from customers import ANN, BOB, Db, add_customer
 from hypothesis import settings
 from migrating import query
-from platforms import Platform, run, stack_config
+from platforms import MADE, Platform, own_server, run, stack_config
 from provider_host import NAMES, Stack, State, copied
 from provisioning import World, a_world
 from psycopg.conninfo import make_conninfo
@@ -38,23 +41,76 @@ settings.load_profile("no-deadline")
 
 MAJORS = ("15", "18")  # Debian 12's package, the embedded one
 
+_OWNERS = "who creates a role is its member with ADMIN OPTION from 16, and its superuser is not"
+_CATALOGS = "catalogs differ: NOT NULL is a constraint from 18, memberships have options from 16"
+_BODIES = "what a function or trigger calls is looked up when it runs, and 15 has fewer functions"
+_TEXTS = "the server's messages, and where in a file it finds an error, differ"
+_LOCKS = "which statements refuse a transaction, lock a table or rewrite it differs"
+
+ON_EACH = {
+    "test_advisors": _CATALOGS,
+    "test_authorization": "MAINTAIN is a privilege from 17; memberships have options from 16",
+    "test_automation_functions": _BODIES,
+    "test_contract": _BODIES,
+    "test_embedded_postgres::TestFirstStart": "initdb has a locale provider of its own from 17",
+    "test_engine::test_destroy_on_dev_leaves_nothing": _OWNERS,
+    "test_engine::test_engine_and_in_process_run_leave_the_same_catalog": _CATALOGS,
+    "test_engine::test_no_drift_right_after_up": _OWNERS,
+    "test_engine::test_second_preview_and_up_change_nothing": _OWNERS,
+    "test_engine_supabase": _OWNERS,
+    "test_function_refusals": _BODIES,
+    "test_instance_functions": _BODIES,
+    "test_migrate_adoption": _CATALOGS,
+    "test_migrate_bundle": "psql's own",
+    "test_migrate_failures": _TEXTS,
+    "test_migrate_lint_server": _LOCKS,
+    "test_migrate_no_transaction": _LOCKS,
+    "test_migrate_rehearsal": _CATALOGS,
+    "test_migrate_session": "transaction_timeout is a setting from 17",
+    "test_migrate_verify": _CATALOGS,
+    "test_migrated_rows": _BODIES,
+    "test_program": _OWNERS,
+    "test_provisioner_life::test_a_new_row_becomes_a_release_that_runs": _BODIES,
+    "test_recovery::test_lost_state_of_a_hosted_project": _OWNERS,
+    "test_reference": _CATALOGS,
+    "test_search_path": _BODIES,
+    "test_services": _BODIES,
+    "test_stripe": _BODIES,
+    "test_supabase": _OWNERS,
+    "test_tables": _BODIES,
+    "test_usage_functions": _BODIES,
+    "test_user_functions": _BODIES,
+    "test_verify": _CATALOGS,
+}
+"""Modules, and classes and tests in them, that are run on each version, and where those differ."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--postgres",
-        default=",".join(MAJORS),
         metavar="MAJORS",
-        help="PostgreSQL versions to test on, comma-separated (default: %(default)s)",
+        help="PostgreSQL versions to run all tests on, comma-separated "
+        f"(default: {MAJORS[-1]}, and {' and '.join(MAJORS)} where they differ)",
     )
+
+
+def names(metafunc: pytest.Metafunc) -> set[str]:
+    """As `ON_EACH` may name a test."""
+    module = metafunc.definition.path.stem
+    inner = [metafunc.function.__name__, *([metafunc.cls.__name__] if metafunc.cls else [])]
+    return {module, *(f"{module}::{name}" for name in inner)}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "postgres_bin" in metafunc.fixturenames:
-        wanted = metafunc.config.getoption("--postgres").split(",")
-        if unknown := sorted(set(wanted) - set(MAJORS)):
-            raise pytest.UsageError(f"--postgres takes {' and '.join(MAJORS)}, not {unknown}")
+        wanted: Sequence[str] = MAJORS if names(metafunc) & ON_EACH.keys() else MAJORS[-1:]
         if only := metafunc.definition.get_closest_marker("postgres"):
-            wanted = [major for major in wanted if major in only.args]
+            wanted = only.args
+        if given := metafunc.config.getoption("--postgres"):
+            chosen = given.split(",")
+            if unknown := sorted(set(chosen) - set(MAJORS)):
+                raise pytest.UsageError(f"--postgres takes {' and '.join(MAJORS)}, not {unknown}")
+            wanted = [major for major in chosen if not only or major in only.args]
         ids = [f"pg{major}" for major in wanted]
         metafunc.parametrize("postgres_bin", wanted, ids=ids, indirect=True, scope="session")
 
@@ -76,17 +132,23 @@ def postgres_bin(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(postgres_bin: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A running server that survives no crash, for speed; roles are shared by its databases."""
-    throwaway = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
-    server = Server(
-        tmp_path_factory.mktemp("postgres") / "server", postgres_bin, settings=throwaway
-    )
-    try:
-        server.start()
-        yield server
-    finally:
-        server.destroy()
+def server_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path], Server]]:
+    """A running server per version, which stays when the next test is for the other one."""
+    with ExitStack() as stack:
+
+        @cache
+        def start(postgres_bin: Path) -> Server:
+            return stack.enter_context(
+                own_server(tmp_path_factory.mktemp("postgres"), postgres_bin)
+            )
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def server(server_of: Callable[[Path], Server], postgres_bin: Path) -> Server:
+    """A running server; roles are shared by its databases."""
+    return server_of(postgres_bin)
 
 
 @pytest.fixture
@@ -118,11 +180,27 @@ def role(server: Server, database: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def platform(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Platform:
-    """The whole platform on a server of its own database, made by an in-process run."""
-    url = server.url("mindroom")
-    config = stack_config(url, tmp_path_factory.mktemp("manifests"))
-    return Platform(url, config, run(config))
+def platform_of(
+    server_of: Callable[[Path], Server], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Path], Platform]:
+    """The whole platform per version, made by an in-process run on that version's server."""
+
+    @cache
+    def make(postgres_bin: Path) -> Platform:
+        server = server_of(postgres_bin)
+        url = server.url("mindroom")
+        config = stack_config(url, tmp_path_factory.mktemp("manifests"))
+        platform = Platform(url, config, run(config))
+        query(server.url(), f"create database {MADE} template mindroom")
+        return platform
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def platform(platform_of: Callable[[Path], Platform], postgres_bin: Path) -> Platform:
+    """The whole platform on a server of its own database."""
+    return platform_of(postgres_bin)
 
 
 @pytest.fixture(scope="module")
@@ -154,15 +232,15 @@ def stack(project: Path, database: str) -> Stack:
 
 
 @pytest.fixture(scope="session")
-def finished(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Stack:
+def finished(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Like `stack` with all resources created, to be copied; the database is a template."""
-    with psycopg.connect(server.url(), autocommit=True) as connection:
-        connection.execute("create database finished")
+    query(server.url(), "create database finished")
     stack = Stack(copied(tmp_path_factory.mktemp("finished")), server.url("finished"))
     with stack.host() as host:
         for name in NAMES:
             host.create(name)
-    return stack
+    yield stack
+    query(server.url(), "drop database finished")
 
 
 @pytest.fixture
@@ -262,6 +340,7 @@ def deploy_to(cluster: Access, monkeypatch: pytest.MonkeyPatch) -> Iterator[Acce
 
 @pytest.fixture(scope="module")
 def world(
+    platform: Platform,
     server: Server,
     cluster: Access,
     helm: Path,
@@ -269,7 +348,6 @@ def world(
 ) -> Iterator[World]:
     """A platform and a namespace of its own, for the instance-provisioner."""
     directory = tmp_path_factory.mktemp("provisioner")
-    url = server.url(f"provisioner_{secrets.token_hex(4)}")
-    config = stack_config(url, directory / "manifests")
-    with a_world(Platform(url, config, run(config)), cluster, helm, directory) as world:
+    own = platform.copied(server, f"provisioner_{secrets.token_hex(4)}")
+    with a_world(own, cluster, helm, directory) as world:
         yield world

@@ -1,13 +1,17 @@
 """Whole platforms for the tests: a stack's config, an in-process run of it, a Supabase stand-in."""
 
+import atexit
 import json
 import multiprocessing
 import os
 import shutil
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +29,8 @@ from embedded.postgres import Server
 SECRETS = ("databasePassword", "servicePasswords", "provisionerApiToken")
 PASSWORDS = {role: f"{role}: p@ss/word %20 of 16+" for role in SERVICES}
 TOKEN = "an-api-token-of-some-length"
-
+MADE = "made"
+"""A copy of the platform's database as the run left it, to be copied again: nobody enters it."""
 
 COPIED = (
     "__main__.py",
@@ -76,11 +81,22 @@ def stack_config(url: str, render: Path, **changes: Any) -> dict[str, Any]:
     )
 
 
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["platforms"])
+"""Forks of a process that has imported the SDK, and run nothing yet."""
+
+
 def run(config: dict[str, Any]) -> in_process.Result:
     """Run the program in-process, in a process of its own: the SDK is good for one run each."""
     plain = {k: v if isinstance(v, str) else json.dumps(v) for k, v in config.items()}
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(in_process.run, plain, SECRETS, "dev").result(timeout=120)
+    with ProcessPoolExecutor(1, FORKS) as pool:
+        return pool.submit(_run, plain, dict(os.environ)).result(timeout=120)
+
+
+def _run(config: dict[str, str], environment: dict[str, str]) -> in_process.Result:
+    os.environ.clear()
+    os.environ.update(environment)
+    return in_process.run(config, SECRETS, "dev")
 
 
 @dataclass(frozen=True)
@@ -100,6 +116,21 @@ class Platform:
     def service_url(self, role: str) -> str:
         """A service role's URL, from the stack outputs."""
         return str(self.result.outputs["service_database_urls"][role])
+
+    def copied(self, server: Server, name: str) -> "Platform":
+        """The platform as the run left it, in another database of its server."""
+        with psycopg.connect(server.url(), autocommit=True) as connection:
+            connection.execute(f"create database {name} template {MADE}".encode())
+            # The privileges on a database itself are not copied.
+            connection.execute(f"revoke temporary on database {name} from public".encode())
+        before = self.config["databaseName"]
+        urls = {
+            role: url.replace(f"/{before}", f"/{name}")
+            for role, url in self.result.outputs["service_database_urls"].items()
+        }
+        outputs = self.result.outputs | {"service_database_urls": urls}
+        config = self.config | {"databaseName": name}
+        return Platform(server.url(name), config, replace(self.result, outputs=outputs))
 
 
 def sql_files(folder: str) -> list[Path]:
@@ -212,13 +243,33 @@ _THEIRS = (
 )
 
 
+THROWAWAY = {"fsync": "off", "full_page_writes": "off"}
+"""Settings of a server that survives a crash of its own, but none of the machine, for speed."""
+
+
+@cache
+def initialised(postgres_bin: Path, superuser: str) -> Path:
+    """The directory of a stopped server, to be copied: initdb takes most of a first start."""
+    directory = Path(tempfile.mkdtemp()) / "server"
+    server = Server(directory, postgres_bin, superuser=superuser, settings=THROWAWAY)
+    atexit.register(shutil.rmtree, directory.parent)
+    server.start()
+    server.stop()
+    (directory / "port").unlink()
+    return directory
+
+
 @contextmanager
 def own_server(
     directory: Path, postgres_bin: Path, superuser: str = "postgres", **settings: str
 ) -> Iterator[Server]:
     """A server for these tests alone, because roles belong to the server."""
-    settings = {"fsync": "off"} | settings
-    server = Server(directory / "server", postgres_bin, superuser=superuser, settings=settings)
+    directory.mkdir(exist_ok=True)
+    source = initialised(postgres_bin, superuser)
+    subprocess.run(["cp", "-a", "--sparse=always", source, directory / "server"], check=True)
+    server = Server(
+        directory / "server", postgres_bin, superuser=superuser, settings=THROWAWAY | settings
+    )
     try:
         server.start()
         yield server

@@ -643,8 +643,8 @@ class TestRoot:
         # env, as setpriv itself still reads what only root can
         pytest_ = ["env", sys.executable, "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
         # Of the failures, those that are the same for every user have been seen above.
-        chosen = ["-k", "not TestFailure or somebody_else", "-rs", __file__, "--postgres"]
-        chosen.append(request.config.getoption("--postgres").split(",")[-1])
+        chosen = ["-k", "not TestFailure or somebody_else", "-rs", __file__]
+        chosen.append(f"--postgres={request.config.getoption('--postgres') or '18'}")
         with tempfile.TemporaryDirectory(dir="/tmp") as place:
             shutil.chown(place, "nobody")
             env = {**os.environ, "HOME": place, "TMPDIR": place}

@@ -249,7 +249,6 @@ def environment_of_the_service(manifests: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.postgres("18")
 def test_a_consumer_gets_its_own_role_by_the_outputs(
     project: Project, consumer: automation.Stack
 ) -> None:
@@ -272,7 +271,6 @@ def test_a_consumer_gets_its_own_role_by_the_outputs(
         assert set(changes(consumer.preview(expect_no_changes=True))) == {"same"}
 
 
-@pytest.mark.postgres("18")
 def test_a_consumer_refuses_outputs_that_it_does_not_know(consumer: automation.Stack) -> None:
     program = Path(consumer.workspace.work_dir) / "__main__.py"
     text = program.read_text()

@@ -17,8 +17,8 @@ from typing import LiteralString
 import psycopg
 import pytest
 from migrating import query, write
+from platforms import own_server
 
-from embedded.postgres import Server
 from migrate import __main__ as cli
 from migrate import files, verify
 from migrate.connection import connect
@@ -309,9 +309,7 @@ def test_an_index_that_a_killed_run_was_building_is_built_by_the_next(
 def test_an_index_that_a_killed_server_was_building_is_built_by_the_next_run(
     postgres_bin: Path, tmp_path: Path
 ) -> None:
-    server = Server(tmp_path / "server", postgres_bin)
-    try:
-        server.start()
+    with own_server(tmp_path, postgres_bin) as server:
         with building(server.url(), tmp_path) as (run, sql):
             postmaster = (server.data / "postmaster.pid").read_text().split()[0]
             os.kill(int(postmaster), signal.SIGQUIT)
@@ -324,5 +322,3 @@ def test_an_index_that_a_killed_server_was_building_is_built_by_the_next_run(
         assert start(server.url(), sql, tmp_path / "output").ended() == cli.UP_TO_DATE
         assert query(server.url(), INVALID) == []
         assert_applied_once(server.url(), sql)
-    finally:
-        server.destroy()

@@ -15,7 +15,7 @@ import socket
 import struct
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import Any, LiteralString
 import psutil  # type: ignore[import-untyped]
 import psycopg
 import pytest
+from platforms import own_server
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from embedded.postgres import Server
@@ -358,17 +359,6 @@ def test_a_run_killed_at_any_step_is_finished_by_the_next(
 # --- the server is killed --------------------------------------------------------------------
 
 
-@pytest.fixture
-def lasting_server(postgres_bin: Path, tmp_path: Path) -> Iterator[Server]:
-    """A server that survives a crash."""
-    server = Server(tmp_path / "server", postgres_bin)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.destroy()
-
-
 def crash(server: Server) -> None:
     """Stop a server as `pg_ctl stop -m immediate` does."""
     postmaster = psutil.Process(int((server.data / "postmaster.pid").read_text().split()[0]))
@@ -383,16 +373,17 @@ def is_clear(text: str) -> bool:
 
 
 def test_a_run_whose_server_is_killed_at_any_step_is_finished_by_the_next(
-    lasting_server: Server, tmp_path: Path
+    postgres_bin: Path, tmp_path: Path
 ) -> None:
-    case = Case("short run", lasting_server.url(), tmp_path)
     wrong = []
-    for step in range(len(case.steps)):
-        outcome = case.cut(step, ANSWERED, cut=lambda _: crash(lasting_server))
-        lasting_server.start()
-        wrong += case.finish(step, ANSWERED)
-        if outcome.code != cli.ERROR or not is_clear(outcome.text):
-            wrong.append(f"step {step}: exit code {outcome.code}\n{outcome.text}")
+    with own_server(tmp_path, postgres_bin) as server:
+        case = Case("short run", server.url(), tmp_path)
+        for step in range(len(case.steps)):
+            outcome = case.cut(step, ANSWERED, cut=lambda _: crash(server))
+            server.start()
+            wrong += case.finish(step, ANSWERED)
+            if outcome.code != cli.ERROR or not is_clear(outcome.text):
+                wrong.append(f"step {step}: exit code {outcome.code}\n{outcome.text}")
     assert not wrong, "\n".join(wrong)
 
 

@@ -13,9 +13,6 @@ import yaml
 from provisioning import PATIENCE, Service, World, eventually, make_namespace
 from proxy import Proxy
 
-# The statements are tried on both by test_provisioner_life.
-pytestmark = pytest.mark.postgres("18")
-
 NOT_THERE = {"images": {"backend": "mindroom/backend:not-there"}}
 ALL = "deployments,statefulsets,services,ingresses,configmaps,secrets,networkpolicies,pvc"
 
@@ -155,9 +152,7 @@ def cluster_proxy(world: World) -> Proxy:
 def test_while_the_cluster_is_away_it_waits_says_so_and_catches_up(
     world: World, cluster_proxy: Proxy
 ) -> None:
-    with world.running(
-        KUBECONFIG=world.directory / "kubeconfig-proxy", MAX_ATTEMPTS=2, RESYNC_SECONDS=1
-    ) as service:
+    with world.running(KUBECONFIG=world.directory / "kubeconfig-proxy", MAX_ATTEMPTS=2) as service:
         ran_before = world.provision()
         world.settled(ran_before, "running")
         with world.no_room():
@@ -242,7 +237,7 @@ def test_without_a_privilege_it_says_so_and_goes_on_when_it_has_it_again(world: 
 
 
 def test_with_its_role_in_the_cluster_removed_it_waits_and_goes_on(world: World) -> None:
-    with world.running(RESYNC_SECONDS=1) as service:
+    with world.running() as service:
         world.kubectl("delete", "rolebinding", "instance-provisioner")
         instance = world.provision()
         eventually(lambda: "forbidden" in (service.readiness() or {}).get("cluster: resync", ""))
@@ -253,7 +248,7 @@ def test_with_its_role_in_the_cluster_removed_it_waits_and_goes_on(world: World)
 
 
 def test_a_namespace_removed_by_hand_is_filled_again_when_it_is_back(world: World) -> None:
-    with world.running(RESYNC_SECONDS=1, MAX_ATTEMPTS=2) as service:
+    with world.running(MAX_ATTEMPTS=2) as service:
         instance = world.provision()
         world.settled(instance, "running")
         world.kubectl("delete", "namespace", world.namespace)

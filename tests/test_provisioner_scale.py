@@ -8,9 +8,6 @@ from pathlib import Path
 import pytest
 from provisioning import World, eventually
 
-# The statements are tried on both by test_provisioner_life.
-pytestmark = pytest.mark.postgres("18")
-
 INSTANCES = 50
 REPLICAS = 2
 RESYNC, KEEPALIVE = 4, 1

@@ -27,7 +27,6 @@ from embedded.postgres import Server
 
 pytestmark = [
     pytest.mark.engine,
-    pytest.mark.postgres("18"),  # Pulumi is what is tried here; test_engine is for both
     pytest.mark.skipif(not shutil.which("pulumi"), reason="needs the Pulumi CLI on PATH"),
 ]
 
@@ -118,7 +117,6 @@ def test_a_database_that_would_have_to_be_made_anew_is_left_alone(
     whole(project)
 
 
-@pytest.mark.postgres("15", "18")
 def test_lost_state_of_a_hosted_project(postgres_bin: Path, tmp_path: Path) -> None:
     directory = tmp_path / "project"
     directory.mkdir()

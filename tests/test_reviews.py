@@ -485,7 +485,6 @@ PolicyPack(
 
 
 @pytest.mark.engine
-@pytest.mark.postgres("18")
 @pytest.mark.skipif(not shutil.which("pulumi"), reason="needs the Pulumi CLI on PATH")
 def test_life_on_the_real_engine(deploy_to: Access, postgres_bin: Path, tmp_path: Path) -> None:
     directory = tmp_path / "project"

@@ -19,7 +19,7 @@ import yaml
 from bastions import NAME, OTHER_NAME, Bastion, make_certificates, require_packages
 from engines import make_project
 from migrating import query, wait_for
-from platforms import SECRETS, copy_project, stack_config
+from platforms import SECRETS, copy_project, own_server, stack_config
 
 from components import PROJECT, ROOT
 from dev import tunnel
@@ -148,17 +148,13 @@ def new_site(postgres_bin: Path, directory: Path) -> Iterator[Site]:
     for name in ("certificates", "bastion", "a project"):
         (directory / name).mkdir()
     certificates = make_certificates(directory / "certificates")
-    server = Server(directory / "server", postgres_bin, settings={"fsync": "off", **certificates})
     shutil.copy(directory / "certificates" / "ca.crt", directory / "a project")
-    try:
-        server.start()
+    with own_server(directory, postgres_bin, **certificates) as server:
         bastion = Bastion(directory / "bastion", server.port)
         try:
             yield Site(directory / "a project", bastion, server, {})
         finally:
             bastion.stop()
-    finally:
-        server.destroy()
 
 
 @pytest.fixture(scope="module")
