@@ -32,6 +32,7 @@ TOKEN = "a-token-of-the-provisioner's-tests"
 RELEASE = "instance-provisioner"
 BASE_DOMAIN = "mindroom.test"
 PATIENCE = 60.0
+RESYNC = 1
 CHART = ROOT / "charts" / "instance-provisioner"
 
 T = TypeVar("T")
@@ -152,7 +153,7 @@ class World:
             "KUBECONFIG": self.kubeconfig,
             "HOST": "127.0.0.1",
             "HOME": self.directory,
-            "RESYNC_SECONDS": 2,
+            "RESYNC_SECONDS": RESYNC,
             "LEASE_SECONDS": 3,
             "HELM_TIMEOUT_SECONDS": 30,
             "FIRST_BACKOFF_SECONDS": 0.2,

@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from provisioning import BASE_DOMAIN, Service, World, eventually
+from provisioning import BASE_DOMAIN, RESYNC, Service, World, eventually
 
 WORKLOADS = "deployments,statefulsets"
 MATRIX = {"matrix": {"enabled": True}}
@@ -25,6 +25,22 @@ def instance(world: World, service: Service) -> UUID:
     instance = world.provision(config={"agents": {"ada": {}}})
     world.settled(instance, "running")
     return instance
+
+
+@pytest.fixture(scope="module")
+def kept(world: World, service: Service) -> UUID:
+    """One that runs, and that each test leaves so."""
+    assert service.process.poll() is None
+    instance = world.provision(config={"agents": {"ada": {}}})
+    world.settled(instance, "running")
+    return instance
+
+
+def resynced(service: Service) -> None:
+    """Wait for a resync that has begun since."""
+    last = "provisioner_last_resync_timestamp_seconds"
+    before = service.metric(last)
+    eventually(lambda: service.metric(last) > before + 2 * RESYNC)
 
 
 def replicas(world: World, instance: UUID) -> list[int]:
@@ -127,21 +143,21 @@ def test_another_tier_resizes_the_pods_and_the_volumes(world: World, instance: U
 
 
 def test_a_stopped_one_has_no_pods_and_its_volumes_and_starts_again(
-    world: World, instance: UUID
+    world: World, kept: UUID
 ) -> None:
-    [volume] = world.objects("pvc", instance)
-    world.update(instance, status="stopped")
-    world.settled(instance, "stopped")
-    assert replicas(world, instance) == [0, 0]
-    eventually(lambda: world.objects("pods", instance) == [])
-    eventually(lambda: world.row(instance)["health_status"] == "unknown")
-    world.update(instance, status="running")
-    world.settled(instance, "running")
-    assert replicas(world, instance) == [1, 1]
-    assert [each["metadata"]["uid"] for each in world.objects("pvc", instance)] == [
+    [volume] = world.objects("pvc", kept)
+    world.update(kept, status="stopped")
+    world.settled(kept, "stopped")
+    assert replicas(world, kept) == [0, 0]
+    eventually(lambda: world.objects("pods", kept) == [])
+    eventually(lambda: world.row(kept)["health_status"] == "unknown")
+    world.update(kept, status="running")
+    world.settled(kept, "running")
+    assert replicas(world, kept) == [1, 1]
+    assert [each["metadata"]["uid"] for each in world.objects("pvc", kept)] == [
         volume["metadata"]["uid"]
     ]
-    eventually(lambda: world.row(instance)["health_status"] == "healthy")
+    eventually(lambda: world.row(kept)["health_status"] == "healthy")
 
 
 def test_app_config_gives_it_a_matrix_server(world: World, instance: UUID) -> None:
@@ -225,44 +241,39 @@ def test_volumes_of_a_deleted_account_go_when_their_time_is_over(
         'patch configmap {name}-backend -p {{"data":{{"config.json":"{{}}"}}}}',
     ],
 )
-def test_what_is_changed_by_hand_is_put_right(world: World, instance: UUID, damage: str) -> None:
+def test_what_is_changed_by_hand_is_put_right(world: World, kept: UUID, damage: str) -> None:
     kinds = "deployments,services,ingresses,networkpolicies,configmaps,secrets"
 
     def specs() -> list[Any]:
         return [
             (each["kind"], each["metadata"]["name"], each.get("spec"), each.get("data"))
-            for each in world.objects(kinds, instance)
+            for each in world.objects(kinds, kept)
             if each["kind"] != "Service"
             or each["spec"].pop("clusterIP", each["spec"].pop("clusterIPs"))
         ]
 
     before = specs()
-    world.kubectl(*damage.format(name=world.row(instance)["app_name"]).split())
+    world.kubectl(*damage.format(name=world.row(kept)["app_name"]).split())
     assert specs() != before
     eventually(lambda: specs() == before)
-    world.settled(instance, "running")
+    world.settled(kept, "running")
 
 
-def test_a_release_removed_by_hand_is_put_back_with_its_volumes(
-    world: World, instance: UUID
-) -> None:
-    [volume] = world.objects("pvc", instance)
-    name = world.row(instance)["app_name"]
-    world.kubectl(
-        "delete", "all,ingress,netpol,cm,secret", "-l", f"mindroom.chat/instance={instance}"
-    )
+def test_a_release_removed_by_hand_is_put_back_with_its_volumes(world: World, kept: UUID) -> None:
+    [volume] = world.objects("pvc", kept)
+    name = world.row(kept)["app_name"]
+    world.kubectl("delete", "all,ingress,netpol,cm,secret", "-l", f"mindroom.chat/instance={kept}")
     world.kubectl("delete", "secret", "-l", f"owner=helm,name={name}")
     eventually(lambda: world.releases().get(name) == ["deployed"])
-    world.settled(instance, "running")
-    assert replicas(world, instance) == [1, 1]
-    assert world.objects("pvc", instance)[0]["metadata"]["uid"] == volume["metadata"]["uid"]
+    world.settled(kept, "running")
+    assert replicas(world, kept) == [1, 1]
+    assert world.objects("pvc", kept)[0]["metadata"]["uid"] == volume["metadata"]["uid"]
 
 
 def test_nothing_is_done_while_nothing_changes(
     world: World, service: Service, instance: UUID
 ) -> None:
-    resyncs = service.metric("provisioner_last_resync_timestamp_seconds")
-    eventually(lambda: service.metric("provisioner_last_resync_timestamp_seconds") > resyncs + 5)
+    resynced(service)
     assert len(service.events("claimed", instance_id=str(instance))) == 1
     assert world.row(instance)["due_at"] is None
 
@@ -286,16 +297,15 @@ def test_a_release_without_a_row_is_reported_and_left_alone(
 
 
 def test_what_is_in_maintenance_is_nobodys_business_but_its_operators(
-    world: World, service: Service, instance: UUID
+    world: World, service: Service, kept: UUID
 ) -> None:
-    world.update(instance, status="maintenance")
-    name = f"deployment/{world.row(instance)['app_name']}-frontend"
+    world.update(kept, status="maintenance")
+    name = f"deployment/{world.row(kept)['app_name']}-frontend"
     world.kubectl("scale", name, "--replicas=2")
-    resyncs = service.metric("provisioner_last_resync_timestamp_seconds")
-    eventually(lambda: service.metric("provisioner_last_resync_timestamp_seconds") > resyncs + 3)
+    resynced(service)
     assert world.object(name)["spec"]["replicas"] == 2
-    world.update(instance, status="running")
-    world.settled(instance, "running")
+    world.update(kept, status="running")
+    world.settled(kept, "running")
     assert world.object(name)["spec"]["replicas"] == 1
 
 
@@ -351,9 +361,9 @@ def test_health_says_why_and_what_to_do(
     assert audited.count("critical") == (status == "critical")
 
 
-def test_health_says_that_no_node_has_room(world: World, instance: UUID) -> None:
-    name = f"deployment/{world.row(instance)['app_name']}-frontend"
-    world.update(instance, status="maintenance")
+def test_health_says_that_no_node_has_room(world: World, kept: UUID) -> None:
+    name = f"deployment/{world.row(kept)['app_name']}-frontend"
+    world.update(kept, status="maintenance")
     patch = [
         {
             "op": "replace",
@@ -365,13 +375,13 @@ def test_health_says_that_no_node_has_room(world: World, instance: UUID) -> None
     found = eventually(
         lambda: [
             each
-            for each in world.row(instance)["health_details"].get("problems", [])
+            for each in world.row(kept)["health_details"].get("problems", [])
             if each.startswith(
                 "frontend: Unschedulable: 0/1 nodes are available: 1 Insufficient memory"
             )
         ]
     )
     assert len(found) == 1
-    world.update(instance, status="running")
-    world.settled(instance, "running")
-    eventually(lambda: world.row(instance)["health_status"] == "healthy")
+    world.update(kept, status="running")
+    world.settled(kept, "running")
+    eventually(lambda: world.row(kept)["health_status"] == "healthy")
