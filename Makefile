@@ -12,7 +12,7 @@ RENDERED := $(if $(CLUSTER),,--exclude '**kubernetes**')
 OPTIONS := $(if $(CLUSTER),--cluster) $(if $(REFRESH),--refresh $(RENDERED))
 
 .PHONY: help up demo preview preview-comment down clean cluster cluster-down migrate psql tunnel new-env \
-  test check bench tools lock generate
+  test test-fast check bench tools lock generate
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 17
@@ -55,8 +55,13 @@ tunnel: .venv/.installed ## Open a shell that reaches the database of STACK=prod
 new-env: .venv/.installed ## Write the stack file of a new environment: make new-env NAME=qa
 	@$(PYTHON) -m dev.new_env "$$NAME"
 
+PYTEST := $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: .venv/.installed $(TOOLS) $(KUBERNETES) ## Run all tests
-	$(PYTHON) -m pytest -n 2 --dist loadfile tests
+	$(PYTEST) tests
+
+test-fast: .venv/.installed $(TOOLS) ## Run all but those that take long or need a cluster, on one PostgreSQL
+	$(PYTEST) -m "not long" --postgres 18 tests
 
 check: .venv/.installed $(TOOLS) ## Lint, type-check, and see that generated files are current
 	.venv/bin/ruff check .

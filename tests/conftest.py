@@ -84,6 +84,32 @@ ON_EACH = {
 }
 """Modules, and classes and tests in them, that are run on each version, and where those differ."""
 
+LONG = (
+    "test_recovery",
+    "test_engine",
+    "test_dev",
+    "test_engine_supabase",
+    "test_provisioner_failures",
+    "test_supabase",
+    "test_provisioner_life",
+    "test_migrate_crash",
+    "test_program",
+    "test_reviews",
+    "test_embedded_postgres",
+    "test_automation",
+    "test_migrate_adoption",
+    "test_tunnel",
+    "test_provisioner_api",
+    "test_provisioner_scale",
+    "test_embedded_cluster",
+    "test_demo",
+    "test_provider_schema",
+    "test_migrate_concurrency",
+    "test_authorization",
+    "test_at_once",
+)
+"""Modules that take longest, the longest first: begun last, one would keep a worker alone."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -92,6 +118,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="PostgreSQL versions to run all tests on, comma-separated "
         f"(default: {MAJORS[-1]}, and {' and '.join(MAJORS)} where they differ)",
     )
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if item.path.stem in LONG or "cluster" in getattr(item, "fixturenames", ()):
+        item.add_marker("long")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 def names(metafunc: pytest.Metafunc) -> set[str]:

@@ -4,11 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import ON_EACH
+from conftest import LONG, ON_EACH
 
 
-@pytest.mark.parametrize("name", ON_EACH)
-def test_what_is_run_on_each_version_exists(name: str) -> None:
+@pytest.mark.parametrize("name", [*ON_EACH, *LONG])
+def test_what_is_listed_exists(name: str) -> None:
     module, _, inner = name.partition("::")
     text = (Path(__file__).parent / f"{module}.py").read_text()
     kind = "class" if inner[:1].isupper() else "def"
