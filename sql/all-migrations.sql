@@ -1795,7 +1795,10 @@ create or replace trigger subscriptions_put_in_force
 create or replace trigger subscriptions_put_other_in_force
   after update on public.subscriptions
   for each row when (
-    (old.account_id, old.status, old.in_force) is distinct from (new.account_id, new.status, new.in_force)
+    -- A comparison of rows would come out of a backup in other words, which is drift.
+    old.account_id is distinct from new.account_id
+    or old.status is distinct from new.status
+    or old.in_force is distinct from new.in_force
     or new.status = 'cancelled' and old.cancelled_at is distinct from new.cancelled_at
   )
   execute function private.choose_subscription_in_force();
@@ -1873,7 +1876,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '21_subscriptions.sql', '4efb9516a05a2be6d3de57a4f0037b32dfe4797cbd429ac22f8d7e14d1d77971', NULL, '1.0.0');
+values (0, 'repeatable', '21_subscriptions.sql', 'c81ecdd4a26923b56a7ddc460827ee40fe42fb10ae43e4befdcab5d17a2f1441', NULL, '1.0.0');
 
 -- repeatable/22_instances.sql
 

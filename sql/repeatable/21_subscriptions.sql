@@ -179,7 +179,10 @@ create or replace trigger subscriptions_put_in_force
 create or replace trigger subscriptions_put_other_in_force
   after update on public.subscriptions
   for each row when (
-    (old.account_id, old.status, old.in_force) is distinct from (new.account_id, new.status, new.in_force)
+    -- A comparison of rows would come out of a backup in other words, which is drift.
+    old.account_id is distinct from new.account_id
+    or old.status is distinct from new.status
+    or old.in_force is distinct from new.in_force
     or new.status = 'cancelled' and old.cancelled_at is distinct from new.cancelled_at
   )
   execute function private.choose_subscription_in_force();
