@@ -49,7 +49,8 @@ def admin(platform: Platform) -> Iterator[Db]:
         for status in ("deprovisioning", "deprovisioned"):
             db.run("update instances set status = %s where status <> 'deprovisioned'", status)
         db.run("update subscriptions set status = 'cancelled'")
-        for table in ("auth.users", "audit_logs", "private.stripe_events"):
+        stripes = ("private.stripe_events", "private.stripe_objects")
+        for table in ("auth.users", "audit_logs", *stripes):
             db.run(f"delete from {table}")
 
 
