@@ -29,7 +29,9 @@ TABLES = (
     "private.provisioning",
     "private.api_key_hashes",
     "private.stripe_events",
-    "private.stripe_objects",
+    "private.stripe_prices",
+    "private.stripe_customers",
+    "private.stripe_subscriptions",
 )
 """Every table. What is not said of a table below, nobody may."""
 
@@ -55,8 +57,8 @@ SERVICE_FUNCTIONS = (
 )
 """The functions that run as their owner, for services only."""
 
-STRIPE_FUNCTIONS = ("handle_stripe_event",)
-"""Stripe's door, which runs as its owner, for stripe_handler alone."""
+STRIPE_FUNCTIONS = ("handle_stripe_event", "handle_stripe_object")
+"""Stripe's door: functions that run as their owner, for stripe_handler and service_role."""
 
 FUNCTIONS = (*USER_FUNCTIONS, *SERVICE_FUNCTIONS, *STRIPE_FUNCTIONS)
 """Every function of the schema public; each name stands for one."""
@@ -142,7 +144,7 @@ API_ROLES: Mapping[str, Access] = {
         },
     ),
     "service_role": Access(
-        functions=(*USER_FUNCTIONS, *SERVICE_FUNCTIONS),
+        functions=FUNCTIONS,
         tables={
             "public.accounts": FULL,
             "public.subscriptions": FULL,

@@ -1275,6 +1275,169 @@ set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
 values (0, 'migrations', '0020_rows_with_finite_numbers.sql', 'f7bae6b2ba98499323b55bf3f16938bf976aacdba0cc3b6f89f6259235363a97', NULL, '1.0.0');
 
+-- migrations/0021_stripe_snapshots.sql
+
+-- What Stripe's customers and subscriptions are, each in a table of its own, in Stripe's terms
+-- (docs/decisions/0006-stripe.md). Invoices are no longer kept: whether a subscription is past due is
+-- its own status. An account that a failed invoice made past_due before follows its subscription's
+-- status with Stripe's next event or reconciliation.
+
+create table private.stripe_prices (
+  price_id text primary key,
+  tier text references private.tiers (tier),
+  source text not null default 'operator',
+  observed_at timestamptz not null default now(),
+  constraint stripe_prices_price_id_not_empty check (price_id <> ''),
+  constraint stripe_prices_source_known check (source in ('operator', 'stripe')),
+  constraint stripe_prices_stripe_names_a_tier check (source = 'operator' or tier is not null)
+);
+
+create index stripe_prices_tier_idx on private.stripe_prices (tier);
+
+alter table private.stripe_prices enable row level security;
+
+comment on table private.stripe_prices is
+  'The tier that each of Stripe''s prices buys. Operators edit it; what prices name themselves is added.';
+comment on column private.stripe_prices.tier is
+  'Null: the price is not of this platform. Subscriptions of such prices alone are ignored.';
+comment on column private.stripe_prices.source is
+  'operator: goes before whatever Stripe''s objects name. stripe: the tier last named by the price or its product.';
+comment on column private.stripe_prices.observed_at is 'When it was named, by Stripe''s clock; or when an operator wrote it.';
+
+insert into private.stripe_prices (price_id, tier)
+values
+  ('price_example_starter_monthly', 'starter'),
+  ('price_example_professional_monthly', 'professional'),
+  ('price_example_enterprise_yearly', 'enterprise'),
+  ('price_example_of_another_product', null);
+
+create table private.stripe_customers (
+  customer_id text primary key,
+  account_id uuid references public.accounts (id) on delete cascade,
+  created_at timestamptz,
+  deleted boolean not null default false,
+  livemode boolean,
+  recorded_at timestamptz not null default now()
+);
+
+create index stripe_customers_account_id_idx on private.stripe_customers (account_id);
+create index stripe_customers_unlinked_idx on private.stripe_customers (recorded_at)
+  where account_id is null;
+create index stripe_customers_livemode_idx on private.stripe_customers (livemode) where livemode;
+
+alter table private.stripe_customers enable row level security;
+
+comment on table private.stripe_customers is
+  'Stripe''s customers, and whose they are. An account may have several; accounts.stripe_customer_id is one of them.';
+comment on column private.stripe_customers.account_id is 'Null until the customer is linked to an account.';
+comment on column private.stripe_customers.created_at is 'By Stripe''s clock; null until Stripe describes the customer.';
+comment on column private.stripe_customers.livemode is 'Null until Stripe says so. With one that is live, events in test mode are refused.';
+comment on column private.stripe_customers.recorded_at is 'Customers that stay without an account are deleted by cleanup_expired_data().';
+
+create table private.stripe_subscriptions (
+  subscription_id text primary key,
+  customer_id text not null references private.stripe_customers (customer_id) on delete cascade,
+  created_at timestamptz not null,
+  observed_at timestamptz not null,
+  event_id text,
+  status text not null,
+  begun boolean not null,
+  tier text references private.tiers (tier),
+  price_id text,
+  trial_started_at timestamptz,
+  trial_ends_at timestamptz,
+  period_start timestamptz,
+  period_end timestamptz,
+  cancelled_at timestamptz,
+  constraint stripe_subscriptions_status_known check (
+    status in ('trialing', 'active', 'past_due', 'paused', 'incomplete', 'cancelled')
+  )
+);
+
+create index stripe_subscriptions_customer_id_idx on private.stripe_subscriptions (customer_id);
+create index stripe_subscriptions_tier_idx on private.stripe_subscriptions (tier);
+
+alter table private.stripe_subscriptions enable row level security;
+
+comment on table private.stripe_subscriptions is 'The newest snapshot of each of Stripe''s subscriptions.';
+comment on column private.stripe_subscriptions.created_at is 'When Stripe made the subscription.';
+comment on column private.stripe_subscriptions.observed_at is 'When it was as it is here, by Stripe''s clock, in whole seconds.';
+comment on column private.stripe_subscriptions.event_id is 'The event that the snapshot is from; null where the object was fetched.';
+comment on column private.stripe_subscriptions.status is 'In the spelling of public.subscriptions.';
+comment on column private.stripe_subscriptions.begun is 'It got past its first payment: not so while incomplete or incomplete_expired.';
+comment on column private.stripe_subscriptions.tier is 'Null where neither the event nor an earlier one named it.';
+
+insert into private.stripe_customers (customer_id, account_id, created_at, deleted)
+select customer_id,
+       max(account_id::text)::uuid,
+       max(object_created) filter (where kind = 'customer'),
+       coalesce(bool_or(final) filter (where kind = 'customer'), false)
+  from private.stripe_objects
+ group by customer_id;
+
+insert into private.stripe_customers (customer_id, account_id)
+select stripe_customer_id, id from public.accounts where stripe_customer_id is not null
+on conflict (customer_id) do update set account_id = excluded.account_id;
+
+insert into private.stripe_subscriptions (
+  subscription_id, customer_id, created_at, observed_at, event_id, status, begun, tier, price_id,
+  trial_started_at, trial_ends_at, period_start, period_end, cancelled_at
+)
+select id, customer_id, object_created, said_at, event_id, status, begun, tier, price_id,
+       trial_started_at, trial_ends_at, period_start, period_end, cancelled_at
+  from private.stripe_objects
+ where kind = 'subscription';
+
+-- Its rows are in the tables above, but for the invoices. The functions are replaced by
+-- sql/repeatable/.
+-- squawk-ignore ban-drop-function
+drop function if exists private.read_stripe_event(jsonb);
+-- squawk-ignore ban-drop-function
+drop function if exists private.apply_stripe_objects(uuid);
+-- squawk-ignore ban-drop-table
+-- migrate: allow drop: no client has a privilege on it; its rows were copied above
+drop table private.stripe_objects;
+
+alter table private.stripe_events
+  add column customer_id text,
+  add column livemode boolean,
+  add column error text,
+  add column payload jsonb,
+  -- squawk-ignore ban-drop-constraint
+  drop constraint stripe_events_outcome_known,
+  add constraint stripe_events_outcome_known check (
+    outcome in ('applied', 'stale', 'ambiguous', 'unlinked', 'ignored', 'refused')
+  ) not valid;
+
+-- migrate: allow create-index: 90 days of events, and only Stripe's webhooks write, which are sent again
+create index stripe_events_unlinked_idx on private.stripe_events (customer_id) where outcome = 'unlinked';
+-- migrate: allow create-index: 90 days of events, and only Stripe's webhooks write, which are sent again
+create index stripe_events_refused_idx on private.stripe_events (received_at) where outcome = 'refused';
+
+comment on table private.stripe_events is
+  'The events that handle_stripe_event took, each once, with what became of it. To replay one: select handle_stripe_event(payload).';
+comment on column private.stripe_events.outcome is
+  'applied; stale: something newer was known; ambiguous: another event of the same second may be newer; unlinked: kept until the customer is linked to an account; ignored: means nothing here; refused: see error.';
+comment on column private.stripe_events.error is 'Why it was refused, and what to do.';
+comment on column private.stripe_events.payload is
+  'The event, reduced to what handle_stripe_event reads: no name, email, address or card. Null for a type that means nothing here.';
+
+insert into private.retention (table_name, keep_days)
+values ('stripe_customers', 90);
+
+comment on column private.retention.keep_days is
+  'Days after they were written; for backups and API keys, days after their expires_at; of stripe_customers only those without an account.';
+
+
+reset session authorization;
+reset all;
+set client_encoding = 'UTF8';
+set client_connection_check_interval = '2s';
+set lock_timeout = '5s';
+set statement_timeout = '15min';
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'migrations', '0021_stripe_snapshots.sql', '2f95eb3d1e96667375843d663d285cb31cb80c19473e77ecca7f4cc52a4c4a1b', NULL, '1.0.0');
+
 -- repeatable/10_shared.sql
 
 -- What the tables' own files build on: timestamps, who is acting, the audit log.
@@ -1340,10 +1503,11 @@ $$;
 
 -- Reads the role that was set, since current_user is the owner inside SECURITY DEFINER functions.
 create or replace function private.acting_as_user() returns boolean
-language sql stable set search_path = pg_catalog, pg_temp
+language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
-  select coalesce(nullif(current_setting('role', true), 'none'), session_user)
-         in ('anon', 'authenticated')
+begin
+  return coalesce(nullif(current_setting('role', true), 'none'), session_user) in ('anon', 'authenticated');
+end
 $$;
 
 -- A request's settings are JSON objects that PostgREST, or a service in its place, sets. A malformed one
@@ -1503,7 +1667,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '10_shared.sql', 'a4d5acad39cb22991535d6656dbe3c1a7614b480dc8ba175ab8964569b0bb19a', NULL, '1.0.0');
+values (0, 'repeatable', '10_shared.sql', '79947fab0c2d0777457815cd0419a41950065e633d8c68c71ceb4bb2b0d8f7ac', NULL, '1.0.0');
 
 -- repeatable/20_accounts.sql
 
@@ -2721,7 +2885,9 @@ revoke all on
   private.provisioning,
   private.api_key_hashes,
   private.stripe_events,
-  private.stripe_objects
+  private.stripe_prices,
+  private.stripe_customers,
+  private.stripe_subscriptions
 from public, anon, authenticated, service_role;
 
 create or replace trigger tiers_bound_json
@@ -2774,8 +2940,18 @@ create policy "services read Stripe's events" on private.stripe_events
   for select to platform_service
   using (true);
 
-drop policy if exists "services read Stripe's objects" on private.stripe_objects;
-create policy "services read Stripe's objects" on private.stripe_objects
+drop policy if exists "services read Stripe's prices" on private.stripe_prices;
+create policy "services read Stripe's prices" on private.stripe_prices
+  for select to platform_service
+  using (true);
+
+drop policy if exists "services read Stripe's customers" on private.stripe_customers;
+create policy "services read Stripe's customers" on private.stripe_customers
+  for select to platform_service
+  using (true);
+
+drop policy if exists "services read Stripe's subscriptions" on private.stripe_subscriptions;
+create policy "services read Stripe's subscriptions" on private.stripe_subscriptions
   for select to platform_service
   using (true);
 
@@ -2787,7 +2963,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '30_private.sql', '9324f71e848700e77a9295eeebe04a3ad2ec1494bc4b77aea4d74afd192aa899', NULL, '1.0.0');
+values (0, 'repeatable', '30_private.sql', 'dfd31f4c405af59ff142a96dcec095838ca9385f95bd9014710b0782ca0a2491', NULL, '1.0.0');
 
 -- repeatable/40_realtime.sql
 
@@ -3710,6 +3886,14 @@ begin
               order by received_at
               limit batch for update skip locked
            );
+        when 'stripe_customers' then
+          delete from private.stripe_customers
+           where customer_id in (
+             select customer_id from private.stripe_customers
+              where account_id is null and recorded_at < keep.cutoff
+              order by recorded_at
+              limit batch for update skip locked
+           );
         else
           raise exception 'retention names the table %, which is not known here', keep.table_name
             using errcode = 'invalid_table_definition',
@@ -3774,219 +3958,373 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '53_automation_functions.sql', '0d0e19657b31006c322933fddf5cc0ada49f8a225d2eb5e5ea330fe7a76a39b1', NULL, '1.0.0');
+values (0, 'repeatable', '53_automation_functions.sql', 'ca0e0060b68ea88c1b66c7a59af881e7b00b5a2632efc00e7358f4a502a41a68', NULL, '1.0.0');
 
--- repeatable/54_stripe_functions.sql
+-- repeatable/54_stripe_snapshots.sql
 
--- Stripe's door: the one way in which subscriptions change. docs/decisions/0006-stripe.md says what
--- follows from which word, and why.
+-- Stripe's objects as snapshots: what of an event is read, and which of two snapshots is the later.
+-- docs/decisions/0006-stripe.md says why.
 
--- Stripe's spellings and its two API shapes (periods and invoices moved in 2025-03-31) end here.
-create or replace function private.read_stripe_event(event jsonb) returns private.stripe_objects
-language plpgsql stable set search_path = pg_catalog, pg_temp
+create or replace function private.stripe_fields(object jsonb) returns jsonb
+language plpgsql immutable set search_path = pg_catalog, pg_temp
 as $$
-#variable_conflict use_column
-declare
-  hint constant text := 'Pass the event as Stripe sent it, after checking its signature.';
-  type constant text := event ->> 'type';
-  object constant jsonb := event #> '{data,object}';
-  said constant text := object ->> 'status';
-  plan record;
-  word private.stripe_objects;
 begin
-  word.kind := case
-    when type in ('customer.created', 'customer.updated', 'customer.deleted') then 'customer'
-    when type like 'customer.subscription.%' then 'subscription'
-    when type in ('invoice.paid', 'invoice.payment_succeeded', 'invoice.payment_failed') then 'invoice'
-  end;
-  word.id := case word.kind
-    when 'invoice' then coalesce(
-      object ->> 'subscription', object #>> '{parent,subscription_details,subscription}'
-    )
-    else object ->> 'id'
-  end;
-  if word.kind is null or (word.kind = 'invoice' and word.id is null) then
-    return null;  -- an invoice of no subscription
-  end if;
-
-  word.customer_id := object ->> case word.kind when 'customer' then 'id' else 'customer' end;
-  word.object_created := to_timestamp((object ->> 'created')::bigint);
-  word.said_at := to_timestamp((event ->> 'created')::bigint);
-  word.event_id := event ->> 'id';
-  word.begun := word.kind = 'subscription' and said not in ('incomplete', 'incomplete_expired');
-  word.final := type in ('customer.deleted', 'customer.subscription.deleted');
-  word.step := (type not like '%.created')::integer;
-  if word.id is null or word.customer_id is null or word.object_created is null then
-    raise exception 'Stripe event % (%) lacks id, customer or created', word.event_id, type
-      using errcode = 'invalid_parameter_value', hint = hint;
-  end if;
-
-  if word.kind = 'invoice' then
-    word.status := case type when 'invoice.payment_failed' then 'failed' else 'paid' end;
-    word.step := (word.status = 'paid')::integer;
-  elsif word.kind = 'subscription' then
-    word.status := case
-      when word.final or said in ('canceled', 'incomplete_expired') then 'cancelled'
-      when said = 'unpaid' then 'past_due'
-      when said in ('trialing', 'active', 'past_due', 'paused', 'incomplete') then said
-    end;
-    if word.status is null then
-      raise exception 'unknown status % of Stripe subscription %', quote_nullable(said), word.id
-        using errcode = 'invalid_parameter_value',
-              hint = 'Teach private.read_stripe_event what it means; Stripe sends the event again.';
-    end if;
-
-    -- What the price says goes first: it changes with the plan, the metadata of a subscription may not.
-    select tiers.tier, element.item into plan
-      from jsonb_array_elements(object #> '{items,data}') with ordinality as element (item, place)
-     cross join lateral (select array[
-       item #>> '{price,metadata,tier}',
-       regexp_replace(item #>> '{price,lookup_key}', '[-_](monthly|yearly)$', ''),
-       object #>> '{metadata,tier}'
-     ]) as said (names)
-      join private.tiers on tiers.tier = any (names)
-     order by array_position(names, tiers.tier), place
-     limit 1;
-    if not found then
-      raise exception 'Stripe subscription % names no known tier', word.id
-        using errcode = 'invalid_parameter_value',
-              hint = 'Give its price the metadata "tier" or a lookup_key such as starter or starter_yearly; Stripe sends the event again.';
-    end if;
-
-    word.step := word.step + word.begun::integer;
-    word.final := word.status = 'cancelled';
-    word.tier := plan.tier;
-    word.price_id := plan.item #>> '{price,id}';
-    word.trial_started_at := to_timestamp((object ->> 'trial_start')::bigint);
-    word.trial_ends_at := to_timestamp((object ->> 'trial_end')::bigint);
-    word.period_start := to_timestamp(
-      coalesce(plan.item ->> 'current_period_start', object ->> 'current_period_start')::bigint
-    );
-    word.period_end := to_timestamp(
-      coalesce(plan.item ->> 'current_period_end', object ->> 'current_period_end')::bigint
-    );
-    word.cancelled_at := to_timestamp((object ->> 'canceled_at')::bigint);
-    if word.final then
-      word.cancelled_at := coalesce(
-        to_timestamp((object ->> 'ended_at')::bigint), word.cancelled_at, word.said_at
-      );
-    end if;
-  end if;
-  return word;
+  return (
+    select coalesce(
+             jsonb_object_agg(key, case when jsonb_typeof(value) = 'object' and key = 'customer' then value -> 'id' else value end), '{}'
+           )
+      from jsonb_each(case jsonb_typeof(object) when 'object' then object else '{}' end)
+     where key in (
+       'id', 'object', 'livemode', 'created', 'deleted', 'customer', 'metadata', 'status', 'items',
+       'trial_start', 'trial_end', 'current_period_start', 'current_period_end', 'canceled_at', 'ended_at'
+     )
+  );
 end
 $$;
 
--- The caller has locked the account.
-create or replace function private.apply_stripe_objects(account uuid) returns void
-language plpgsql set search_path = pg_catalog, pg_temp
+create or replace function private.stripe_payload(event jsonb) returns jsonb
+language plpgsql immutable set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return (
+    select jsonb_build_object(
+             'id', event -> 'id',
+             'type', event -> 'type',
+             'created', event -> 'created',
+             'livemode', event -> 'livemode',
+             'data', jsonb_build_object(
+               'object', private.stripe_fields(event #> '{data,object}') || stated
+                 || jsonb_build_object('livemode', event -> 'livemode'),
+               'previous_attributes', private.stripe_fields(event #> '{data,previous_attributes}')
+             )
+           )
+      from (values (case
+        when event ->> 'type' in ('customer.created', 'customer.updated') then '{"object": "customer"}'
+        when event ->> 'type' = 'customer.deleted' then '{"object": "customer", "deleted": true}'
+        when event ->> 'type' <> 'customer.subscription.deleted' then '{"object": "subscription"}'
+        when event #>> '{data,object,status}' like 'incomplete%'
+          then '{"object": "subscription", "status": "incomplete_expired"}'
+        else '{"object": "subscription", "status": "canceled"}'
+      end::jsonb)) as type (stated)
+     where event ->> 'type' in ('customer.created', 'customer.updated', 'customer.deleted')
+        or event ->> 'type' like 'customer.subscription.%'
+  );
+end
+$$;
+
+create or replace function private.stripe_customer_id(object jsonb) returns text
+language plpgsql immutable set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return object ->> case object ->> 'object' when 'customer' then 'id' else 'customer' end;
+end
+$$;
+
+create or replace function private.check_stripe_object(object jsonb) returns void
+language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
 declare
-  customer text;
-  other record;
-  change record;
-  plan_id uuid;
+  hint constant text := 'Pass it as Stripe sent it, after checking the signature.';
 begin
-  -- The customer of the account's newest object. One that stripe-handler wrote down itself stays until
-  -- Stripe speaks of it.
-  customer := (
-    select object.customer_id
-      from private.stripe_objects as object
-     where object.account_id = account
-       and object.kind <> 'invoice'
-       and not exists (
-         select from private.stripe_objects as gone
-          where gone.kind = 'customer' and gone.id = object.customer_id and gone.final
-       )
-     order by object.object_created desc, object.id
+  if pg_column_size(object) > 65536 or exists (
+    select
+      from jsonb_path_query(object, 'strict $.** ? (@.type() == "number")') as number
+     where abs(number::numeric) >= 1e308 or scale(number::numeric) > 400
+  ) then
+    raise exception 'Stripe object is larger than 64 kB, or has a number that clients cannot read'
+      using errcode = 'invalid_parameter_value', hint = hint;
+  elsif (
+    length(object ->> 'id') between 1 and 255
+    and length(private.stripe_customer_id(object)) between 1 and 255
+    and object ->> 'object' in ('customer', 'subscription')
+  ) is not true then
+    raise exception 'Stripe object % lacks id, customer or object, or is neither a customer nor a subscription',
+                    quote_nullable(left(object ->> 'id', 255))
+      using errcode = 'invalid_parameter_value', hint = hint;
+  elsif object -> 'livemode' = 'false' and exists (select from private.stripe_customers where livemode) then
+    raise exception 'Stripe object % is in test mode, and this platform is live', object ->> 'id'
+      using errcode = 'invalid_parameter_value',
+            hint = 'Point the webhook endpoint of Stripe''s test mode at a test platform.';
+  end if;
+end
+$$;
+
+create or replace function private.named_tier(variadic names text[]) returns text
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return (
+    select tiers.tier
+      from unnest(names) with ordinality as name (value, rank)
+      join private.tiers on starts_with(translate(name.value, '-', '_') || '_', tiers.tier || '_')
+     order by name.rank, length(tiers.tier) desc
      limit 1
   );
-  update public.accounts
-     set stripe_customer_id = customer
-   where id = account
-     and stripe_customer_id is distinct from customer
-     and (
-       stripe_customer_id is null
-       or exists (
-         select from private.stripe_objects as object
-          where object.customer_id = accounts.stripe_customer_id
-       )
-     );
+end
+$$;
 
-  -- A plan that Stripe knows nothing of (a free one) ends when a subscription of Stripe's begins.
-  select plan.id,
-         exists (
-           select from private.stripe_objects as word
-            where word.account_id = account
-              and word.kind = 'subscription'
-              and word.begun
-              and (not word.final or word.cancelled_at > plan.created_at)
-         ) as over
-    into other
-    from public.subscriptions as plan
+create or replace function private.read_stripe_subscription(object jsonb, observed_at timestamptz)
+returns private.stripe_subscriptions
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+declare
+  stripe_status constant text := object ->> 'status';
+  plan record;
+  snapshot private.stripe_subscriptions;
+begin
+  snapshot.subscription_id := object ->> 'id';
+  snapshot.customer_id := object ->> 'customer';
+  snapshot.created_at := to_timestamp((object ->> 'created')::bigint);
+  snapshot.observed_at := observed_at;
+  if snapshot.created_at is null then
+    raise exception 'Stripe subscription % lacks created', snapshot.subscription_id
+      using errcode = 'invalid_parameter_value', hint = 'Pass the object as Stripe sent it.';
+  end if;
+
+  snapshot.status := case
+    when stripe_status in ('canceled', 'incomplete_expired') then 'cancelled'
+    when stripe_status = 'unpaid' then 'past_due'
+    when stripe_status in ('trialing', 'active', 'past_due', 'paused', 'incomplete') then stripe_status
+  end;
+  if snapshot.status is null then
+    raise exception 'unknown status % of Stripe subscription %',
+                    quote_nullable(left(stripe_status, 100)), snapshot.subscription_id
+      using errcode = 'invalid_parameter_value',
+            hint = 'Teach private.read_stripe_subscription what it means, then replay the event.';
+  end if;
+  snapshot.begun := stripe_status not in ('incomplete', 'incomplete_expired');
+
+  select item, known.tier
+    into plan
+    from jsonb_array_elements(object #> '{items,data}') with ordinality as element (item, place)
+    left join private.stripe_prices as price on price.price_id = item #>> '{price,id}'
+   cross join lateral (select case
+     when price.source = 'operator' then price.tier
+     else coalesce(
+       private.named_tier(
+         item #>> '{price,metadata,tier}', item #>> '{price,lookup_key}', item #>> '{price,product,metadata,tier}'
+       ),
+       price.tier
+     )
+   end offset 0) as known (tier)
+   order by known.tier is null, place
+   limit 1;
+  snapshot.price_id := plan.item #>> '{price,id}';
+  snapshot.tier := coalesce(plan.tier, private.named_tier(object #>> '{metadata,tier}'));
+
+  snapshot.trial_started_at := to_timestamp((object ->> 'trial_start')::bigint);
+  snapshot.trial_ends_at := to_timestamp((object ->> 'trial_end')::bigint);
+  -- Since the API version 2025-03-31 the periods are the items'.
+  snapshot.period_start := to_timestamp(
+    coalesce(plan.item ->> 'current_period_start', object ->> 'current_period_start')::bigint
+  );
+  snapshot.period_end := to_timestamp(
+    coalesce(plan.item ->> 'current_period_end', object ->> 'current_period_end')::bigint
+  );
+  snapshot.cancelled_at := to_timestamp((object ->> 'canceled_at')::bigint);
+  if snapshot.status = 'cancelled' then
+    snapshot.cancelled_at := coalesce(
+      to_timestamp((object ->> 'ended_at')::bigint), snapshot.cancelled_at, observed_at
+    );
+  end if;
+  return snapshot;
+end
+$$;
+
+create or replace function private.was_before_stripe_event(
+  snapshot private.stripe_subscriptions, payload jsonb
+) returns boolean
+language sql stable set search_path = pg_catalog, pg_temp
+as $$
+  select to_jsonb(snapshot) - array['event_id']
+         = (to_jsonb(before) || jsonb_build_object('tier', coalesce(before.tier, snapshot.tier))) - array['event_id']
+    from (values (payload #> '{data,object}', payload #> '{data,previous_attributes}')) as data (object, previous)
+   cross join private.read_stripe_subscription(
+     object || previous || jsonb_build_object(
+       'metadata', coalesce(object -> 'metadata', '{}') || coalesce(previous -> 'metadata', '{}')
+     ),
+     snapshot.observed_at
+   ) as before
+$$;
+
+-- Stripe's clock has whole seconds. What is certain goes first: a cancelled subscription stays so, one
+-- that has begun is never incomplete again, and nothing comes before customer.subscription.created.
+create or replace function private.is_later_stripe_snapshot(
+  snapshot private.stripe_subscriptions, known private.stripe_subscriptions, payload jsonb
+) returns boolean
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+declare
+  created constant text := 'customer.subscription.created';
+  known_payload jsonb;
+  follows boolean;
+  precedes boolean;
+begin
+  if (snapshot.status = 'cancelled') <> (known.status = 'cancelled') then
+    return snapshot.status = 'cancelled';
+  elsif snapshot.observed_at <> known.observed_at then
+    return snapshot.observed_at > known.observed_at;
+  elsif snapshot.begun <> known.begun then
+    return snapshot.begun;
+  elsif to_jsonb(snapshot) - array['event_id'] = to_jsonb(known) - array['event_id'] then
+    return true;
+  end if;
+  known_payload := (
+    select event.payload from private.stripe_events as event where event.event_id = known.event_id
+  );
+  if payload is null or known_payload is null then
+    return null;
+  end if;
+  follows := known_payload ->> 'type' = created or private.was_before_stripe_event(known, payload);
+  precedes := payload ->> 'type' = created or private.was_before_stripe_event(snapshot, known_payload);
+  return case when follows <> precedes then follows end;
+end
+$$;
+
+comment on function private.stripe_fields(jsonb) is
+  'What is read of an object, and kept: no name, email, address or card.';
+comment on function private.stripe_customer_id(jsonb) is
+  'The customer that an object is, or belongs to.';
+comment on function private.check_stripe_object(jsonb) is
+  'Refuses what is too large, has no id or customer, or is in test mode on a live platform.';
+comment on function private.stripe_payload(jsonb) is
+  'An event reduced to what is read of it; null for a type that means nothing here.';
+comment on function private.named_tier(text[]) is
+  'The tier of the first name that begins with one: starter, starter_monthly, starter-annual-eur.';
+comment on function private.read_stripe_subscription(jsonb, timestamptz) is
+  'A subscription of Stripe''s, of either shape of its API, as a snapshot.';
+comment on function private.was_before_stripe_event(private.stripe_subscriptions, jsonb) is
+  'Is the snapshot what the subscription was before the event, by its previous_attributes?';
+comment on function private.is_later_stripe_snapshot(private.stripe_subscriptions, private.stripe_subscriptions, jsonb) is
+  'Is the snapshot, of the event with this payload, later than the known one? Null where nothing tells.';
+
+revoke all on function
+  private.stripe_fields(jsonb),
+  private.stripe_payload(jsonb),
+  private.stripe_customer_id(jsonb),
+  private.check_stripe_object(jsonb),
+  private.named_tier(text[]),
+  private.read_stripe_subscription(jsonb, timestamptz),
+  private.was_before_stripe_event(private.stripe_subscriptions, jsonb),
+  private.is_later_stripe_snapshot(private.stripe_subscriptions, private.stripe_subscriptions, jsonb)
+from public, anon, authenticated, service_role;
+
+
+reset session authorization;
+reset all;
+set client_encoding = 'UTF8';
+set client_connection_check_interval = '2s';
+set lock_timeout = '5s';
+set statement_timeout = '15min';
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'repeatable', '54_stripe_snapshots.sql', '62bf5d31b7b4ddbf1763601ded54c586e5b3f71d32e48d6ea882ea38e3ae99b0', NULL, '1.0.0');
+
+-- repeatable/55_stripe_functions.sql
+
+-- Stripe's door: the one way in which subscriptions change. docs/decisions/0006-stripe.md says why.
+--
+-- An event carries a snapshot of a customer or of a subscription. The newest snapshot of each is kept in
+-- private.stripe_customers and private.stripe_subscriptions, and the rows of an account follow from
+-- these alone: recorded in any order, any number of times, they end in the same rows.
+
+-- ---- writing
+
+-- The caller has locked the account.
+create or replace function private.rank_stripe_subscriptions(account uuid)
+returns table (
+  subscription_id text, customer_id text, in_force boolean, tier text, status text, price_id text,
+  trial_started_at timestamptz, trial_ends_at timestamptz, period_start timestamptz, period_end timestamptz,
+  cancelled_at timestamptz
+)
+language plpgsql stable rows 2 set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  return query
+    with ranked as (
+      select snapshot.*,
+             coalesce(snapshot.tier, price.tier) as known_tier,
+             row_number() over best = 1
+               and snapshot.status <> 'cancelled'
+               and not exists (
+                 select from public.subscriptions as other
+                  where other.account_id = account
+                    and other.status <> 'cancelled'
+                    and not exists (
+                      select from private.stripe_subscriptions as known
+                       where known.subscription_id = other.stripe_subscription_id
+                    )
+               ) as in_force,
+             first_value(snapshot.created_at) over best as best_created_at
+        from private.stripe_customers as customer
+        join private.stripe_subscriptions as snapshot using (customer_id)
+        left join private.stripe_prices as price using (price_id)
+       where customer.account_id = account
+         and (snapshot.tier is not null or price.tier is not null)
+      window best as (
+        order by array_position(
+                   array['active', 'past_due', 'paused', 'incomplete', 'cancelled'],
+                   case snapshot.status when 'trialing' then 'active' else snapshot.status end
+                 ),
+                 snapshot.created_at desc, snapshot.subscription_id
+      )
+    )
+    select subscription_id, customer_id, in_force, known_tier,
+           case when in_force then status else 'cancelled' end,
+           price_id, trial_started_at, trial_ends_at, period_start, period_end,
+           case when in_force or status = 'cancelled' then cancelled_at else greatest(created_at, best_created_at) end
+      from ranked;
+end
+$$;
+
+create or replace function private.write_stripe_subscriptions(account uuid) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  change record;
+  changed boolean := false;
+begin
+  update public.subscriptions as plan
+     set status = 'cancelled'
    where plan.account_id = account
      and plan.status <> 'cancelled'
      and not exists (
-       select from private.stripe_objects as word
-        where word.kind = 'subscription' and word.id = plan.stripe_subscription_id
+       select from private.stripe_subscriptions as known
+        where known.subscription_id = plan.stripe_subscription_id
+     )
+     and exists (
+       select
+         from private.stripe_customers as customer
+         join private.stripe_subscriptions as snapshot using (customer_id)
+        where customer.account_id = account
+          and snapshot.begun
+          and (snapshot.status <> 'cancelled' or snapshot.cancelled_at > plan.created_at)
      );
-  if other.over then
-    update public.subscriptions set status = 'cancelled' where id = other.id;
-  end if;
 
-  -- Each subscription of Stripe's is a row. At most one is in force: the first by status, then the
-  -- newest; those beside it are cancelled here, since when there are two, until it ends. Not an upsert:
-  -- that puts each row through the triggers and checks of an insert first.
+  -- Not an upsert: that puts each row through the triggers and checks of an insert first.
   for change in
-    select due.*, plan.id as row_id
-      from (
-        select id, tier, price_id, trial_started_at, trial_ends_at, period_start, period_end, in_force,
-               case when in_force then paid_status else 'cancelled' end as status,
-               case
-                 when in_force or final then cancelled_at else greatest(object_created, first_created)
-               end as cancelled_at
-          from (
-            select *,
-                   row_number() over best = 1 and not final and other.over is not false as in_force,
-                   first_value(object_created) over best as first_created
-              from (
-                select word.*,
-                       case
-                         when word.status = 'active' and payment.status = 'failed' then 'past_due'
-                         when word.status = 'past_due' and payment.status = 'paid' then 'active'
-                         else word.status
-                       end as paid_status
-                  from private.stripe_objects as word
-                  left join private.stripe_objects as payment
-                    on payment.kind = 'invoice' and payment.id = word.id and payment.said_at > word.said_at
-                 where word.account_id = account and word.kind = 'subscription'
-              ) as word
-            window best as (
-              order by array_position(
-                         array['active', 'past_due', 'paused', 'incomplete', 'cancelled'],
-                         case paid_status when 'trialing' then 'active' else paid_status end
-                       ),
-                       object_created desc, id
-            )
-          ) as ranked
-      ) as due
-      left join public.subscriptions as plan on plan.stripe_subscription_id = due.id collate "default"
+    select ranked.*, plan.id, plan.status as status_before
+      from private.rank_stripe_subscriptions(account) as ranked
+      left join public.subscriptions as plan on plan.stripe_subscription_id = ranked.subscription_id
      where plan.id is null
         or (
           plan.tier, plan.status, plan.stripe_price_id, plan.trial_started_at, plan.trial_ends_at,
           plan.current_period_start, plan.current_period_end, plan.cancelled_at
         ) is distinct from (
-          due.tier, due.status, due.price_id, due.trial_started_at, due.trial_ends_at,
-          due.period_start, due.period_end, due.cancelled_at
+          ranked.tier, ranked.status, ranked.price_id, ranked.trial_started_at, ranked.trial_ends_at,
+          ranked.period_start, ranked.period_end, ranked.cancelled_at
         )
-     order by in_force  -- the one that is no more in force makes room first
+     order by ranked.in_force  -- the one that is no longer in force makes room first
   loop
-    if change.row_id is null then
+    changed := changed or change.status is distinct from change.status_before;
+    if change.id is null then
       insert into public.subscriptions (
         account_id, stripe_subscription_id, tier, status, stripe_price_id,
         trial_started_at, trial_ends_at, current_period_start, current_period_end, cancelled_at
       )
       values (
-        account, change.id, change.tier, change.status, change.price_id,
+        account, change.subscription_id, change.tier, change.status, change.price_id,
         change.trial_started_at, change.trial_ends_at, change.period_start, change.period_end,
         change.cancelled_at
       );
@@ -4000,141 +4338,468 @@ begin
              current_period_start = change.period_start,
              current_period_end = change.period_end,
              cancelled_at = change.cancelled_at
-       where id = change.row_id;
+       where id = change.id;
     end if;
   end loop;
-
-  -- Who comes back, or changes plans, keeps the instances: they go to the one plan in force, else to the
-  -- last.
-  plan_id := (select id from public.subscriptions where account_id = account and status <> 'cancelled');
-  if plan_id is null then
-    plan_id := (
-      select plan.id
-        from public.subscriptions as plan
-        left join private.stripe_objects as word
-          on word.kind = 'subscription' and word.id = plan.stripe_subscription_id
-       where plan.account_id = account
-       order by word.object_created desc nulls last, word.id
-       limit 1
-    );
-  end if;
-  update public.instances
-     set subscription_id = plan_id
-   where account_id = account
-     and subscription_id <> plan_id
-     and status not in ('deprovisioning', 'deprovisioned');
+  return changed;
 end
 $$;
 
-create or replace function public.handle_stripe_event(event jsonb) returns text
+create or replace function private.renew_stripe_subscription(subscription text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+begin
+  update public.subscriptions as plan
+     set tier = snapshot.tier,
+         stripe_price_id = snapshot.price_id,
+         trial_started_at = snapshot.trial_started_at,
+         trial_ends_at = snapshot.trial_ends_at,
+         current_period_start = snapshot.period_start,
+         current_period_end = snapshot.period_end
+    from private.stripe_subscriptions as snapshot
+   where snapshot.subscription_id = subscription
+     and plan.stripe_subscription_id = subscription
+     and (
+       plan.tier, plan.stripe_price_id, plan.trial_started_at, plan.trial_ends_at,
+       plan.current_period_start, plan.current_period_end
+     ) is distinct from (
+       snapshot.tier, snapshot.price_id, snapshot.trial_started_at, snapshot.trial_ends_at,
+       snapshot.period_start, snapshot.period_end
+     );
+end
+$$;
+
+create or replace function private.write_stripe_customer(account uuid) returns void
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  update public.accounts
+     set stripe_customer_id = chosen.customer_id
+    from (values (account)) as given (account_id)
+    left join lateral (
+      select customer.customer_id
+        from private.stripe_customers as customer
+       where customer.account_id = given.account_id and not customer.deleted
+       order by customer.customer_id is distinct from (
+                  select snapshot.customer_id
+                    from public.subscriptions as plan
+                    join private.stripe_subscriptions as snapshot
+                      on snapshot.subscription_id = plan.stripe_subscription_id
+                   where plan.account_id = given.account_id and plan.status <> 'cancelled'
+                ),
+                customer.created_at desc nulls first, customer.customer_id
+       limit 1
+    ) as chosen on true
+   where accounts.id = given.account_id
+     and accounts.stripe_customer_id is distinct from chosen.customer_id;
+end
+$$;
+
+-- The caller has locked the account.
+create or replace function private.write_stripe_account(account uuid, linked boolean) returns void
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if private.write_stripe_subscriptions(account) or linked then
+    perform private.write_stripe_customer(account);
+  end if;
+  if not linked then
+    return;
+  end if;
+  update private.stripe_events as event
+     set outcome = 'applied'
+    from private.stripe_customers as customer
+   where customer.account_id = account
+     and event.customer_id = customer.customer_id
+     and event.outcome = 'unlinked'
+     and event.error is null
+     and not exists (
+       select from private.stripe_subscriptions as snapshot
+        where snapshot.subscription_id = event.payload #>> '{data,object,id}'
+          and snapshot.tier is null
+          and snapshot.status <> 'cancelled'
+     );
+end
+$$;
+
+-- accounts.stripe_customer_id is the link: who writes it links the customer, also away from another
+-- account. The subscriptions that the other one had by it end there.
+create or replace function private.link_stripe_customer() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
-  word private.stripe_objects;
-  claimed text;
-  owners uuid[];
-  outcome text := 'ignored';
-  linked boolean := false;
-begin
-  if event is null then
-    raise exception 'event must not be null'
-      using errcode = 'null_value_not_allowed', hint = 'Pass the event as Stripe sent it.';
-  end if;
-  if (
-    event ->> 'id' <> '' and event ->> 'type' <> ''
-    and jsonb_typeof(event -> 'created') = 'number'
-    and jsonb_typeof(event #> '{data,object}') = 'object'
-  ) is not true then
-    raise exception 'this is no event of Stripe''s: id, type, created or data.object is missing'
-      using errcode = 'invalid_parameter_value',
-            hint = 'Pass the event as Stripe sent it, after checking its signature.';
-  end if;
-
-  -- The events of a customer take turns: what another one has stored is seen here, or sees this.
-  word := private.read_stripe_event(event);
-  perform pg_advisory_xact_lock(
-    hashtextextended('stripe ' || coalesce(word.customer_id, event ->> 'id'), 0)
+  other uuid := (
+    select account_id from private.stripe_customers where customer_id = new.stripe_customer_id
   );
-  if exists (select from private.stripe_events where event_id = event ->> 'id') then
-    return 'duplicate';
+begin
+  if other = new.id then
+    return null;
   end if;
+  insert into private.stripe_customers (customer_id, account_id)
+  values (new.stripe_customer_id, new.id)
+  on conflict (customer_id) do update set account_id = excluded.account_id;
+  update public.subscriptions as plan
+     set status = 'cancelled', stripe_subscription_id = null
+    from private.stripe_subscriptions as snapshot
+   where snapshot.customer_id = new.stripe_customer_id
+     and plan.stripe_subscription_id = snapshot.subscription_id
+     and plan.account_id <> new.id;
+  if other is not null then
+    perform from public.accounts where id = other for no key update;
+    perform private.write_stripe_account(other, true);
+  end if;
+  perform private.write_stripe_account(new.id, true);
+  return null;
+end
+$$;
 
-  if word.kind is not null then
-    -- Never by email, which anybody can state.
-    claimed := case when word.kind <> 'invoice' then event #>> '{data,object,metadata,account_id}' end;
-    if claimed !~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then
-      raise exception 'metadata.account_id of Stripe % % is no uuid', word.kind, word.id
-        using errcode = 'invalid_parameter_value', hint = 'It is the id of the auth user.';
-    end if;
-    -- Ids of words are collated "C", an index on any other column with one is not.
-    owners := array(
-      select id from public.accounts where stripe_customer_id = word.customer_id
+create or replace trigger accounts_link_stripe_customer
+  after insert or update of stripe_customer_id on public.accounts
+  for each row when (new.stripe_customer_id is not null)
+  execute function private.link_stripe_customer();
+
+-- ---- recording
+
+-- Never by email, which anybody can state.
+create or replace function private.stripe_account(object jsonb) returns uuid
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+declare
+  customer constant text := private.stripe_customer_id(object);
+  accounts uuid[];
+  sources text[];
+begin
+  select array_agg(account_id), array_agg(source)
+    into accounts, sources
+    from (
+      select id, 'accounts.stripe_customer_id'
+        from public.accounts where stripe_customer_id = customer
       union all
-      select account_id from private.stripe_objects
-       where customer_id = word.customer_id and account_id is not null
+      select account_id, 'an earlier event of the customer'
+        from private.stripe_customers where customer_id = customer and account_id is not null
       union all
-      select account_id from public.subscriptions
-       where stripe_subscription_id = word.id collate "default"
+      select account_id, 'subscriptions.stripe_subscription_id'
+        from public.subscriptions where stripe_subscription_id = object ->> 'id'
       union all
-      select id from public.accounts where id = claimed::uuid
-    );
-    word.account_id := owners[1];
-    if word.account_id <> any (owners) then
-      raise exception 'Stripe % % of customer % belongs to several accounts: %',
-                      word.kind, word.id, word.customer_id,
-                      (select string_agg(distinct owner::text, ', ') from unnest(owners) as owner)
+      select account.id, 'metadata'
+        from unnest(array[object #>> '{metadata,account_id}', object #>> '{metadata,supabase_user_id}']) as value
+        join public.accounts as account
+          on account.id = case when value ~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then value::uuid end
+    ) as claim (account_id, source);
+  if accounts[1] <> any (accounts) then
+    raise exception 'Stripe % % belongs to several accounts: %', object ->> 'object', object ->> 'id',
+                    (select string_agg(format('%s (%s)', claim.account, claim.source), ', ')
+                       from unnest(accounts, sources) as claim (account, source))
+      using errcode = 'integrity_constraint_violation',
+            hint = 'Correct the wrong one: metadata, in Stripe; accounts.stripe_customer_id, by clearing it there and then setting it at the right account; subscriptions.stripe_subscription_id, by clearing it. Then replay the event.';
+  end if;
+  return accounts[1];
+end
+$$;
+
+create or replace function private.record_stripe_customer(object jsonb, account uuid) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+declare
+  customer constant text := private.stripe_customer_id(object);
+  is_customer constant boolean := object ->> 'object' = 'customer';
+  live constant boolean := (object ->> 'livemode')::boolean;
+begin
+  if not is_customer and exists (
+    select from private.stripe_customers
+     where customer_id = customer
+       and account_id is not distinct from account
+       and livemode is not distinct from live
+  ) then
+    return false;
+  end if;
+  insert into private.stripe_customers as known (customer_id, account_id, created_at, deleted, livemode)
+  values (
+    customer,
+    account,
+    case when is_customer then to_timestamp((object ->> 'created')::bigint) end,
+    is_customer and object ->> 'deleted' is not distinct from 'true',
+    live
+  )
+  on conflict (customer_id) do update
+    set account_id = coalesce(excluded.account_id, known.account_id),
+        created_at = coalesce(excluded.created_at, known.created_at),
+        deleted = known.deleted or excluded.deleted,
+        livemode = coalesce(excluded.livemode, known.livemode);
+  return true;
+end
+$$;
+
+create or replace function private.record_stripe_prices(object jsonb, seen_at timestamptz) returns void
+language sql set search_path = pg_catalog, pg_temp
+as $$
+  insert into private.stripe_prices as known (price_id, tier, source, observed_at)
+  select distinct on (price_id) price_id, tier, 'stripe', seen_at
+    from jsonb_array_elements(object #> '{items,data}') as item
+   cross join lateral (
+     select item #>> '{price,id}',
+            private.named_tier(
+              item #>> '{price,metadata,tier}', item #>> '{price,lookup_key}', item #>> '{price,product,metadata,tier}'
+            )
+   ) as named (price_id, tier)
+   where price_id <> '' and tier is not null
+  on conflict (price_id) do update
+    set tier = excluded.tier, observed_at = excluded.observed_at
+    where known.source = 'stripe' and known.observed_at < excluded.observed_at
+$$;
+
+create or replace function private.record_stripe_subscription(
+  object jsonb, seen_at timestamptz, account uuid, payload jsonb, out outcome text, out only_renewed boolean
+)
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+declare
+  snapshot private.stripe_subscriptions := private.read_stripe_subscription(object, seen_at);
+  known private.stripe_subscriptions;
+  later boolean;
+begin
+  snapshot.event_id := payload ->> 'id';
+  select * into known
+    from private.stripe_subscriptions where subscription_id = snapshot.subscription_id;
+  if found then
+    if known.customer_id <> snapshot.customer_id then
+      raise exception 'Stripe subscription % is of customer %, not of %',
+                      snapshot.subscription_id, known.customer_id, snapshot.customer_id
         using errcode = 'integrity_constraint_violation',
-              hint = 'Correct metadata.account_id in Stripe, or accounts.stripe_customer_id here.';
+              hint = 'Stripe moves no subscription to another customer: find out where this comes from.';
     end if;
-    -- So do those of an account, which may have several customers. Before the first row that refers to
-    -- it: two that share that reference's lock could not both go on to write the account.
-    perform from public.accounts where id = word.account_id for no key update;
-
-    insert into private.stripe_objects as known select word.*
-    on conflict (kind, id) do update
-      set (
-        kind, id, customer_id, account_id, final, object_created, said_at, step, event_id, status, begun,
-        tier, price_id, trial_started_at, trial_ends_at, period_start, period_end, cancelled_at
-      ) = row (excluded.*)
-      where (known.final, known.object_created, known.said_at, known.step, known.event_id)
-            < (excluded.final, excluded.object_created, excluded.said_at, excluded.step, excluded.event_id);
-    outcome := case when not found then 'stale' when word.account_id is null then 'unlinked' else 'applied' end;
-
-    if word.account_id is not null then
-      update private.stripe_objects
-         set account_id = word.account_id
-       where customer_id = word.customer_id and account_id is null;
-      linked := found;
-    end if;
-    if outcome = 'applied' or linked then
-      perform set_config(
-        'mindroom.audit_reason', format('Stripe event %s (%s)', event ->> 'id', event ->> 'type'), true
-      );
-      perform private.apply_stripe_objects(word.account_id);
-      perform set_config('mindroom.audit_reason', '', true);
+    snapshot.tier := coalesce(snapshot.tier, known.tier);
+    later := private.is_later_stripe_snapshot(snapshot, known, payload);
+    if later is not true then
+      outcome := case when later is null then 'ambiguous' else 'stale' end;
+      return;
     end if;
   end if;
 
-  insert into private.stripe_events (event_id, type, outcome, created_at)
-  values (event ->> 'id', event ->> 'type', outcome, to_timestamp((event ->> 'created')::bigint));
+  if snapshot.tier is null and snapshot.status <> 'cancelled' and account is not null then
+    if (
+      select bool_and(price.source = 'operator' and price.tier is null)
+        from jsonb_array_elements(object #> '{items,data}') as item
+        left join private.stripe_prices as price on price.price_id = item #>> '{price,id}'
+    ) then
+      outcome := 'ignored';
+      return;
+    end if;
+    raise exception 'Stripe subscription % names no known tier', snapshot.subscription_id
+      using errcode = 'invalid_parameter_value',
+            hint = format(
+              'Insert its price, %s, into private.stripe_prices, with a null tier if it is of another product, and replay the event. Or give the price a metadata.tier or a lookup_key that begins with the tier.',
+              snapshot.price_id
+            );
+  end if;
+
+  if known.subscription_id is null then
+    insert into private.stripe_subscriptions select snapshot.*;
+  else
+    update private.stripe_subscriptions
+       set observed_at = snapshot.observed_at,
+           event_id = snapshot.event_id,
+           status = snapshot.status,
+           begun = snapshot.begun,
+           tier = snapshot.tier,
+           price_id = snapshot.price_id,
+           trial_started_at = snapshot.trial_started_at,
+           trial_ends_at = snapshot.trial_ends_at,
+           period_start = snapshot.period_start,
+           period_end = snapshot.period_end,
+           cancelled_at = snapshot.cancelled_at
+     where subscription_id = snapshot.subscription_id;
+  end if;
+  if (snapshot.price_id, snapshot.tier) is distinct from (known.price_id, known.tier) then
+    perform private.record_stripe_prices(object, seen_at);
+  end if;
+  outcome := 'applied';
+  only_renewed := (snapshot.status, snapshot.begun, snapshot.cancelled_at, false)
+                  is not distinct from (known.status, known.begun, known.cancelled_at, known.tier is null);
+end
+$$;
+
+create or replace function private.record_stripe_object(
+  object jsonb, seen_at timestamptz, account uuid, payload jsonb
+) returns text
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+declare
+  outcome text := 'applied';
+  linked boolean;
+  only_renewed boolean;
+begin
+  -- Before the first row that refers to it: two that share that reference's lock could not both go on to
+  -- write the account.
+  perform from public.accounts where id = account for no key update;
+  linked := private.record_stripe_customer(object, account);
+  if object ->> 'object' = 'subscription' then
+    select recorded.* into outcome, only_renewed
+      from private.record_stripe_subscription(object, seen_at, account, payload) as recorded;
+  end if;
+  if account is null then
+    return case outcome when 'applied' then 'unlinked' else outcome end;
+  elsif outcome <> 'applied' and not linked then
+    return outcome;
+  end if;
+  perform set_config(
+    'mindroom.audit_reason',
+    case
+      when payload is null then format('Stripe %s %s', object ->> 'object', object ->> 'id')
+      else format('Stripe event %s (%s)', payload ->> 'id', payload ->> 'type')
+    end,
+    true
+  );
+  if only_renewed and not linked and payload is not null then
+    perform private.renew_stripe_subscription(object ->> 'id');
+  else
+    perform private.write_stripe_account(account, linked);
+  end if;
+  perform set_config('mindroom.audit_reason', '', true);
   return outcome;
 end
 $$;
 
-comment on function public.handle_stripe_event(jsonb) is
-  'Takes an event as Stripe sent it, at any time, in any order and any number of times. Says what became of it: applied, stale, unlinked, ignored, or duplicate.';
-comment on function private.read_stripe_event(jsonb) is
-  'An event as the word that it says of an object; null for a type that means nothing here.';
-comment on function private.apply_stripe_objects(uuid) is
-  'Makes an account''s rows what the words on it say. A function of the words alone: called after any sequence of them, and any number of times, it ends in the same rows.';
+-- ---- the doors
 
--- stripe_handler alone may call it: Pulumi grants it. Not even service_role: that key lies in more
--- places than Stripe's secret.
+create or replace function public.handle_stripe_event(event jsonb) returns text
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  hint constant text := 'Pass the event as Stripe sent it, after checking its signature.';
+  payload constant jsonb := private.stripe_payload(event);
+  object constant jsonb := payload #> '{data,object}';
+  kept jsonb;
+  created_at timestamptz;
+  account uuid;
+  located boolean := false;
+  outcome text := 'ignored';
+  error text;
+  error_hint text;
+begin
+  if event is null then
+    raise exception 'event must not be null' using errcode = 'null_value_not_allowed', hint = hint;
+  end if;
+  if (
+    jsonb_typeof(event -> 'id') = 'string' and length(event ->> 'id') between 1 and 255
+    and jsonb_typeof(event -> 'type') = 'string' and length(event ->> 'type') between 1 and 255
+    and event -> 'created' between '0' and '253000000000'
+    and jsonb_typeof(event #> '{data,object}') = 'object'
+  ) is not true then
+    raise exception 'this is no event of Stripe''s: id, type, created or data.object is missing or malformed'
+      using errcode = 'invalid_parameter_value', hint = hint;
+  end if;
+  created_at := to_timestamp((event -> 'created')::bigint);
+
+  -- Objects of a customer take turns: what another transaction has stored is seen here, or sees this.
+  perform pg_advisory_xact_lock(
+    hashtextextended('stripe ' || coalesce(private.stripe_customer_id(object), event ->> 'id'), 0)
+  );
+  if exists (
+    select from private.stripe_events as known
+     where known.event_id = event ->> 'id' and known.outcome in ('applied', 'stale', 'ignored')
+  ) then
+    return 'duplicate';
+  end if;
+
+  if payload is not null then
+    begin
+      perform private.check_stripe_object(object);
+      kept := payload;
+      account := private.stripe_account(object);
+      located := true;
+      outcome := private.record_stripe_object(object, created_at, account, payload);
+    exception
+      when data_exception or integrity_constraint_violation then
+        get stacked diagnostics error = message_text, error_hint = pg_exception_hint;
+        error := left(format('%s. %s', error, coalesce(nullif(error_hint, ''), hint)), 2000);
+        outcome := case when located and account is null then 'unlinked' else 'refused' end;
+    end;
+  end if;
+
+  insert into private.stripe_events (
+    event_id, type, outcome, created_at, customer_id, livemode, error, payload
+  )
+  values (
+    event ->> 'id', event ->> 'type', outcome, created_at, private.stripe_customer_id(object),
+    event -> 'livemode' = 'true', error, kept
+  )
+  on conflict (event_id) do update
+    set outcome = excluded.outcome, error = excluded.error, payload = excluded.payload;
+  return outcome;
+end
+$$;
+
+create or replace function public.handle_stripe_object(object jsonb, observed_at timestamptz) returns text
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+  fields constant jsonb := private.stripe_fields(object);
+begin
+  if object is null or observed_at is null then
+    raise exception 'object and observed_at must not be null'
+      using errcode = 'null_value_not_allowed',
+            hint = 'Pass the object as Stripe returned it, and the Date of that response.';
+  end if;
+  if jsonb_typeof(object -> 'customer') = 'object' then
+    perform public.handle_stripe_object(object -> 'customer', observed_at);
+  end if;
+  perform private.check_stripe_object(fields);
+  perform pg_advisory_xact_lock(hashtextextended('stripe ' || private.stripe_customer_id(fields), 0));
+  return private.record_stripe_object(
+    fields, date_trunc('second', observed_at), private.stripe_account(fields), null
+  );
+end
+$$;
+
+comment on function public.handle_stripe_event(jsonb) is
+  'Takes an event as Stripe sent it, at any time, in any order and any number of times. Says what became of it: applied, stale, ambiguous, unlinked, ignored, refused, or duplicate.';
+comment on function public.handle_stripe_object(jsonb, timestamptz) is
+  'Takes a customer or subscription as fetched from Stripe, for reconciliation and after an ambiguous event. observed_at is the Date header of Stripe''s response. Says what became of it: applied, stale, ambiguous, unlinked or ignored.';
+comment on function private.write_stripe_subscriptions(uuid) is
+  'Writes what rank_stripe_subscriptions() says. A plan that Stripe knows nothing of (a free one) ends when a subscription of Stripe''s has begun. Returns whether a status changed.';
+comment on function private.renew_stripe_subscription(text) is
+  'Writes what changes without a change of status, which leaves the ranks of the account''s subscriptions as they are: the usual event.';
+comment on function private.write_stripe_customer(uuid) is
+  'accounts.stripe_customer_id is the customer who pays; else the newest, of whom one that Stripe has not described yet goes first.';
+comment on function private.record_stripe_customer(jsonb, uuid) is
+  'Records the customer that an object is, or belongs to, and the account it is linked to. Returns whether anything was new.';
+comment on function private.record_stripe_prices(jsonb, timestamptz) is
+  'Records the tiers that the prices of a subscription, or their products, name.';
+comment on function private.record_stripe_subscription(jsonb, timestamptz, uuid, jsonb) is
+  'Records a subscription''s snapshot if it is later than the known one.';
+comment on function private.record_stripe_object(jsonb, timestamptz, uuid, jsonb) is
+  'Records a customer or subscription and writes the rows of its account. The payload is of the event that it is from; null where it was fetched.';
+comment on function private.rank_stripe_subscriptions(uuid) is
+  'Stripe''s subscriptions of an account as they are to be in public.subscriptions. At most one is in force: the first by status, then the newest; those beside it are cancelled here, since when there are two, until it ends.';
+comment on function private.stripe_account(jsonb) is
+  'The account that an object of Stripe''s belongs to, null for none here.';
+comment on function private.write_stripe_account(uuid, boolean) is
+  'Makes the rows of an account what Stripe''s snapshots say; those of its events too, where a customer was linked.';
+comment on function private.link_stripe_customer() is
+  'Applies what Stripe said of a customer to the account that it is linked to.';
+
 revoke all on function
-  private.read_stripe_event(jsonb),
-  private.apply_stripe_objects(uuid),
-  public.handle_stripe_event(jsonb)
+  private.rank_stripe_subscriptions(uuid),
+  private.write_stripe_subscriptions(uuid),
+  private.renew_stripe_subscription(text),
+  private.write_stripe_customer(uuid),
+  private.write_stripe_account(uuid, boolean),
+  private.link_stripe_customer(),
+  private.stripe_account(jsonb),
+  private.record_stripe_customer(jsonb, uuid),
+  private.record_stripe_prices(jsonb, timestamptz),
+  private.record_stripe_subscription(jsonb, timestamptz, uuid, jsonb),
+  private.record_stripe_object(jsonb, timestamptz, uuid, jsonb),
+  public.handle_stripe_event(jsonb),
+  public.handle_stripe_object(jsonb, timestamptz)
 from public, anon, authenticated, service_role;
+grant execute on function
+  public.handle_stripe_event(jsonb),
+  public.handle_stripe_object(jsonb, timestamptz)
+to service_role;
 
 
 reset session authorization;
@@ -4144,6 +4809,6 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '54_stripe_functions.sql', 'b30afb44e936cd3a8db1ed86d06380a9bc6757d8f4a8f3599eb29cbd5ee523b2', NULL, '1.0.0');
+values (0, 'repeatable', '55_stripe_functions.sql', 'e91c5243c4271bbd87d2e077d3f722e345b389cae814d0dd0f7b74dad6713c93', NULL, '1.0.0');
 
 commit;

@@ -128,15 +128,24 @@ def test_what_has_no_time_left_goes_and_the_rest_stays(db: Db) -> None:
                  from (values (%s)) as given (days)""",
             days,
         )
+        for owner in (None, ANN.account):
+            db.run(
+                """insert into private.stripe_customers (customer_id, account_id, recorded_at)
+                   select concat('cus_', days, owner), owner, now() - make_interval(days => days)
+                     from (values (%s, %s::uuid)) as given (days, owner)""",
+                days,
+                owner,
+            )
     cleanup = "select cleanup_expired_data()"
-    tables = ("api_keys", "audit_logs", "instance_backups", "stripe_events", "usage_metrics")
-    once = dict.fromkeys(tables, 1)
+    once = dict.fromkeys((row[0] for row in db.run("select table_name from private.retention")), 1)
     assert db.one(cleanup) == once
     assert db.one(cleanup) == dict.fromkeys(once, 0)
     assert db.one("select count(*) from audit_logs where action = 'thing.done'") == 1
     assert db.one("select count(*) from usage_metrics") == 1
     assert db.one("select count(*) from instance_backups") == 1
     assert db.run("select event_id from private.stripe_events") == [("evt_89",)]
+    assert db.one("select count(*) from private.stripe_customers where account_id is null") == 1
+    assert db.one("select count(*) from private.stripe_customers") == 3
     assert db.run("select is_active from api_keys order by 1") == [(False,), (True,)]
     db.run("update private.retention set keep_days = 30 where table_name = 'audit_logs'")
     assert db.one(cleanup)["audit_logs"] == 1

@@ -13,6 +13,7 @@ from psycopg.types.json import Jsonb
 from components.matrix import FUNCTIONS
 
 PING = '{"id": "evt_1", "type": "ping", "created": 1, "data": {"object": {}}}'
+CUSTOMER = '{"id": "cus_1", "object": "customer", "created": 1}'
 
 CALLS = {
     "get_user_instance(user_id => %(ann)s)": (
@@ -48,6 +49,7 @@ CALLS = {
     "cleanup_expired_data()": "jsonb",
     "auto_pause_inactive_instances()": "uuid",
     "handle_stripe_event(event => %(event)s)": "text",
+    "handle_stripe_object(object => %(object)s, observed_at => now())": "text",
 }
 """A call with what may be left out, or with all, as PostgREST makes it -> the type that it returns,
 or the names of its columns, `instances` for all of that table."""
@@ -60,7 +62,9 @@ def test_names_of_functions_parameters_and_columns_are_the_contract(db: Db, call
         "subscription": ANN.subscription,
         "instance": ANN.instance,
     }
-    cursor = db.connection.execute(f"select * from {call}".encode(), ids | {"event": PING})
+    cursor = db.connection.execute(
+        f"select * from {call}".encode(), ids | {"event": PING, "object": CUSTOMER}
+    )
     names = [column.name for column in cursor.description or []]
     if CALLS[call].startswith("instances "):
         columns = db.connection.execute("select * from instances").description or []
@@ -191,6 +195,10 @@ def test_any_event_is_handled_or_refused_as_wrong_data(db: Db) -> None:
     def holds(changed: dict[str, Any]) -> None:
         with suppress(DataError, IntegrityError), db.connection.transaction(force_rollback=True):
             outcome = db.one("select handle_stripe_event(%s)", event(SUBSCRIPTION | changed))
-            assert outcome in ("applied", "unlinked", "ignored", "stale")
+            assert outcome in ("applied", "unlinked", "ignored", "stale", "refused")
+            db.one(
+                "select handle_stripe_object(%s, now())",
+                event(SUBSCRIPTION | changed)["data"]["object"] | {"object": "subscription"},
+            )
 
     holds()

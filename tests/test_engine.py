@@ -267,7 +267,7 @@ def test_a_consumer_gets_its_own_role_by_the_outputs(
         with psycopg.connect(url, autocommit=True) as connection:
             assert connection.info.user == "stripe_handler"
             body = event.replace("ACCOUNT", str(uuid4()))
-            assert stripe_handler.receive(connection, body) == 200
+            assert stripe_handler.receive(connection, body, lambda id_: pytest.fail(id_)) == 200
         assert set(changes(consumer.preview(expect_no_changes=True))) == {"same"}
 
 

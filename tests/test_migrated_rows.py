@@ -147,3 +147,34 @@ def test_keys_and_users_that_were_there_are_brought_within_the_bounds(
             connection.execute("select id, email from public.accounts").fetchall()
         )
     assert accounts == {first: "same@x.example", second: f"{second}@duplicate.invalid"}
+
+
+def test_what_stripe_said_is_kept_but_for_invoices(database: str, tmp_path: Path) -> None:
+    with migrated(database, tmp_path, "0021_stripe_snapshots.sql") as connection:
+        account, other = (sign_up(connection, f"{name}@x.example") for name in ("a", "b"))
+        connection.execute(
+            "update public.accounts set stripe_customer_id = 'cus_b' where id = %s", [other]
+        )
+        connection.execute(
+            """insert into private.stripe_objects
+                 (kind, id, customer_id, account_id, final, object_created, said_at, step, event_id,
+                  status, begun, tier)
+               select kind, id, 'cus_a', %s, false, '2026-01-01Z', '2026-01-02Z', 1, 'evt_1',
+                      status, true, 'starter'
+                 from (values ('customer', 'cus_a', null), ('subscription', 'sub_a', 'past_due'),
+                              ('invoice', 'sub_a', 'failed')) as object (kind, id, status)""",
+            [account],
+        )
+    with psycopg.connect(database) as connection:
+        customers = """select customer_id, account_id, created_at::date::text, deleted
+                         from private.stripe_customers"""
+        assert sorted(connection.execute(customers).fetchall()) == [
+            ("cus_a", account, "2026-01-01", False),
+            ("cus_b", other, None, False),
+        ]
+        subscriptions = """select subscription_id, customer_id, status, tier, event_id,
+                                  observed_at::date::text
+                             from private.stripe_subscriptions"""
+        assert connection.execute(subscriptions).fetchall() == [
+            ("sub_a", "cus_a", "past_due", "starter", "evt_1", "2026-01-02")
+        ]

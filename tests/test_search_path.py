@@ -41,6 +41,10 @@ STATEMENTS = [
     """update public.instances set config = '{"agents": {"a": {}}}'""",
     "update public.subscriptions set tier = 'enterprise'",
     f"select public.handle_stripe_event('{EVENT % ANN.account}')",
+    f"select public.handle_stripe_event('{EVENT.replace('evt_1', 'evt_2') % ANN.account}')",
+    """select public.handle_stripe_object(
+          '{"object": "customer", "id": "cus_1", "livemode": true}', '2100-01-01')""",
+    "update public.accounts set stripe_customer_id = id",
     f"""insert into public.support_tickets (account_id, subject, description, priority)
         values ('{ANN.account}', 'a', 'b', 'high')""",
     "update public.support_tickets set status = 'closed'",

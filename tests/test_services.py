@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from decimal import Decimal
 from hashlib import sha256
 from itertools import islice
@@ -49,7 +50,7 @@ def admin(platform: Platform) -> Iterator[Db]:
         for status in ("deprovisioning", "deprovisioned"):
             db.run("update instances set status = %s where status <> 'deprovisioned'", status)
         db.run("update subscriptions set status = 'cancelled'")
-        stripes = ("private.stripe_events", "private.stripe_objects")
+        stripes = ("private.stripe_events", "private.stripe_customers")
         for table in ("auth.users", "audit_logs", *stripes):
             db.run(f"delete from {table}")
 
@@ -76,7 +77,7 @@ def event(claims: dict[str, Any], **changes: object) -> dict[str, Any]:
 def subscribe(admin: Db, logins: Logins, claims: dict[str, Any]) -> UUID:
     """The subscription that Stripe has told of."""
     body = json.dumps(event(claims))
-    assert stripe_handler.receive(logins["stripe_handler"], body) == 200
+    assert stripe_handler.receive(logins["stripe_handler"], body, not_fetched) == 200
     found: UUID = admin.one("select id from subscriptions where account_id = %s", claims["sub"])
     return found
 
@@ -92,11 +93,15 @@ def deploy(admin: Db, logins: Logins, claims: dict[str, Any]) -> UUID:
 # ---- stripe-handler
 
 
+def not_fetched(id_: str) -> stripe_handler.Fetched:
+    raise AssertionError(id_)
+
+
 def test_an_event_is_taken_any_number_of_times(admin: Db, logins: Logins) -> None:
     claims = sign_up(admin)
     body = json.dumps(event(claims))
     for _ in range(3):
-        assert stripe_handler.receive(logins["stripe_handler"], body) == 200
+        assert stripe_handler.receive(logins["stripe_handler"], body, not_fetched) == 200
     plans = admin.run("select tier, status from subscriptions where account_id = %s", claims["sub"])
     assert plans == [("professional", "active")]
 
@@ -106,10 +111,9 @@ def test_an_event_is_taken_any_number_of_times(admin: Db, logins: Logins) -> Non
     [
         ({"status": "on_holiday"}, "unknown status 'on_holiday'"),
         ({"items": {"data": []}}, "names no known tier"),
-        ({"metadata": {"account_id": "somebody"}}, "is no uuid"),
     ],
 )
-def test_what_is_not_understood_is_to_be_sent_again_and_nothing_personal_is_logged(
+def test_what_is_refused_is_to_be_sent_again_and_nothing_personal_is_kept(
     admin: Db,
     logins: Logins,
     caplog: pytest.LogCaptureFixture,
@@ -118,17 +122,51 @@ def test_what_is_not_understood_is_to_be_sent_again_and_nothing_personal_is_logg
 ) -> None:
     claims = sign_up(admin)
     sent = event(claims, **change, description="Ann Example")
-    assert stripe_handler.receive(logins["stripe_handler"], json.dumps(sent)) == 500
-    assert said in caplog.text
-    assert "Ann Example" not in caplog.text
-    assert stripe_handler.receive(logins["stripe_handler"], json.dumps(event(claims))) == 200
+    assert stripe_handler.receive(logins["stripe_handler"], json.dumps(sent), not_fetched) == 500
+    assert "a Stripe event was refused: see private.stripe_events" in caplog.text
+    kept = str(admin.run("select * from private.stripe_events"))
+    assert said in kept
+    assert "Ann Example" not in caplog.text + kept
+    again = json.dumps(event(claims))
+    assert stripe_handler.receive(logins["stripe_handler"], again, not_fetched) == 200
+
+
+def test_an_ambiguous_event_has_its_subscription_fetched(
+    admin: Db, logins: Logins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claims = sign_up(admin)
+    now = event(claims, status="paused")["data"]["object"]
+    date = datetime.fromtimestamp(event(claims)["created"] + 1, UTC)
+    monkeypatch.setattr("examples.stripe_handler.time.sleep", lambda _: None)
+    for name, status in (("evt_1", "active"), ("evt_2", "past_due")):
+        sent = event(claims, status=status) | {"id": name, "type": "customer.subscription.updated"}
+        body = json.dumps(sent)
+        taken = stripe_handler.receive(
+            logins["stripe_handler"], body, lambda id_: ({now["id"]: now}[id_], date)
+        )
+        assert taken == 200
+    plans = admin.run("select status from subscriptions where account_id = %s", claims["sub"])
+    assert plans == [("paused",)]
+
+
+def test_a_reconciliation_goes_on_after_what_is_refused(
+    admin: Db, logins: Logins, caplog: pytest.LogCaptureFixture
+) -> None:
+    claims = sign_up(admin)
+    whole = event(claims)["data"]["object"]
+    date = datetime.fromtimestamp(whole["created"] + 9, UTC)
+    refused = whole | {"id": "sub_x", "status": "on_holiday"}
+    stripe_handler.reconcile(logins["stripe_handler"], [(refused, date), (whole, date)])
+    assert "unknown status 'on_holiday' of Stripe subscription sub_x" in caplog.text
+    plans = admin.run("select status from subscriptions where account_id = %s", claims["sub"])
+    assert plans == [("active",)]
 
 
 @pytest.mark.parametrize("body", ["", "Ann Example", '{"id": "Ann Example'])
 def test_what_is_no_json_is_refused_and_not_logged(
     logins: Logins, caplog: pytest.LogCaptureFixture, body: str
 ) -> None:
-    assert stripe_handler.receive(logins["stripe_handler"], body) == 500
+    assert stripe_handler.receive(logins["stripe_handler"], body, not_fetched) == 500
     assert "invalid input syntax for type json" in caplog.text
     assert "Ann" not in caplog.text
 
@@ -137,7 +175,7 @@ def test_without_a_database_the_event_is_to_be_sent_again(
     logins: Logins, caplog: pytest.LogCaptureFixture
 ) -> None:
     logins["stripe_handler"].close()
-    assert stripe_handler.receive(logins["stripe_handler"], EVENT) == 500
+    assert stripe_handler.receive(logins["stripe_handler"], EVENT, not_fetched) == 500
     assert "OperationalError" in caplog.text
 
 
@@ -147,8 +185,8 @@ def test_an_event_of_no_account_is_taken_and_told(
 ) -> None:
     caplog.set_level(logging.WARNING)
     body = EVENT.replace("ACCOUNT", str(uuid4()))
-    assert stripe_handler.receive(logins["stripe_handler"], body) == 200
-    assert "metadata.account_id" in caplog.text
+    assert stripe_handler.receive(logins["stripe_handler"], body, not_fetched) == 200
+    assert "a Stripe event was unlinked" in caplog.text
 
 
 # ---- customer-portal

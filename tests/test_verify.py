@@ -80,7 +80,10 @@ VIOLATIONS = [
         "create trigger made after update on public.usage_metrics"
         " for each row execute function private.check_usage_day()",
     ),
-    ("The tier catalogue", "delete from private.tiers where tier = 'enterprise'"),
+    (
+        "The tier catalogue",
+        "delete from private.stripe_prices; delete from private.tiers where tier = 'enterprise'",
+    ),
     (
         "The tier catalogue",
         "update private.tiers set features = features - 'sso' where tier = 'free'",
@@ -126,7 +129,7 @@ VIOLATIONS = [
     ("The functions of public are exactly", "drop function public.reset_daily_usage()"),
     (
         "The functions of public are exactly",
-        "grant execute on function public.handle_stripe_event to service_role",
+        "revoke execute on function public.handle_stripe_event from service_role",
     ),
     (
         "The functions of public are exactly",

@@ -61,10 +61,11 @@ $$;
 
 -- Reads the role that was set, since current_user is the owner inside SECURITY DEFINER functions.
 create or replace function private.acting_as_user() returns boolean
-language sql stable set search_path = pg_catalog, pg_temp
+language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
-  select coalesce(nullif(current_setting('role', true), 'none'), session_user)
-         in ('anon', 'authenticated')
+begin
+  return coalesce(nullif(current_setting('role', true), 'none'), session_user) in ('anon', 'authenticated');
+end
 $$;
 
 -- A request's settings are JSON objects that PostgREST, or a service in its place, sets. A malformed one

@@ -11,7 +11,9 @@ revoke all on
   private.provisioning,
   private.api_key_hashes,
   private.stripe_events,
-  private.stripe_objects
+  private.stripe_prices,
+  private.stripe_customers,
+  private.stripe_subscriptions
 from public, anon, authenticated, service_role;
 
 create or replace trigger tiers_bound_json
@@ -64,7 +66,17 @@ create policy "services read Stripe's events" on private.stripe_events
   for select to platform_service
   using (true);
 
-drop policy if exists "services read Stripe's objects" on private.stripe_objects;
-create policy "services read Stripe's objects" on private.stripe_objects
+drop policy if exists "services read Stripe's prices" on private.stripe_prices;
+create policy "services read Stripe's prices" on private.stripe_prices
+  for select to platform_service
+  using (true);
+
+drop policy if exists "services read Stripe's customers" on private.stripe_customers;
+create policy "services read Stripe's customers" on private.stripe_customers
+  for select to platform_service
+  using (true);
+
+drop policy if exists "services read Stripe's subscriptions" on private.stripe_subscriptions;
+create policy "services read Stripe's subscriptions" on private.stripe_subscriptions
   for select to platform_service
   using (true);

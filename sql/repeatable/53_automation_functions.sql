@@ -65,6 +65,14 @@ begin
               order by received_at
               limit batch for update skip locked
            );
+        when 'stripe_customers' then
+          delete from private.stripe_customers
+           where customer_id in (
+             select customer_id from private.stripe_customers
+              where account_id is null and recorded_at < keep.cutoff
+              order by recorded_at
+              limit batch for update skip locked
+           );
         else
           raise exception 'retention names the table %, which is not known here', keep.table_name
             using errcode = 'invalid_table_definition',

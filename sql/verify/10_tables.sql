@@ -6,7 +6,8 @@ select expected.name as missing_table
     ('public.accounts'), ('public.subscriptions'), ('public.instances'), ('public.usage_metrics'),
     ('public.audit_logs'), ('public.support_tickets'), ('public.instance_backups'), ('public.api_keys'),
     ('private.tiers'), ('private.retention'), ('private.instance_status_transitions'), ('private.instance_secrets'),
-    ('private.reserved_subdomains'), ('private.provisioning'), ('private.api_key_hashes'), ('private.stripe_events'), ('private.stripe_objects')
+    ('private.reserved_subdomains'), ('private.provisioning'), ('private.api_key_hashes'),
+    ('private.stripe_events'), ('private.stripe_prices'), ('private.stripe_customers'), ('private.stripe_subscriptions')
   ) as expected (name)
  where to_regclass(expected.name) is null;
 

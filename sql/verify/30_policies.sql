@@ -35,7 +35,9 @@ with expected (name, role, commands) as (
     ('private.provisioning', 'platform_service', 'rawd'),
     ('private.api_key_hashes', 'platform_service', 'r'),
     ('private.stripe_events', 'platform_service', 'r'),
-    ('private.stripe_objects', 'platform_service', 'r')
+    ('private.stripe_prices', 'platform_service', 'r'),
+    ('private.stripe_customers', 'platform_service', 'r'),
+    ('private.stripe_subscriptions', 'platform_service', 'r')
 ),
 found as (
   select p.polrelid as relation, role.oid as role, command, count(*) as policies

@@ -1,6 +1,6 @@
 -- The functions: who may run them, and as whom they run.
 
--- check: The functions of public are exactly those of the contract, by their signatures; users execute the first six, service_role all but Stripe's door, PUBLIC and anon none.
+-- check: The functions of public are exactly those of the contract, by their signatures; users execute the first six, service_role all, PUBLIC and anon none.
 with expected (name, for_roles) as (
   values
     ('get_user_instance(user_id uuid)', '{authenticated,service_role}'),
@@ -17,7 +17,8 @@ with expected (name, for_roles) as (
     ('calculate_storage_usage(instance_id uuid)', '{service_role}'),
     ('cleanup_expired_data()', '{service_role}'),
     ('auto_pause_inactive_instances()', '{service_role}'),
-    ('handle_stripe_event(event jsonb)', '{}')
+    ('handle_stripe_event(event jsonb)', '{service_role}'),
+    ('handle_stripe_object(object jsonb, observed_at timestamp with time zone)', '{service_role}')
 ),
 found as (
   select p.oid, p.proname || '(' || pg_get_function_identity_arguments(p.oid) || ')' as name
