@@ -69,6 +69,7 @@ ON_EACH = {
     "test_migrate_session": "transaction_timeout is a setting from 17",
     "test_migrate_verify": _CATALOGS,
     "test_migrated_rows": _BODIES,
+    "test_migrating": _BODIES,
     "test_program": _OWNERS,
     "test_provisioner_life::test_a_new_row_becomes_a_release_that_runs": _BODIES,
     "test_recovery::test_lost_state_of_a_hosted_project": _OWNERS,

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import NamedTuple
 from unittest.mock import Mock
 
@@ -132,6 +133,8 @@ def test_statements_reach_rows_under_the_role_that_makes_them(db: Db, client: st
         "stripe_customer_id": stripe["customer"],
         "stripe_subscription_id": stripe["id"],
         "event": Jsonb(event),
+        "object": Jsonb(stripe),
+        "observed_at": datetime.now(UTC),
         "config": Jsonb({"agents": {}}),
         "today": db.one(f"select {TODAY}"),
         "start_date": db.one(f"select {TODAY} - 7"),
