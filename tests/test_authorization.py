@@ -198,6 +198,7 @@ def rows(customer: str, which: str) -> dict[str, Row]:
             **stamps,
         },
         "public.usage_metrics": {
+            "id": uid(customer, f"{which} usage"),
             "account_id": account,
             "instance_id": instance,
             "usage_date": "2026-01-01" if first else "2026-01-02",

@@ -122,6 +122,32 @@ def test_numbers_that_were_none_are_replaced(database: str, tmp_path: Path) -> N
         assert found.fetchall() == [("none", 1, 0, 0, 0, 0), ("www", 3, 2, 2, 2, 0)]
 
 
+def test_usage_that_was_there_gets_ids(database: str, tmp_path: Path) -> None:
+    with migrated(database, tmp_path, "0022_usage_id.sql") as connection:
+        account = sign_up(connection, "a@x.example")
+        connection.execute(
+            """insert into public.subscriptions
+                 (account_id, tier, max_messages_per_day, max_storage_gb, max_agents,
+                  max_platforms, max_team_members, features)
+               values (%s, 'starter', 1, 1, 1, 1, 1, '{}')""",
+            [account],
+        )
+        connection.execute(
+            """insert into public.instances
+                 (account_id, subscription_id, app_name, subdomain, cpu_limit, memory_limit_mb,
+                  storage_limit_gb)
+               select account_id, id, 'a', 'a', 1, 1, 1 from public.subscriptions"""
+        )
+        connection.execute(
+            """insert into public.usage_metrics (account_id, instance_id, usage_date)
+               select account_id, id, date '2026-01-01' + day
+                 from public.instances, generate_series(1, 300) as day"""
+        )
+    with psycopg.connect(database) as connection:
+        query = "select count(distinct id), count(*) from public.usage_metrics"
+        assert connection.execute(query).fetchall() == [(300, 300)]
+
+
 def test_keys_and_users_that_were_there_are_brought_within_the_bounds(
     database: str, tmp_path: Path
 ) -> None:

@@ -605,6 +605,55 @@ def test_no_number_of_usage_is_negative(db: Db, column: str) -> None:
         db.run(f"update usage_metrics set {column} = -1 where account_id = %s", ANN.account)
 
 
+COUNTS = [
+    "[]",
+    '"a"',
+    "1",
+    '{"a": -1}',
+    '{"a": 1.5}',
+    '{"a": "1"}',
+    '{"a": null}',
+    '{"a": {}}',
+    '{"a": 2147483647}',
+    '{"a": 1e131071}',
+    '{"": 1}',
+    json.dumps({"x" * 101: 1}),
+    json.dumps({str(number): 1 for number in range(10_001)}),
+]
+
+
+@pytest.mark.parametrize("column", ["agent_counts", "tool_counts"])
+def test_no_count_is_stored_that_cannot_be_read_or_counted_up(db: Db, column: str) -> None:
+    row = {"account_id": ANN.account, "instance_id": ANN.instance}
+    with db.acting("service_role"):
+        for wrong in COUNTS:
+            with db.refused(CheckViolation, "no object of whole numbers"):
+                db.insert("usage_metrics", **row, **{column: wrong})
+        with db.refused(CheckViolation, "no list of names"):
+            db.insert("usage_metrics", **row, platforms_active=[["a"], ["b"]])
+        db.insert("usage_metrics", **row, **{column: '{"ada": 7, "bob": 1.0}'})
+        for written in (f"{column} = '[]'", f"{column} = '{{}}'", "platforms_active = '{a}'"):
+            with db.refused(InsufficientPrivilege):
+                db.run(f"update usage_metrics set {written}")
+    name = column.removesuffix("_counts")
+    for who in ("ada", "bob"):
+        db.run(f"select track_usage(%s, {name} => %s)", ANN.instance, who)
+    assert db.one(f"select {column} from usage_metrics") == {"ada": 8, "bob": 2}
+
+
+def test_a_row_of_usage_has_a_key_of_one_column(db: Db) -> None:
+    row = {"account_id": ANN.account, "instance_id": ANN.instance}
+    first = db.insert("usage_metrics", **row)["id"]
+    other = db.insert("usage_metrics", **row, usage_date="2026-01-01")["id"]
+    assert first != other
+    with db.acting("service_role"):
+        db.update("usage_metrics", other, error_count=3)
+        with db.refused(UniqueViolation, "usage_metrics_id_key"):
+            db.update("usage_metrics", other, id=first)
+        with db.refused(NotNullViolation):
+            db.update("usage_metrics", other, id=None)
+
+
 def test_there_is_one_usage_row_per_instance_and_day(db: Db) -> None:
     row = {"account_id": ANN.account, "instance_id": ANN.instance}
     db.insert("usage_metrics", **row)

@@ -107,6 +107,10 @@ VIOLATIONS = [
     ("The privileges of PUBLIC", "grant truncate on public.accounts to anon"),
     ("The privileges of PUBLIC", "grant update (tier) on public.subscriptions to authenticated"),
     ("The privileges of PUBLIC", "revoke select on public.accounts from authenticated"),
+    (
+        "service_role reads and writes",
+        "grant update (agent_counts) on public.usage_metrics to service_role",
+    ),
     ("service_role reads and writes", "revoke delete on public.accounts from service_role"),
     ("Nothing in private", "grant usage on schema private to service_role"),
     ("Nothing in private", "grant select (tier) on private.tiers to authenticated"),

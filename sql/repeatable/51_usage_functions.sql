@@ -23,10 +23,10 @@ begin
      set messages_sent = messages_sent + (message_type is not distinct from 'sent')::integer,
          messages_received = messages_received + (message_type is not distinct from 'received')::integer,
          agent_counts = jsonb_set_lax(
-           agent_counts, array[agent], to_jsonb((agent_counts ->> agent)::integer + 1), true, 'return_target'
+           agent_counts, array[agent], to_jsonb((agent_counts -> agent)::integer + 1), true, 'return_target'
          ),
          tool_counts = jsonb_set_lax(
-           tool_counts, array[tool], to_jsonb((tool_counts ->> tool)::integer + 1), true, 'return_target'
+           tool_counts, array[tool], to_jsonb((tool_counts -> tool)::integer + 1), true, 'return_target'
          )
    where instance_id = track_usage.instance_id
      and usage_date = (now() at time zone 'utc')::date

@@ -18,6 +18,7 @@ select t.name as table, t.rule as missing_or_unchecked_constraint
     ('public.instances', 'instances_status_known'),
     ('public.instances', 'instances_health_status_known'),
     ('public.usage_metrics', 'usage_metrics_pkey'),
+    ('public.usage_metrics', 'usage_metrics_id_key'),
     ('public.support_tickets', 'support_tickets_priority_known'),
     ('public.support_tickets', 'support_tickets_status_known'),
     ('public.instance_backups', 'instance_backups_type_known'),
@@ -109,7 +110,7 @@ select a.attrelid::regclass as table, a.attname as column
   join pg_catalog.pg_class c on c.oid = a.attrelid and c.relkind in ('r', 'p')
  where c.relnamespace = to_regnamespace('public')
    and a.atttypid = 'jsonb'::regtype
-   -- Of usage_metrics: what they count is the functions' to write, name by name.
+   -- Of usage_metrics: private.check_usage_counts() sees to these two, and nobody may update them.
    and a.attname not in ('agent_counts', 'tool_counts')
    and a.attnum > 0
    and not a.attisdropped
@@ -153,6 +154,7 @@ select t.name as table, t.trigger as missing_or_disabled_trigger
     ('public.instances', 'instances_audit'),
     ('public.instances', 'instances_audit_status'),
     ('public.usage_metrics', 'usage_metrics_check_day'),
+    ('public.usage_metrics', 'usage_metrics_check_counts'),
     ('public.usage_metrics', 'usage_metrics_check_activity'),
     ('public.support_tickets', 'support_tickets_note_resolution'),
     ('public.support_tickets', 'support_tickets_check_first_priority'),
@@ -217,7 +219,7 @@ select i.indexrelid::regclass::text
   from pg_catalog.pg_index i
   join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = any (i.indkey)
  where i.indrelid = to_regclass('public.usage_metrics')
-   and a.attname not in ('account_id', 'instance_id', 'usage_date', 'limit_exceeded');
+   and a.attname not in ('id', 'account_id', 'instance_id', 'usage_date', 'limit_exceeded');
 
 -- check: The tier catalogue holds exactly the four tiers, each with the same features as true or false.
 select coalesce(expected.tier, found.tier) as tier,

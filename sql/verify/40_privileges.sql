@@ -56,14 +56,23 @@ select relation::regclass as table,
   ) as found using (relation, column_name, grantee, privilege)
  where wanted.privilege is null or found.is_granted is null;
 
--- check: service_role reads and writes all eight tables, also where new tables are granted to nobody.
+-- check: service_role reads and writes all eight tables, also where new tables are granted to nobody; but it updates no counts by name.
 select t.name as table, privilege as missing_privilege
   from (values
     ('accounts'), ('subscriptions'), ('instances'), ('usage_metrics'), ('audit_logs'),
     ('support_tickets'), ('instance_backups'), ('api_keys')
   ) as t (name)
  cross join unnest(array['SELECT', 'INSERT', 'UPDATE', 'DELETE']) as privilege
- where not has_table_privilege('service_role', to_regclass('public.' || t.name), privilege);
+ where (t.name, privilege) <> ('usage_metrics', 'UPDATE')
+   and not has_table_privilege('service_role', to_regclass('public.' || t.name), privilege)
+union all
+select 'usage_metrics.' || a.attname, 'UPDATE'
+  from pg_catalog.pg_attribute a
+ where a.attrelid = to_regclass('public.usage_metrics')
+   and a.attnum > 0
+   and not a.attisdropped
+   and has_column_privilege('service_role', a.attrelid, a.attnum, 'UPDATE')
+       = (a.attname in ('agent_counts', 'tool_counts', 'platforms_active'));
 
 -- check: Nothing in private is within reach of an API role: neither the schema nor any table.
 select role, 'schema private' as object
