@@ -108,6 +108,14 @@ LONG = (
     "test_migrate_concurrency",
     "test_authorization",
     "test_at_once",
+    "test_migrate_cli",
+    "test_migrate_fuzz",
+    "test_migrate_rehearsal",
+    "test_migrate_bundle",
+    "test_policies",
+    "test_migrate_json",
+    "test_provider_session",
+    "test_migrate_session",
 )
 """Modules that take longest, the longest first: begun last, one would keep a worker alone."""
 
