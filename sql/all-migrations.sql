@@ -1572,12 +1572,13 @@ language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
   max_bytes constant integer := tg_argv[0]::integer;
+  new_row constant jsonb := to_jsonb(new);
   name text;
   value jsonb;
   bytes integer;
 begin
   foreach name in array tg_argv[1:] loop
-    execute format('select ($1).%I', name) using new into value;
+    value := new_row -> name;
     bytes := pg_column_size(value);
     if bytes <= max_bytes then
       if exists (
@@ -1767,7 +1768,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '10_shared.sql', '79947fab0c2d0777457815cd0419a41950065e633d8c68c71ceb4bb2b0d8f7ac', NULL, '1.0.0');
+values (0, 'repeatable', '10_shared.sql', '53a1c8bc2bba2252d78c8e1dcd339e15db541031a617aeabe1c1b6bae5fe0f5c', NULL, '1.0.0');
 
 -- repeatable/20_accounts.sql
 
@@ -4114,15 +4115,24 @@ create or replace function private.stripe_fields(object jsonb) returns jsonb
 language plpgsql immutable set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return (
-    select coalesce(
-             jsonb_object_agg(key, case when jsonb_typeof(value) = 'object' and key = 'customer' then value -> 'id' else value end), '{}'
-           )
-      from jsonb_each(case jsonb_typeof(object) when 'object' then object else '{}' end)
-     where key in (
-       'id', 'object', 'livemode', 'created', 'deleted', 'customer', 'metadata', 'status', 'items',
-       'trial_start', 'trial_end', 'current_period_start', 'current_period_end', 'canceled_at', 'ended_at'
-     )
+  return jsonb_build_object(
+    'object', object -> 'object',
+    'id', object -> 'id',
+    'customer', case jsonb_typeof(object -> 'customer')
+      when 'object' then object #> '{customer,id}' else object -> 'customer'
+    end,
+    'livemode', object -> 'livemode',
+    'created', object -> 'created',
+    'deleted', object -> 'deleted',
+    'metadata', object -> 'metadata',
+    'status', object -> 'status',
+    'items', object -> 'items',
+    'trial_start', object -> 'trial_start',
+    'trial_end', object -> 'trial_end',
+    'current_period_start', object -> 'current_period_start',
+    'current_period_end', object -> 'current_period_end',
+    'canceled_at', object -> 'canceled_at',
+    'ended_at', object -> 'ended_at'
   );
 end
 $$;
@@ -4130,29 +4140,38 @@ $$;
 create or replace function private.stripe_payload(event jsonb) returns jsonb
 language plpgsql immutable set search_path = pg_catalog, pg_temp
 as $$
+declare
+  type constant text := event ->> 'type';
+  object jsonb := private.stripe_fields(event #> '{data,object}')
+                  || jsonb_build_object('livemode', event -> 'livemode');
+  previous jsonb := event #> '{data,previous_attributes}';
 begin
-  return (
-    select jsonb_build_object(
-             'id', event -> 'id',
-             'type', event -> 'type',
-             'created', event -> 'created',
-             'livemode', event -> 'livemode',
-             'data', jsonb_build_object(
-               'object', private.stripe_fields(event #> '{data,object}') || stated
-                 || jsonb_build_object('livemode', event -> 'livemode'),
-               'previous_attributes', private.stripe_fields(event #> '{data,previous_attributes}')
-             )
-           )
-      from (values (case
-        when event ->> 'type' in ('customer.created', 'customer.updated') then '{"object": "customer"}'
-        when event ->> 'type' = 'customer.deleted' then '{"object": "customer", "deleted": true}'
-        when event ->> 'type' <> 'customer.subscription.deleted' then '{"object": "subscription"}'
-        when event #>> '{data,object,status}' like 'incomplete%'
-          then '{"object": "subscription", "status": "incomplete_expired"}'
-        else '{"object": "subscription", "status": "canceled"}'
-      end::jsonb)) as type (stated)
-     where event ->> 'type' in ('customer.created', 'customer.updated', 'customer.deleted')
-        or event ->> 'type' like 'customer.subscription.%'
+  if type in ('customer.created', 'customer.updated', 'customer.deleted') then
+    object := object || jsonb_build_object('object', 'customer', 'deleted', type = 'customer.deleted');
+  elsif type like 'customer.subscription.%' then
+    object := object || '{"object": "subscription"}';
+    if type = 'customer.subscription.deleted' then
+      object := object || jsonb_build_object(
+        'status', case when object ->> 'status' like 'incomplete%' then 'incomplete_expired' else 'canceled' end
+      );
+    end if;
+  else
+    return null;
+  end if;
+  if jsonb_typeof(previous) = 'object' then
+    previous := (select jsonb_object_agg(key, value) from jsonb_each(previous) where object ? key);
+  else
+    previous := null;
+  end if;
+  return jsonb_build_object(
+    'id', event -> 'id',
+    'type', type,
+    'created', event -> 'created',
+    'livemode', event -> 'livemode',
+    'data', jsonb_build_object(
+      'object', object,
+      'previous_attributes', coalesce(previous, '{}')
+    )
   );
 end
 $$;
@@ -4362,7 +4381,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '54_stripe_snapshots.sql', '62bf5d31b7b4ddbf1763601ded54c586e5b3f71d32e48d6ea882ea38e3ae99b0', NULL, '1.0.0');
+values (0, 'repeatable', '54_stripe_snapshots.sql', 'ffc69924c00e4bd523d0080fda6211c5a7f030ad27ca8b49c0a0ab0069c2916e', NULL, '1.0.0');
 
 -- repeatable/55_stripe_functions.sql
 
@@ -4772,16 +4791,18 @@ language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
   outcome text := 'applied';
+  only_renewed boolean := false;
   linked boolean;
-  only_renewed boolean;
+  recorded record;
 begin
   -- Before the first row that refers to it: two that share that reference's lock could not both go on to
   -- write the account.
   perform from public.accounts where id = account for no key update;
   linked := private.record_stripe_customer(object, account);
   if object ->> 'object' = 'subscription' then
-    select recorded.* into outcome, only_renewed
-      from private.record_stripe_subscription(object, seen_at, account, payload) as recorded;
+    recorded := private.record_stripe_subscription(object, seen_at, account, payload);
+    outcome := recorded.outcome;
+    only_renewed := recorded.only_renewed;
   end if;
   if account is null then
     return case outcome when 'applied' then 'unlinked' else outcome end;
@@ -4954,6 +4975,6 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '55_stripe_functions.sql', 'e91c5243c4271bbd87d2e077d3f722e345b389cae814d0dd0f7b74dad6713c93', NULL, '1.0.0');
+values (0, 'repeatable', '55_stripe_functions.sql', '522bd06c6729d0652240d334c0dad269cecf44a8b71157fadec1afbcf630a626', NULL, '1.0.0');
 
 commit;

@@ -30,12 +30,13 @@ language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
   max_bytes constant integer := tg_argv[0]::integer;
+  new_row constant jsonb := to_jsonb(new);
   name text;
   value jsonb;
   bytes integer;
 begin
   foreach name in array tg_argv[1:] loop
-    execute format('select ($1).%I', name) using new into value;
+    value := new_row -> name;
     bytes := pg_column_size(value);
     if bytes <= max_bytes then
       if exists (

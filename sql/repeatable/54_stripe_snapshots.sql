@@ -5,15 +5,24 @@ create or replace function private.stripe_fields(object jsonb) returns jsonb
 language plpgsql immutable set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return (
-    select coalesce(
-             jsonb_object_agg(key, case when jsonb_typeof(value) = 'object' and key = 'customer' then value -> 'id' else value end), '{}'
-           )
-      from jsonb_each(case jsonb_typeof(object) when 'object' then object else '{}' end)
-     where key in (
-       'id', 'object', 'livemode', 'created', 'deleted', 'customer', 'metadata', 'status', 'items',
-       'trial_start', 'trial_end', 'current_period_start', 'current_period_end', 'canceled_at', 'ended_at'
-     )
+  return jsonb_build_object(
+    'object', object -> 'object',
+    'id', object -> 'id',
+    'customer', case jsonb_typeof(object -> 'customer')
+      when 'object' then object #> '{customer,id}' else object -> 'customer'
+    end,
+    'livemode', object -> 'livemode',
+    'created', object -> 'created',
+    'deleted', object -> 'deleted',
+    'metadata', object -> 'metadata',
+    'status', object -> 'status',
+    'items', object -> 'items',
+    'trial_start', object -> 'trial_start',
+    'trial_end', object -> 'trial_end',
+    'current_period_start', object -> 'current_period_start',
+    'current_period_end', object -> 'current_period_end',
+    'canceled_at', object -> 'canceled_at',
+    'ended_at', object -> 'ended_at'
   );
 end
 $$;
@@ -21,29 +30,38 @@ $$;
 create or replace function private.stripe_payload(event jsonb) returns jsonb
 language plpgsql immutable set search_path = pg_catalog, pg_temp
 as $$
+declare
+  type constant text := event ->> 'type';
+  object jsonb := private.stripe_fields(event #> '{data,object}')
+                  || jsonb_build_object('livemode', event -> 'livemode');
+  previous jsonb := event #> '{data,previous_attributes}';
 begin
-  return (
-    select jsonb_build_object(
-             'id', event -> 'id',
-             'type', event -> 'type',
-             'created', event -> 'created',
-             'livemode', event -> 'livemode',
-             'data', jsonb_build_object(
-               'object', private.stripe_fields(event #> '{data,object}') || stated
-                 || jsonb_build_object('livemode', event -> 'livemode'),
-               'previous_attributes', private.stripe_fields(event #> '{data,previous_attributes}')
-             )
-           )
-      from (values (case
-        when event ->> 'type' in ('customer.created', 'customer.updated') then '{"object": "customer"}'
-        when event ->> 'type' = 'customer.deleted' then '{"object": "customer", "deleted": true}'
-        when event ->> 'type' <> 'customer.subscription.deleted' then '{"object": "subscription"}'
-        when event #>> '{data,object,status}' like 'incomplete%'
-          then '{"object": "subscription", "status": "incomplete_expired"}'
-        else '{"object": "subscription", "status": "canceled"}'
-      end::jsonb)) as type (stated)
-     where event ->> 'type' in ('customer.created', 'customer.updated', 'customer.deleted')
-        or event ->> 'type' like 'customer.subscription.%'
+  if type in ('customer.created', 'customer.updated', 'customer.deleted') then
+    object := object || jsonb_build_object('object', 'customer', 'deleted', type = 'customer.deleted');
+  elsif type like 'customer.subscription.%' then
+    object := object || '{"object": "subscription"}';
+    if type = 'customer.subscription.deleted' then
+      object := object || jsonb_build_object(
+        'status', case when object ->> 'status' like 'incomplete%' then 'incomplete_expired' else 'canceled' end
+      );
+    end if;
+  else
+    return null;
+  end if;
+  if jsonb_typeof(previous) = 'object' then
+    previous := (select jsonb_object_agg(key, value) from jsonb_each(previous) where object ? key);
+  else
+    previous := null;
+  end if;
+  return jsonb_build_object(
+    'id', event -> 'id',
+    'type', type,
+    'created', event -> 'created',
+    'livemode', event -> 'livemode',
+    'data', jsonb_build_object(
+      'object', object,
+      'previous_attributes', coalesce(previous, '{}')
+    )
   );
 end
 $$;

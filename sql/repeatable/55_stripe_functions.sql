@@ -404,16 +404,18 @@ language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
   outcome text := 'applied';
+  only_renewed boolean := false;
   linked boolean;
-  only_renewed boolean;
+  recorded record;
 begin
   -- Before the first row that refers to it: two that share that reference's lock could not both go on to
   -- write the account.
   perform from public.accounts where id = account for no key update;
   linked := private.record_stripe_customer(object, account);
   if object ->> 'object' = 'subscription' then
-    select recorded.* into outcome, only_renewed
-      from private.record_stripe_subscription(object, seen_at, account, payload) as recorded;
+    recorded := private.record_stripe_subscription(object, seen_at, account, payload);
+    outcome := recorded.outcome;
+    only_renewed := recorded.only_renewed;
   end if;
   if account is null then
     return case outcome when 'applied' then 'unlinked' else outcome end;
