@@ -19,7 +19,7 @@ from pulumi.dynamic import (
 
 from components import ROOT
 from components.session import DatabaseProvider
-from migrate import adoption, catalog, files, ledger, parser, plan, rehearsal, run, verify
+from migrate import adoption, catalog, files, ledger, plan, rehearsal, run, verify
 from migrate.connection import Connection
 from migrate.errors import (
     FilesError,
@@ -49,7 +49,7 @@ class FilesProvider(DatabaseProvider):
             return CheckResult(news, [])
         try:
             found = files.read(SQL / folder)
-            problems = parser.problems(found)
+            problems = files.sql_problems(found)
         except FilesError as error:
             return CheckResult(news, [CheckFailure("", text) for text in error.problems])
         if folder == files.VERSIONED:

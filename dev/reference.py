@@ -1,9 +1,7 @@
 """docs/reference.md from the live catalog of a new database: `python -m dev.reference`."""
 
 import re
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from components import ROOT
@@ -130,11 +128,7 @@ FUNCTIONS = """
 
 def main() -> None:
     """Print the document."""
-    with (
-        tempfile.TemporaryDirectory(prefix="reference-") as directory,
-        throwaway(Path(directory)) as url,
-        connect(url) as connection,
-    ):
+    with throwaway() as url, connect(url) as connection:
         run.up(connection, files.read_tree(ROOT / "sql"), (PLATFORM, VERSIONED, REPEATABLE))
         print("\n".join(document(connection)), end="")
 

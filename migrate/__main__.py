@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
-from migrate import adoption, files, ledger, parser, plan, rehearsal, run, verify
+from migrate import adoption, files, ledger, plan, rehearsal, run, verify
 from migrate.bundle import bundle
 from migrate.connection import LOCK_WAIT, Connection, connect
 from migrate.errors import DriftError, FailedChecksError, FilesError, MigrateError
@@ -233,7 +233,7 @@ def _plan(options: argparse.Namespace) -> Result:
     if options.offline:
         tree = files.read_tree(options.directory)
         everything = [file for name in FOLDERS for file in tree[name]]
-        files.refuse(files.number_problems(tree[VERSIONED]) + parser.problems(everything))
+        files.refuse(files.number_problems(tree[VERSIONED]) + files.sql_problems(everything))
         findings = lint([*tree[VERSIONED], *tree[REPEATABLE]], apart=True)
         rehearsed = rehearsal.rehearse(tree) if options.rehearse else None
         text = [*map(str, findings), *([str(rehearsed)] if rehearsed else [])]
@@ -271,8 +271,8 @@ def _plan(options: argparse.Namespace) -> Result:
             {
                 "file": file.label,
                 "sha256": file.sha256,
-                "statements": parser.outline(file).statements,
-                "transactional": parser.outline(file).transactional,
+                "statements": file.script.count,
+                "transactional": file.script.transactional,
             }
             for file in found.pending
         ],

@@ -5,10 +5,8 @@ where it is equal to that, and else refused as it is.  One that the bundle made 
 run on as any other; where it is not what the files make, that is drift.
 """
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from migrate import catalog, ledger, plan
 from migrate.apply import apply, batches
@@ -111,11 +109,7 @@ def _make(tree: Tree) -> tuple[set[str], Mapping[str, str], MigrateError | None]
 
     The files may need what only the live database has; then it is what they make before they fail.
     """
-    with (
-        tempfile.TemporaryDirectory(prefix="adoption-") as name,
-        throwaway(Path(name)) as url,
-        connect(url) as connection,
-    ):
+    with throwaway() as url, connect(url) as connection:
         send(connection, SESSION + ledger.CREATE)
         _apply(connection, tree, [PLATFORM])
         before = catalog.read(connection)

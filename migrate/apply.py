@@ -3,8 +3,7 @@
 import hashlib
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
@@ -24,7 +23,7 @@ from migrate.connection import (
 )
 from migrate.errors import MigrateError
 from migrate.files import VERSIONED, File
-from migrate.parser import Piece, Statement, alone, outline, pieces, split, statements
+from migrate.parser import Piece, Statement, alone, split
 from migrate.report import describe
 
 _SETTING = re.compile(r"(set|reset|select\s+(pg_catalog\.)?set_config)\b", re.IGNORECASE)
@@ -66,7 +65,7 @@ class ApplyError(Exception):
 
 def batches(pending: Sequence[File], *, together: bool) -> list[Sequence[File]]:
     """Files as they commit: each by itself or, where all run in a transaction, together."""
-    if pending and together and all(outline(file).transactional for file in pending):
+    if pending and together and all(file.script.transactional for file in pending):
         return [pending]
     return [[file] for file in pending]
 
@@ -88,7 +87,7 @@ def apply(
     Raises:
         MigrateError: with what failed, what stands, and what to do.
     """
-    transactional = outline(batch[0]).transactional
+    transactional = batch[0].script.transactional
     for attempt in range(RETRIES + 1):
         last = attempt == RETRIES or not transactional
         watching: AbstractContextManager[list[str]] = (
@@ -128,7 +127,7 @@ def apply(
 
 def _standing(connection: Connection, failed: ApplyError) -> str:
     (file,), statement = failed.files, failed.statement
-    done = statement.number - 1 if statement else outline(file).statements
+    done = statement.number - 1 if statement else file.script.count
     text = f"not rolled back: {done} of the statements of {file.name}"
     if done:
         text += ", which are done and not to be edited"
@@ -144,11 +143,9 @@ def _in_one_transaction(connection: Connection, batch: Sequence[File]) -> None:
         for file in batch:
             started = time.monotonic()
             opening = f"{CLEAN}begin;" if file is batch[0] else ""
-            total = len(outline(file).pieces)
-            of_file = pieces(file) if total == 1 else _ahead(pieces(file))
-            for number, piece in enumerate(of_file, 1):
+            for span, piece in zip(file.script.spans, file.script.pieces(), strict=True):
                 committing, closing = [file], ""
-                if number == total:
+                if span is file.script.spans[-1]:
                     before = f"{(time.monotonic() - started) * 1000:.0f}"
                     closing = f"\n;{SESSION}" + _record(file, f"{before} + {_THIS_MESSAGE}")
                     if file is batch[-1]:
@@ -159,15 +156,6 @@ def _in_one_transaction(connection: Connection, batch: Sequence[File]) -> None:
         roll_back(connection)
 
 
-def _ahead(pieces: Iterator[Piece]) -> Iterator[Piece]:
-    """The same pieces, each read while the server works on the one before it."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, pieces, None)
-        while piece := coming.result():
-            coming = pool.submit(next, pieces, None)
-            yield piece
-
-
 def _run_piece(
     connection: Connection, batch: Sequence[File], opening: str, piece: Piece, closing: str
 ) -> None:
@@ -176,9 +164,10 @@ def _run_piece(
         send(connection, opening + piece.text + closing)
     except StatementError as failed:
         number = failed.done - opening.count(";")
-        if number >= piece.count:
+        statements = split(piece)
+        if number >= len(statements):
             raise ApplyError(batch, None, None, failed.error) from failed.error
-        statement = split(piece)[max(number, 0)]
+        statement = statements[max(number, 0)]
         offset = failed.position
         if offset is not None:
             offset -= len(opening) + statement.start
@@ -188,7 +177,7 @@ def _run_piece(
 
 
 def _record(file: File, milliseconds: str) -> str:
-    content = None if file.folder.name == VERSIONED else "".join(file.text())
+    content = None if file.folder.name == VERSIONED else file.text
     return ledger.record(file, content, milliseconds)
 
 
@@ -206,7 +195,7 @@ def _one_by_one(connection: Connection, file: File) -> None:
     before = hashlib.sha256()
     started = time.monotonic()
     send(connection, CLEAN)
-    for statement in statements(file):
+    for statement in file.script.statements():
         digest = before.copy()
         digest.update(statement.text.encode())
         if statement.number > begun.done:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from migrate import files, ledger, parser
+from migrate import files, ledger
 from migrate.connection import LOCK_KEY, SESSION
 from migrate.files import REPEATABLE, VERSIONED, File, Tree
 from migrate.parser import is_closed, split
@@ -35,7 +35,7 @@ def bundle(tree: Tree) -> Iterator[str]:
         FilesError: any file is wrong.
     """
     every = [*tree[VERSIONED], *tree[REPEATABLE]]
-    files.refuse(files.number_problems(tree[VERSIONED]) + parser.problems(every))
+    files.refuse(files.number_problems(tree[VERSIONED]) + files.sql_problems(every))
     return _script(every)
 
 
@@ -43,9 +43,9 @@ def _script(every: list[File]) -> Iterator[str]:
     begin = f"begin;\n{SESSION}select pg_advisory_xact_lock({LOCK_KEY});\n"
     yield _HEADER + begin + _GUARD.format(schema=ledger.SCHEMA) + ledger.CREATE
     for file in every:
-        transactional = parser.outline(file).transactional
+        transactional = file.script.transactional
         yield f"\n-- {file.label}\n\n" + ("" if transactional else "commit;\n")
-        for piece in parser.pieces(file):
+        for piece in file.script.pieces():
             yield piece.text
         yield "\n" if is_closed(piece, split(piece)) else "\n;\n"
         yield f"\n{SESSION}{ledger.record(file)}" + ("" if transactional else begin)

@@ -1,19 +1,16 @@
-"""Migration files: finding, reading and hashing them, and what their names and history tell.
+"""Migration files: finding and reading them, and what their names and history tell."""
 
-Nothing here needs a database or the parser.
-"""
-
-import codecs
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 from migrate.errors import FilesError
+from migrate.parser import Script, parse
 
 PLATFORM = "platform"
 """The folder with what a plain PostgreSQL lacks and a hosted one has; repeatable files."""
@@ -32,25 +29,29 @@ FOLDERS = (PLATFORM, VERSIONED, REPEATABLE, VERIFY)
 _VERSIONED_NAME = re.compile(r"([0-9]{4})_[a-z0-9_]+\.sql")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
-BLOCK = 1 << 16
-"""Bytes that are read at a time, so that a file of any size needs little memory."""
-
-_FIRST_BLOCK = 1 << 13
+_FIRST_READ = 1 << 13
 """Most files are smaller than this, and read by one call."""
 
 
-class File(NamedTuple):
-    """One SQL file on disk.
+@dataclass  # not frozen, and its digest no cached_property: both take longer than the digest
+class File:
+    """One SQL file, as it was when it was read.
 
     Attributes:
         name: identifies the file in the ledger, together with its folder's name.
-        sha256: hex digest of the text without a byte order mark and with LF line ends, so that a
-            checkout with CRLF has the same.
+        content: its bytes without a byte order mark and with LF line ends, so that a checkout with
+            CRLF has the same.
+        sha256: hex digest of the content.
     """
 
     folder: Path
     name: str
-    sha256: str
+    content: bytes = field(repr=False)
+    sha256: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Take the digest, once."""
+        self.sha256 = hashlib.sha256(self.content).hexdigest()
 
     @property
     def path(self) -> Path:
@@ -62,68 +63,22 @@ class File(NamedTuple):
         """Folder and name, as the ledger has them."""
         return f"{self.folder.name}/{self.name}"
 
-    def text(self) -> Iterator[str]:
-        """The text, block by block.
+    @property
+    def text(self) -> str:
+        """The content of a file that has no problems."""
+        return self.content.decode()
+
+    @cached_property
+    def script(self) -> Script:
+        """Its statements.
 
         Raises:
-            FilesError: it is not UTF-8, holds a zero byte, or is not what `sha256` was taken of.
+            FilesError: it is not UTF-8, the real PostgreSQL parser refuses it, it holds what no
+                migration may hold, or nothing at all; each with file:line:column.
         """
-        decoder = codecs.getincrementaldecoder("utf-8")()
-        digest = hashlib.sha256()
-        line = 1
-        try:
-            for block in chain(_blocks(f"{self.folder}/{self.name}"), [b""]):
-                digest.update(block)
-                try:
-                    text = decoder.decode(block, final=not block)
-                except UnicodeDecodeError as error:
-                    line += error.object.count(b"\n", 0, error.start)
-                    byte = error.object[error.start]
-                    wrong = f"not UTF-8 (byte {byte:#04x}): save the file as UTF-8"
-                    raise FilesError([f"{self.path}:{line}: {wrong}"]) from None
-                if "\0" in text:  # where every parser in C would take the file to end
-                    line += text.count("\n", 0, text.index("\0"))
-                    wrong = "holds a zero byte, so it is no text: save the file as UTF-8"
-                    raise FilesError([f"{self.path}:{line}: {wrong}"])
-                line += text.count("\n")
-                yield text
-        except OSError as error:
-            raise FilesError([_unreadable(self.path, error)]) from None
-        if digest.hexdigest() != self.sha256:
-            raise FilesError([f"{self.path}: has changed since this run began: run again"])
-
-
-def _blocks(path: str, within: int | None = None) -> Iterator[bytes]:
-    """A file's bytes, without a byte order mark and with LF line ends."""
-    descriptor = os.open(path, os.O_RDONLY, dir_fd=within)
-    try:
-        mark, size = _BYTE_ORDER_MARK, _FIRST_BLOCK
-        while block := os.read(descriptor, size):
-            whole = len(block) < size
-            while block.endswith(b"\r") and (following := os.read(descriptor, 1)):
-                block += following
-            yield block.removeprefix(mark).replace(b"\r\n", b"\n")
-            if whole:
-                break
-            mark, size = b"", BLOCK
-    finally:
-        os.close(descriptor)
-
-
-def _sha256(name: str, within: int) -> str:
-    """The digest of a file; that of a small one, as most are, without any detour."""
-    descriptor = os.open(name, os.O_RDONLY, dir_fd=within)
-    try:
-        block = os.read(descriptor, _FIRST_BLOCK)
-    finally:
-        os.close(descriptor)
-    if len(block) < _FIRST_BLOCK:
-        text = block.removeprefix(_BYTE_ORDER_MARK).replace(b"\r\n", b"\n")
-        return hashlib.sha256(text).hexdigest()
-    digest = hashlib.sha256()
-    for block in _blocks(name, within):
-        digest.update(block)
-    return digest.hexdigest()
+        script = parse(self.content)
+        refuse([f"{self.path}:{problem}" for problem in script.problems])
+        return script
 
 
 def _unreadable(path: Path, error: OSError) -> str:
@@ -148,13 +103,26 @@ def read(folder: Path) -> list[File]:
         for name in sorted(os.listdir(within)):
             if name.endswith(".sql"):
                 try:
-                    found.append(File(folder, name, _sha256(name, within)))
+                    found.append(File(folder, name, _content(name, within)))
                 except OSError as error:
                     problems.append(_unreadable(folder / name, error))
     finally:
         os.close(within)
     refuse(problems)
     return found
+
+
+def _content(name: str, within: int) -> bytes:
+    descriptor = os.open(name, os.O_RDONLY, dir_fd=within)
+    try:
+        content = os.read(descriptor, _FIRST_READ)
+        if len(content) == _FIRST_READ:
+            with open(descriptor, "rb", buffering=0, closefd=False) as file:
+                file.seek(0)
+                content = file.readall()
+    finally:
+        os.close(descriptor)
+    return content.removeprefix(_BYTE_ORDER_MARK).replace(b"\r\n", b"\n")
 
 
 Tree = Mapping[str, Sequence[File]]
@@ -178,6 +146,17 @@ def refuse(problems: Sequence[str]) -> None:
     """
     if problems:
         raise FilesError(problems)
+
+
+def sql_problems(files: Sequence[File]) -> list[str]:
+    """What the parser finds in files: syntax errors, forbidden commands, none at all."""
+    found: list[str] = []
+    for file in files:
+        try:
+            file.script  # noqa: B018 for its problems
+        except FilesError as error:
+            found += error.problems
+    return found
 
 
 def number_problems(files: Sequence[File]) -> list[str]:

@@ -12,7 +12,6 @@ from psycopg.types.json import Jsonb
 from migrate import VERSION
 from migrate.connection import Connection, readable
 from migrate.files import File
-from migrate.parser import outline, statements
 
 SCHEMA = "migrate"
 
@@ -149,7 +148,7 @@ def complete_contents(connection: Connection, folder: str, files: Sequence[File]
         if (file.name, file.sha256) in missing:
             connection.execute(
                 f"update {SCHEMA}.ledger set content = %s where folder = %s and name = %s",
-                ["".join(file.text()), folder, file.name],
+                [file.text, folder, file.name],
             )
 
 
@@ -193,11 +192,11 @@ class Progress:
     def problem(self, file: File) -> str | None:
         """Why a checked file is not continued: it is not what a run began; None where it is."""
         digest = hashlib.sha256()
-        for statement in statements(file):
+        for statement in file.script.statements():
             if statement.number > self.done:
                 break
             digest.update(statement.text.encode())
-        if digest.hexdigest() == self.sha256 and not outline(file).transactional:
+        if digest.hexdigest() == self.sha256 and not file.script.transactional:
             return None
         return (
             f"{file.path}: was edited in statements that are done (the first {self.done}), by a "

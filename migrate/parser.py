@@ -1,17 +1,11 @@
-"""Files into statements, by the PostgreSQL parser itself (postgast), and what no file may hold.
-
-A file is read block by block and never held as a whole, unless it is one statement.
-"""
+"""Files into statements, by the PostgreSQL parser itself (postgast), and what no file may hold."""
 
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any
-
-from migrate.errors import FilesError
-from migrate.files import BLOCK, File
+from typing import Any, NamedTuple
 
 _CONTROL = {
     "BEGIN": "BEGIN",
@@ -74,13 +68,11 @@ class Piece:
     Attributes:
         line: the number of its first line in the file.
         first: the number of its first statement in the file.
-        count: how many statements it has; -1 before it was parsed.
     """
 
     text: str
     line: int = 1
     first: int = 1
-    count: int = -1
 
     def position(self, offset: int) -> str:
         """`line:column` in the file of an offset in the piece, both from 1."""
@@ -121,7 +113,7 @@ def _blank(character: str) -> str:
     return "" if unicodedata.combining(character) else "  " if wide else " "
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen, which would take longer for each of a million
 class Statement:
     """One statement of a file.
 
@@ -210,7 +202,7 @@ def is_closed(piece: Piece, found: list[Statement]) -> bool:
 
 def problem(statement: Statement, transactional: bool) -> str | None:
     """Why a statement cannot be part of a migration, and what to do; None where it can."""
-    if not _SUSPECT.match(statement.text):
+    if not _SUSPECT.match(statement.piece.text, statement.start, statement.stop):
         return None
     node, postgres = statement.node, _postgast().pg_query_pb2
     match statement.kind:
@@ -307,120 +299,133 @@ _LONGEST_MESSAGE = 200
 _NO_TRANSACTION = re.compile(r"^--\s*migrate:\s*no-transaction\s*$", re.MULTILINE)
 
 
-@dataclass(frozen=True)
-class Outline:
-    """What one pass of the parser over a file leaves to know.
+PIECE_SIZE = 1 << 16
+"""Bytes of a piece, unless a statement is longer."""
+
+
+class Span(NamedTuple):
+    """Where a piece is in a file.
 
     Attributes:
-        pieces: the characters and the statements of each piece.
+        start, stop: in bytes.
+        line: the number of its first line.
+        first: the number of its first statement.
+        statements: how many statements it has.
+    """
+
+    start: int
+    stop: int
+    line: int
+    first: int
+    statements: int
+
+
+@dataclass(frozen=True)
+class Script:
+    """A file's content, parsed and checked.
+
+    Attributes:
         transactional: False where the comment that opens the file says
             `-- migrate: no-transaction`.
+        problems: each with `line:column: ` before it.
     """
 
-    pieces: Sequence[tuple[int, int]]
+    content: bytes
+    spans: Sequence[Span]
     transactional: bool
+    problems: Sequence[str]
 
     @property
-    def statements(self) -> int:
-        """How many statements the file has."""
-        return sum(count for _, count in self.pieces)
+    def count(self) -> int:
+        """How many statements it has."""
+        return sum(span.statements for span in self.spans)
+
+    def pieces(self) -> Iterator[Piece]:
+        """The content in pieces, in their order."""
+        for start, stop, line, first, _ in self.spans:
+            yield Piece(self.content[start:stop].decode(), line, first)
+
+    def statements(self) -> Iterator[Statement]:
+        """The statements, in their order."""
+        for piece in self.pieces():
+            yield from split(piece)
 
 
-def _parsed(file: File) -> Iterator[tuple[int, list[Statement]]]:
-    """The statements of a file piece by piece, with the length of each piece in characters."""
-    text, line, first, refused = "", 1, 1, 0
-    for block in file.text():
-        text += block
-        end = text.rfind(";\n") + 2
-        if end < max(BLOCK, 2 * refused):
-            continue
-        try:
-            found = split(Piece(text[:end], line, first))
-        except ParseError:  # the cut went through a string, a function body or a comment; or so
-            found = []
-        length = 0
-        while found and not length:  # end behind a statement, not in a comment
-            if closing := _CLOSING.match(text, found[-1].stop):
-                length = closing.end()
-            else:
-                found.pop()
-        if length:
-            yield length, found
-            line, first = line + text.count("\n", 0, length), first + len(found)
-            text = text[length:]
-        refused = 0 if length else end
-    piece = Piece(text, line, first)
-    try:
-        yield len(text), split(piece)
-    except ParseError as error:
-        what, offset = str(error), error.offset
-        if text.startswith("\\", offset):
-            what = "psql meta-commands are not SQL and only psql runs them: remove the line"
-        if copy := _COPY_DATA.search(text, 0, offset):
-            what, offset = COPY_BY_CLIENT, copy.start(1)
-        if len(what) > _LONGEST_MESSAGE:  # it quotes the rest of the file
-            what = f"{what[:_LONGEST_MESSAGE]} ..."
-        place = f"{file.path}:{piece.position(offset)}"
-        raise FilesError([f"{place}: {what}\n{piece.frame(offset)}"]) from None
-
-
-@cache
-def outline(file: File) -> Outline:
-    """Parse and check the whole file.
-
-    Raises:
-        FilesError: it is not UTF-8, the real PostgreSQL parser refuses it, it holds what no
-            migration may hold, or nothing at all; each with file:line:column.
-    """
-    pieces = []
-    problems = []
+def parse(content: bytes) -> Script:
+    """Cut a file's content into pieces, and check each statement."""
+    spans: list[Span] = []
+    problems: list[str] = []
     transactional = True
-    for length, found in _parsed(file):
-        pieces.append((length, len(found)))
-        if found and found[0].number == 1:
+    start, line, first, size = 0, 1, 1, PIECE_SIZE
+    while start < len(content):
+        last = start + size >= len(content)
+        closing = content.rfind(b";\n", start, start + size)
+        if closing < 0 and not last:
+            size *= 2
+            continue
+        stop = len(content) if last else closing + len(b";\n")
+        try:
+            piece = Piece(_decoded(content[start:stop], line), line, first)
+            found = split(piece)
+        except ParseError as error:
+            if last:
+                problems = [_syntax_problem(piece, error)]  # whatever the pieces before it hold
+                break
+            found = []  # the cut went through a string, a function body or a comment; or so
+        except _NoTextError as error:
+            problems = [str(error)]
+            break
+        length = len(piece.text) if last else _closed_length(piece.text, found)
+        if not length:
+            size *= 2
+            continue
+        if length < len(piece.text):
+            stop = start + len(piece.text[:length].encode())
+        if found and first == 1:
             transactional = not _NO_TRANSACTION.search(found[0].comment)
         for statement in found:
             if text := problem(statement, transactional):
-                place = f"{file.path}:{statement.position()}"
-                problems.append(f"{place}: {text}\n{statement.frame()}")
-    if not any(count for _, count in pieces):
-        problems.append(f"{file.path}: holds no statement: delete the file or fill it")
-    if problems:
-        raise FilesError(problems)
-    return Outline(pieces, transactional)
+                problems.append(f"{statement.position()}: {text}\n{statement.frame()}")
+        spans.append(Span(start, stop, line, first, len(found)))
+        start, size = stop, PIECE_SIZE
+        line, first = line + piece.text.count("\n", 0, length), first + len(found)
+    if first == 1 and not problems:
+        problems.append(" holds no statement: delete the file or fill it")
+    return Script(content, spans, transactional, problems)
 
 
-def problems(files: Sequence[File]) -> list[str]:
-    """What the parser finds in files: syntax errors, forbidden commands, none at all."""
-    found: list[str] = []
-    for file in files:
-        try:
-            outline(file)
-        except FilesError as error:
-            found += error.problems
-    return found
+class _NoTextError(Exception):
+    """Bytes are no text: the problem."""
 
 
-def pieces(file: File) -> Iterator[Piece]:
-    """The pieces of a checked file, in their order; the last only when it is what was checked.
-
-    Raises:
-        FilesError: it is not what was checked.
-    """
-    blocks = file.text()
-    text, line, first = "", 1, 1
-    last = len(outline(file).pieces)
-    for number, (length, count) in enumerate(outline(file).pieces, 1):
-        while len(text) < length:
-            text += next(blocks)
-        if number == last:
-            for _ in blocks:  # to the end, where the digest is compared
-                pass
-        yield Piece(text[:length], line, first, count)
-        line, first, text = line + text.count("\n", 0, length), first + count, text[length:]
+def _decoded(content: bytes, line: int) -> str:
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        line += content.count(b"\n", 0, error.start)
+        wrong = f"not UTF-8 (byte {content[error.start]:#04x})"
+        raise _NoTextError(f"{line}: {wrong}: save the file as UTF-8") from None
+    if "\0" in text:  # where every parser in C would take the file to end
+        line += text.count("\n", 0, text.index("\0"))
+        raise _NoTextError(f"{line}: holds a zero byte, so it is no text: save the file as UTF-8")
+    return text
 
 
-def statements(file: File) -> Iterator[Statement]:
-    """The statements of a checked file, in their order."""
-    for piece in pieces(file):
-        yield from split(piece)
+def _closed_length(text: str, found: list[Statement]) -> int:
+    """Characters up to the last statement that ends a line; takes away those behind it."""
+    while found:
+        if closing := _CLOSING.match(text, found[-1].stop):
+            return closing.end()
+        found.pop()
+    return 0
+
+
+def _syntax_problem(piece: Piece, error: ParseError) -> str:
+    message, offset = str(error), error.offset
+    if piece.text.startswith("\\", offset):
+        message = "psql meta-commands are not SQL and only psql runs them: remove the line"
+    if copy := _COPY_DATA.search(piece.text, 0, offset):
+        message, offset = COPY_BY_CLIENT, copy.start(1)
+    if len(message) > _LONGEST_MESSAGE:  # it quotes the rest of the file
+        message = f"{message[:_LONGEST_MESSAGE]} ..."
+    return f"{piece.position(offset)}: {message}\n{piece.frame(offset)}"

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from migrate import catalog, files, ledger, parser
+from migrate import catalog, files, ledger
 from migrate.connection import Connection, readable
 from migrate.files import PLATFORM, REPEATABLE, VERSIONED, File, Tree
 
@@ -123,7 +123,7 @@ def make(
     found = compare(connection, tree, names)
     problems = [problem for folder in found.folders for problem in folder.problems]
     if found.work:
-        problems += parser.problems(found.pending)
+        problems += files.sql_problems(found.pending)
         files.refuse(problems)
         problems += _half_done_problems(connection, found)
     files.refuse(problems)
@@ -144,7 +144,7 @@ def _half_done_problems(connection: Connection, found: Plan) -> list[str]:
                 )
             elif begun.done and file and (problem := begun.problem(file)):
                 problems.append(problem)
-            elif (file is None or parser.outline(file).transactional) and (
+            elif (file is None or file.script.transactional) and (
                 invalid := catalog.invalid_indexes(connection)
             ):
                 problems.append(f"{'/'.join(key)}: had begun, and is another now{invalid}")

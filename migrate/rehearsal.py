@@ -1,16 +1,14 @@
 """A rehearsal: the present state in a throwaway PostgreSQL, and then what is pending."""
 
-import shutil
-import tempfile
 import time
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from migrate import files, ledger, run, verify
+from migrate import ledger, run, verify
 from migrate.connection import Connection, connect
 from migrate.errors import FailedChecksError, MigrateError, NoRehearsalError
-from migrate.files import PLATFORM, REPEATABLE, VERSIONED, Tree
+from migrate.files import PLATFORM, REPEATABLE, VERSIONED, File, Tree
 from migrate.throwaway import throwaway
 
 
@@ -79,38 +77,35 @@ def rehearse(tree: Tree, applied: State = EMPTY) -> Rehearsal:
         NoRehearsalError: the throwaway server does not come up, or cannot be brought to the
             present state.
     """
-    with tempfile.TemporaryDirectory(prefix="rehearsal-") as name, throwaway(Path(name)) as url:
-        before = _write(Path(name) / "before", tree, applied)
-        with connect(url) as connection:
-            try:
-                run.up(connection, before, _NAMES)
-            except MigrateError as error:
-                raise NoRehearsalError(
-                    f"not rehearsed: what is applied already cannot be applied again:\n{error}"
-                ) from error
-            try:
-                started = time.monotonic()
-                done = run.up(connection, tree, _NAMES)
-                seconds = time.monotonic() - started
-                checks = verify.check(connection, tree)
-            except MigrateError as error:
-                if isinstance(error, FailedChecksError):
-                    error = FailedChecksError(error.failed, _REMEDY)
-                raise MigrateError(
-                    "the rehearsal failed; nothing was done to the database itself (in a "
-                    f"throwaway PostgreSQL):\n{error}"
-                ) from error
-            version = connection.info.parameter_status("server_version") or ""
-            return Rehearsal(version, len(done), checks, seconds)
+    with throwaway() as url, connect(url) as connection:
+        try:
+            run.up(connection, _before(tree, applied), _NAMES)
+        except MigrateError as error:
+            raise NoRehearsalError(
+                f"not rehearsed: what is applied already cannot be applied again:\n{error}"
+            ) from error
+        try:
+            started = time.monotonic()
+            done = run.up(connection, tree, _NAMES)
+            seconds = time.monotonic() - started
+            checks = verify.check(connection, tree)
+        except MigrateError as error:
+            if isinstance(error, FailedChecksError):
+                error = FailedChecksError(error.failed, _REMEDY)
+            raise MigrateError(
+                "the rehearsal failed; nothing was done to the database itself (in a "
+                f"throwaway PostgreSQL):\n{error}"
+            ) from error
+        version = connection.info.parameter_status("server_version") or ""
+        return Rehearsal(version, len(done), checks, seconds)
 
 
-def _write(directory: Path, tree: Tree, applied: State) -> Tree:
+def _before(tree: Tree, applied: State) -> Tree:
     """The files of the present state: repeatable ones as they were when they were applied."""
-    for folder in _NAMES:
-        (directory / folder).mkdir(parents=True)
-    for file in (*tree[PLATFORM], *tree[VERSIONED]):
-        if file.folder.name == PLATFORM or file.name in applied.versioned:
-            shutil.copy(file.path, directory / file.label)
-    for name, text in applied.repeatable.items():
-        (directory / REPEATABLE / name).write_text(text, encoding="utf-8", newline="")
-    return files.read_tree(directory)
+    return {
+        PLATFORM: tree[PLATFORM],
+        VERSIONED: [file for file in tree[VERSIONED] if file.name in applied.versioned],
+        REPEATABLE: [
+            File(Path(REPEATABLE), name, text.encode()) for name, text in applied.repeatable.items()
+        ],
+    }

@@ -7,7 +7,7 @@ import psycopg
 
 from migrate.connection import is_broken
 from migrate.files import File
-from migrate.parser import Piece, Statement, outline
+from migrate.parser import Piece, Statement
 
 _DO_BLOCK_LINE = re.compile(r"PL/pgSQL function inline_code_block line (\d+)")
 _QUOTE = re.compile(r"\$\w*\$|[eE]?'")
@@ -41,7 +41,7 @@ def describe(
             offset = _in_do_block(statement, told.context or "")
         lines = [
             f"{files[0].path}:{statement.position(offset)}: {what}",
-            f"  statement {statement.number} of {outline(files[0]).statements}:",
+            f"  statement {statement.number} of {files[0].script.count}:",
             statement.frame(offset),
         ]
     if told.internal_query:

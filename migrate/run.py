@@ -12,7 +12,6 @@ from migrate.apply import apply, batches
 from migrate.connection import LOCK_WAIT, SESSION, Connection, StatementError, lock, readable, send
 from migrate.errors import FilesError, LostError, MigrateError
 from migrate.files import REPEATABLE, VERSIONED, File, Tree
-from migrate.parser import outline
 from migrate.plan import Plan
 
 
@@ -150,7 +149,7 @@ def _apply(connection: Connection, found: Plan, applied: list[File], report: Rep
 
 def _remove_progress(connection: Connection, found: Plan) -> None:
     """Of files that were begun, and now are others or no more; `plan` lets none with work done."""
-    begun = {(f.folder.name, f.name) for f in found.pending if not outline(f).transactional}
+    begun = {(f.folder.name, f.name) for f in found.pending if not f.script.transactional}
     for folder, name in ledger.progress(connection).keys() - begun:
         if folder in (each.name for each in found.folders):
             ledger.remove_progress(connection, folder, name)

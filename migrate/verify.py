@@ -5,7 +5,7 @@ from typing import Any
 import psycopg
 from psycopg.pq import ExecStatus
 
-from migrate import catalog, ledger, parser
+from migrate import catalog, ledger
 from migrate.connection import LOCK_WAIT, SESSION, Connection, lock, readable, send
 from migrate.errors import (
     Difference,
@@ -15,7 +15,7 @@ from migrate.errors import (
     IncompleteRunError,
     MigrateError,
 )
-from migrate.files import VERIFY, File, Tree, refuse
+from migrate.files import VERIFY, File, Tree, refuse, sql_problems
 from migrate.parser import Statement
 from migrate.report import describe
 
@@ -68,7 +68,7 @@ def check(connection: Connection, tree: Tree) -> int:
         FailedChecksError: checks fail.
         MigrateError: a check cannot be run.
     """
-    refuse(parser.problems(tree[VERIFY]))
+    refuse(sql_problems(tree[VERIFY]))
     if differences := drift(connection):
         raise DriftError(differences)
     passed = 0
@@ -77,7 +77,7 @@ def check(connection: Connection, tree: Tree) -> int:
     with connection.transaction():
         connection.execute("set transaction read only")
         for file in tree[VERIFY]:
-            for statement in parser.statements(file):
+            for statement in file.script.statements():
                 if rows := _ask(connection, file, statement):
                     place = f"{file.path}:{statement.position()}"
                     failed.append(FailedCheck(place, _name(statement.comment), rows))

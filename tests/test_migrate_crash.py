@@ -328,8 +328,7 @@ class Case:
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make a file of some lines one of several pieces."""
-    for name in ("migrate.files.BLOCK", "migrate.files._FIRST_BLOCK", "migrate.parser.BLOCK"):
-        monkeypatch.setattr(name, 64)
+    monkeypatch.setattr("migrate.parser.PIECE_SIZE", 64)
 
 
 # --- the process is killed -------------------------------------------------------------------

@@ -37,7 +37,7 @@ def folder_of(tmp_path: Path, contents: Mapping[str, str | bytes]) -> Path:
 
 
 def named(*names: str) -> list[File]:
-    return [File(Path("migrations"), name, "5a" * 32) for name in sorted(names)]
+    return [File(Path("migrations"), name, b"") for name in sorted(names)]
 
 
 def number_problems(*names: str) -> list[str]:
@@ -58,7 +58,7 @@ def on_disk(text: str | bytes) -> Iterator[File]:
 def problems_of(text: str | bytes) -> list[str]:
     """What a file `m/0001_a.sql` with this text is refused for."""
     with on_disk(text) as file:
-        return [told.removeprefix(f"{file.folder.parent}/") for told in parser.problems([file])]
+        return [told.removeprefix(f"{file.folder.parent}/") for told in files.sql_problems([file])]
 
 
 def problem_of(text: str | bytes) -> str:
@@ -68,7 +68,7 @@ def problem_of(text: str | bytes) -> str:
 
 def statements_of(text: str | bytes) -> list[Statement]:
     with on_disk(text) as file:
-        return list(parser.statements(file))
+        return list(file.script.statements())
 
 
 def refusal(folder: Path) -> list[str]:
@@ -79,7 +79,7 @@ def refusal(folder: Path) -> list[str]:
 
 def transactional(text: str) -> bool:
     with on_disk(text) as file:
-        return parser.outline(file).transactional
+        return file.script.transactional
 
 
 # --- reading ---------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def test_all_files_that_are_no_text_are_told_at_once(tmp_path: Path) -> None:
     folder = folder_of(
         tmp_path, {"0001_a.sql": b"\xff", "0002_b.sql": SOUND, "0003_c.sql": b"\xfe"}
     )
-    assert parser.problems(files.read(folder)) == [
+    assert files.sql_problems(files.read(folder)) == [
         f"{folder}/0001_a.sql:1: not UTF-8 (byte 0xff): save the file as UTF-8",
         f"{folder}/0003_c.sql:1: not UTF-8 (byte 0xfe): save the file as UTF-8",
     ]
@@ -301,7 +301,7 @@ def test_an_error_without_a_place_names_the_file() -> None:
 
 def test_crlf_shifts_no_line_or_column(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, {"0001_a.sql": "select 1;\r\n\r\nselect 2 3;\r\n"})
-    (problem,) = parser.problems(files.read(folder))
+    (problem,) = files.sql_problems(files.read(folder))
     assert problem == (
         f'{folder}/0001_a.sql:3:10: syntax error at or near "3"\n'
         "    1 | select 1;\n"
@@ -387,7 +387,7 @@ def test_problems_of_all_files_are_told_at_once(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, {f"{number}.sql": text for number, text in enumerate(texts)})
     assert [
         problem.removeprefix(f"{folder}/").split(":")[0]
-        for problem in parser.problems(files.read(folder))
+        for problem in files.sql_problems(files.read(folder))
     ] == ["0.sql", "2.sql", "3.sql"]
 
 
@@ -509,37 +509,37 @@ def test_nothing_else_asks_for_no_transaction(text: str) -> None:
     assert transactional(text)
 
 
-# --- files that are read in blocks and cut into pieces ---------------------------------------
+# --- files that are cut into pieces ----------------------------------------------------------
 
-FIRST, BLOCK = 1 << 13, 1 << 16
-"""Bytes of the first block that is read of a file, and of every further one."""
+BLOCK = 1 << 16
+"""Bytes of a piece."""
 
 
-@pytest.mark.parametrize("border", [FIRST, FIRST + BLOCK])
+@pytest.mark.parametrize("border", [BLOCK, 2 * BLOCK])
 @pytest.mark.parametrize(
     "astride",
     [b"\r\n", b"\r\r\n", b"\r\n\r\n", b"\r", b"\rx", b"\n\r", "ü".encode(), "😀".encode()],
     ids=lambda value: repr(value.decode()) if isinstance(value, bytes) else value,
 )
-def test_what_stands_astride_two_blocks_is_read_as_elsewhere(border: int, astride: bytes) -> None:
+def test_what_stands_astride_two_pieces_is_read_as_elsewhere(border: int, astride: bytes) -> None:
     for before in range(len(astride) + 1):
         data = b"/*" + b"x" * (border - 2 - before) + astride + b"*/\nselect 1 2;"
         text = data.replace(b"\r\n", b"\n").decode()
         with on_disk(data) as file:
             assert file.sha256 == hashlib.sha256(text.encode()).hexdigest()
-            assert "".join(file.text()) == text
+            assert file.text == text
             line = 1 + text.count("\n")
-            (told,) = parser.problems([file])
+            (told,) = files.sql_problems([file])
             assert told.startswith(f"{file.path}:{line}:10: syntax error")
 
 
-@pytest.mark.parametrize("size", [0, 1, 2, 3, FIRST - 1, FIRST, FIRST + 1, FIRST + BLOCK])
+@pytest.mark.parametrize("size", [0, 1, 2, 3, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "byte order mark"])
 def test_a_file_of_any_size_is_read_to_its_end(size: int, mark: bytes) -> None:
     data = bytes(97 + number % 26 for number in range(size))
     with on_disk(mark + data) as file:
         assert file.sha256 == hashlib.sha256(data).hexdigest()
-        assert "".join(file.text()) == data.decode()
+        assert file.text == data.decode()
 
 
 def test_what_is_no_text_is_named_with_its_line_far_into_a_file() -> None:
@@ -585,31 +585,29 @@ def test_no_piece_ends_within_a_statement(astride: str) -> None:
     expected = told_of(split(Piece(opening + astride + closing)))
     for block in range(len(opening), len(opening + astride) + 1):
         with cutting(block), on_disk(opening + astride + closing) as file:
-            assert parser.problems([file]) == []
-            assert told_of(list(parser.statements(file))) == expected
+            assert files.sql_problems([file]) == []
+            assert told_of(list(file.script.statements())) == expected
 
 
 @contextmanager
 def cutting(block: int) -> Iterator[None]:
-    """Files are read and cut by blocks of a few characters."""
+    """Files are cut into pieces of a few characters."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "_FIRST_BLOCK", block)
-        patch.setattr(files, "BLOCK", block)
-        patch.setattr(parser, "BLOCK", block)
+        patch.setattr(parser, "PIECE_SIZE", block)
         yield
 
 
 def test_a_large_file_is_cut_into_pieces_that_make_it_up() -> None:
     text = "".join(f"-- number {n}\ninsert into t values ({n}, 'é;\n');\n" for n in range(9000))
     with on_disk(text) as file:
-        outline = parser.outline(file)
-        pieces = list(parser.pieces(file))
-        assert len(pieces) == len(outline.pieces) >= 4
+        script = file.script
+        pieces = list(script.pieces())
+        assert len(pieces) == len(script.spans) >= 4
         assert max(len(piece.text) for piece in pieces) < 2 * BLOCK
         assert "".join(piece.text for piece in pieces) == text
-        assert outline.statements == 9000
-        assert outline.transactional
-        found = list(parser.statements(file))
+        assert script.count == 9000
+        assert script.transactional
+        found = list(file.script.statements())
     assert told_of(found) == told_of(split(Piece(text)))
     assert found[-1].position() == "26999:1"
 
@@ -634,7 +632,7 @@ def test_letters_beyond_ascii_make_no_file_slow() -> None:
     for each in (text, text.replace("ж", "x")):
         with on_disk(each * 2_000) as file:
             started = time.process_time()
-            assert parser.outline(file).statements == 2_000
+            assert file.script.count == 2_000
             seconds[each.isascii()] = time.process_time() - started
     assert seconds[False] < 10 * seconds[True]
 
@@ -646,20 +644,12 @@ def test_one_statement_may_be_larger_than_any_block() -> None:
     assert told.startswith("m/0001_a.sql:1:8: unterminated quoted string")
 
 
-def test_a_file_that_has_changed_since_it_was_checked_is_refused() -> None:
+def test_a_file_is_read_once() -> None:
     for text in (SOUND, "insert into t values (1);\n" * 20_000):
-        for changed in (text.replace("t", "u", 1), text[:-1], text + "\n", ""):
-            with on_disk(text) as file:
-                assert parser.problems([file]) == []
-                file.path.write_text(changed)
-                with pytest.raises(FilesError) as caught:
-                    list(parser.pieces(file))
-                assert caught.value.problems == [
-                    f"{file.path}: has changed since this run began: run again"
-                ]
-                file.path.unlink()
-                with pytest.raises(FilesError, match="cannot be read: No such file"):
-                    list(parser.pieces(file))
+        with on_disk(text) as file:
+            file.path.unlink()
+            assert (file.text, file.sha256) == (text, hashlib.sha256(text.encode()).hexdigest())
+            assert "".join(piece.text for piece in file.script.pieces()) == text
 
 
 # --- what was applied before -----------------------------------------------------------------
@@ -818,7 +808,7 @@ def test_any_text_is_either_split_or_refused_with_a_place_in_it(text: str) -> No
     st.sampled_from(["", "\ufeff"]),
     st.booleans(),
 )
-def test_blocks_and_pieces_change_nothing_of_what_is_found_in_a_text(
+def test_pieces_change_nothing_of_what_is_found_in_a_text(
     text: str, block: int, mark: str, crlf: bool
 ) -> None:
     data = (mark + (text.replace("\n", "\r\n") if crlf else text)).encode()

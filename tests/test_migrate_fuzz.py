@@ -346,8 +346,7 @@ STARTS = ("", "-- migrate;\n", "/* $$ ;\n */\n", "\n\n")
 @contextmanager
 def blocks_of(size: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("migrate.files.BLOCK", "migrate.files._FIRST_BLOCK", "migrate.parser.BLOCK"):
-            patch.setattr(name, size)
+        patch.setattr("migrate.parser.PIECE_SIZE", size)
         yield
 
 
@@ -364,10 +363,10 @@ def joined(start: str, parts: Sequence[tuple[str, str]]) -> tuple[str, list[tupl
 def assert_split(text: str, placed: Sequence[tuple[str, str]], data: bytes) -> None:
     with tempfile.TemporaryDirectory() as directory:
         (file,) = write(Path(directory), {"migrations/0001_a.sql": data})["migrations"]
-        pieces = list(parser.pieces(file))
+        pieces = list(file.script.pieces())
         assert "".join(piece.text for piece in pieces) == text
-        assert sum(piece.count for piece in pieces) == len(placed)
-        found = list(parser.statements(file))
+        assert file.script.count == len(placed)
+        found = list(file.script.statements())
     assert [(each.text, each.position()) for each in found] == placed
     assert [each.number for each in found] == list(range(1, len(placed) + 1))
 
@@ -393,7 +392,7 @@ def test_joined_statements_are_split_as_they_were(
         assert_split(text, placed, MARK + data.replace(b"\n", b"\r\n") if windows else data)
 
 
-@pytest.mark.parametrize("border", [files._FIRST_BLOCK, files.BLOCK, 2 * files.BLOCK])
+@pytest.mark.parametrize("border", [parser.PIECE_SIZE, 2 * parser.PIECE_SIZE])
 def test_statements_across_the_border_of_two_blocks_are_whole(border: int) -> None:
     every = [(statement, ";\n") for statement in STATEMENTS]
     length = len(joined("", every)[0].encode())
@@ -408,5 +407,5 @@ def test_a_comment_is_not_cut_by_the_border_of_two_blocks() -> None:
     data = f"{text}create index concurrently i on t (a);\n".encode()
     with tempfile.TemporaryDirectory() as directory:
         (file,) = write(Path(directory), {"migrations/0001_a.sql": data})["migrations"]
-        (statement,) = parser.statements(file)
+        (statement,) = file.script.statements()
     assert statement.comment == text

@@ -15,7 +15,7 @@ from components import ROOT
 from migrate.files import REPEATABLE, VERSIONED, File, read
 from migrate.lint import lint
 from migrate.lint.rules import Finding
-from migrate.parser import Statement, outline
+from migrate.parser import Statement
 
 
 @pytest.fixture(scope="session")
@@ -102,7 +102,7 @@ def test_bulk_is_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     rows = "insert into t values (1, 'one'), (2, 'two');\n" * 10_000
     long_select = "insert into t select * from (values " + "(1)," * 5_000 + "(1)) v;\n"
     (file,) = written(tmp_path, "alter table t add c int;\n" + rows + long_select)
-    outline(file)
+    assert file.script.count
     parsed: list[str] = []
 
     def node(statement: Statement) -> Any:

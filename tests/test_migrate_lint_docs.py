@@ -12,7 +12,6 @@ from linting import HURTS, found, rules_of, written
 
 from components import ROOT
 from migrate.lint import RULES, lint
-from migrate.parser import outline, statements
 
 # --- the document ----------------------------------------------------------------------------
 
@@ -63,10 +62,10 @@ def test_the_safe_way_of_the_document_runs(database: str, tmp_path: Path, rule: 
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute(SHOP.encode())
         for file in written(tmp_path / "safe", *safe) if safe else []:
-            if outline(file).transactional:
-                connection.execute("".join(file.text()).encode())
+            if file.script.transactional:
+                connection.execute(file.content)
             else:
-                for statement in statements(file):
+                for statement in file.script.statements():
                     connection.execute(statement.text.encode())
 
 

@@ -129,7 +129,7 @@ def test_no_server_and_no_file_is_left(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(MigrateError, match="division by zero"):
         rehearsal.rehearse(write(tmp_path, {"migrations/0001_u.sql": "select 1/0;"}))
     assert servers() - before == set()
-    assert not list(tmp_path.glob("rehearsal-*"))
+    assert not list(tmp_path.glob("throwaway-*"))
 
 
 def test_without_a_server_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

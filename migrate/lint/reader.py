@@ -29,7 +29,7 @@ from migrate.lint.nodes import (
     type_rule,
 )
 from migrate.lint.rules import RULES, Finding
-from migrate.parser import Statement, has_option, outline, statements
+from migrate.parser import Statement, has_option
 
 _ALLOW = re.compile(r"^[ \t]*(--[ \t]*migrate:[ \t]*allow\b([^:\n]*):?(.*))", re.MULTILINE)
 
@@ -162,9 +162,9 @@ class Reader:
             FilesError: the parser refuses it.
         """
         self.schema, self.utc = "public", False
-        transactional = outline(file).transactional
+        transactional = file.script.transactional
         self._begin()
-        for statement in statements(file):
+        for statement in file.script.statements():
             self.place = _Place(file, statement)
             self._acknowledge(statement.comment)
             if self._matters(statement.text):
