@@ -30,7 +30,7 @@ from pydantic.alias_generators import to_camel
 from components import PROJECT, ROOT
 from components.automation import Scheduler
 from components.matrix import SERVICES
-from components.session import Connection, way_to
+from components.session import DatabaseTarget, endpoint
 from policies.rules import PolicyException, parse_exceptions
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -73,9 +73,9 @@ class Config(BaseModel):
     )
 
     @property
-    def connection(self) -> Connection:
+    def connection(self) -> DatabaseTarget:
         """The administrator's way to the database."""
-        return Connection.read(lambda key: _plain(getattr(self, _FIELDS[key])))
+        return DatabaseTarget.read(lambda key: _plain(getattr(self, _FIELDS[key])))
 
     @property
     def database_ca(self) -> str:
@@ -111,8 +111,8 @@ def load() -> Config:
         and not runtime_config.is_config_secret(prefix + key)
     ]
     config = parse(values, exposed, pulumi.get_stack())
-    way = way_to(config.database_host, config.database_port)
-    if config.database_bastion and "hostaddr" not in way:
+    server = endpoint(config.database_host, config.database_port)
+    if config.database_bastion and "hostaddr" not in server:
         pulumi.log.warn(
             "databaseBastion is set, but there is no tunnel: if the database cannot be reached, "
             f"run bin/tunnel -- pulumi ... -s {pulumi.get_stack()}"
@@ -231,7 +231,7 @@ def _contexts(files: str) -> set[str]:
     for path in files.split(os.pathsep):
         with suppress(OSError, UnicodeError, yaml.YAMLError, TypeError, KeyError):
             contexts = yaml.safe_load(Path(path).read_text())["contexts"]
-            found |= {str(each["name"]) for each in contexts}
+            found |= {str(context["name"]) for context in contexts}
     return found
 
 
@@ -243,13 +243,15 @@ def _password_problems(given: Mapping[str, Any]) -> list[tuple[str, str]]:
     missing = [role for role in SERVICES if not passwords.get(role)]
     unknown = [role for role in passwords if role not in SERVICES]
     short = [role for role, word in passwords.items() if 0 < len(str(word)) < SHORTEST_PASSWORD]
-    told = {
+    problems = {
         "has no password for": missing,
         "names roles that do not exist:": unknown,
         f"has passwords under {SHORTEST_PASSWORD} characters for": short,
     }
     return [
-        ("servicePasswords", f"{text} {', '.join(roles)}") for text, roles in told.items() if roles
+        ("servicePasswords", f"{text} {', '.join(roles)}")
+        for text, roles in problems.items()
+        if roles
     ]
 
 

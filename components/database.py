@@ -7,7 +7,7 @@ import pulumi
 import pulumi_postgresql as postgresql
 
 from components.schema import RepeatableSet
-from components.session import Connection, look
+from components.session import DatabaseTarget, existing_on_server
 from migrate.files import PLATFORM
 
 MAINTENANCE = "postgres"
@@ -30,7 +30,7 @@ class DatabaseArgs:
     """
 
     platform: Literal["postgres", "supabase"]
-    connection: Connection
+    connection: DatabaseTarget
     protect: bool
 
 
@@ -56,7 +56,7 @@ class Database(pulumi.ComponentResource):
     ) -> None:
         super().__init__("mindroom:database:Database", name, None, opts)
         to, plain = args.connection, args.platform == "postgres"
-        existing = look(replace(to, database=MAINTENANCE) if plain else to)
+        existing = existing_on_server(replace(to, database=MAINTENANCE) if plain else to)
         self.existing_roles = existing.roles
         self.provider = postgresql.Provider(
             "server",

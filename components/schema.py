@@ -140,7 +140,7 @@ def _preview(session: Connection, tree: files.Tree, planned: Plan) -> None:
             print(f"finding: {finding}")
     if not planned.complete:
         print("the record of what is there is not complete: this completes it")
-    first = next((each.name for each in everything.folders if each.work), None)
+    first = next((pending.name for pending in everything.folders if pending.work), None)
     if folder.name == first:  # one rehearsal, of versioned and repeatable files together
         try:
             print(rehearsal.rehearse(tree, rehearsal.state(session)))

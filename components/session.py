@@ -13,16 +13,15 @@ import pulumi
 from pulumi.dynamic import ConfigureRequest, ResourceProvider
 
 from components.providers import roles
-from migrate.connection import Connection as Session
-from migrate.connection import connect, readable
+from migrate.connection import Connection, connect, readable
 from migrate.errors import MigrateError
 
 _exclusive = threading.Lock()
-_open: dict[str, Session] = {}
+_open: dict[str, Connection] = {}
 
 
 @dataclass(frozen=True)
-class Connection:
+class DatabaseTarget:
     """How to reach the database as its administrator.
 
     Attributes:
@@ -41,7 +40,7 @@ class Connection:
     sslrootcert: str
 
     @classmethod
-    def read(cls, get: Callable[[str], Any]) -> "Connection":
+    def read(cls, get: Callable[[str], Any]) -> "DatabaseTarget":
         """From a getter of stack config values, as a dynamic provider's `configure` has one."""
         role, tenant = get("databaseUser"), ""
         if get("platform") == "supabase":
@@ -63,9 +62,9 @@ class Connection:
 
     def url(self) -> str:
         """The administrator's connection URL for this machine, password included."""
-        way = way_to(self.host, self.port)
-        url = replace(self, port=way["port"]).url_for(self.role, self.password)
-        url += f"&hostaddr={way['hostaddr']}" if "hostaddr" in way else ""
+        server = endpoint(self.host, self.port)
+        url = replace(self, port=server["port"]).url_for(self.role, self.password)
+        url += f"&hostaddr={server['hostaddr']}" if "hostaddr" in server else ""
         # Not urlencode's +, which libpq takes literally.
         return url + (f"&sslrootcert={quote(self.sslrootcert)}" if self.sslrootcert else "")
 
@@ -85,10 +84,10 @@ class Connection:
 
     def __repr__(self) -> str:
         """Without the password."""
-        return f"Connection({self.login(self.role)}@{self.host}:{self.port}/{self.database})"
+        return f"DatabaseTarget({self.login(self.role)}@{self.host}:{self.port}/{self.database})"
 
 
-def way_to(host: str, port: int) -> dict[str, Any]:
+def endpoint(host: str, port: int) -> dict[str, Any]:
     """The parameters by which libpq finds a server: itself, or the near end of bin/tunnel to it.
 
     The host stays the server's own, whose name the certificate has.
@@ -100,7 +99,7 @@ def way_to(host: str, port: int) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Existing:
+class ServerInventory:
     """Names of the databases and roles that a server has before a run.
 
     They are declared with `import_`: what the engine's state does not know of them, because it was
@@ -111,7 +110,7 @@ class Existing:
     roles: frozenset[str] = frozenset()
 
 
-def look(to: Connection) -> Existing:
+def existing_on_server(to: DatabaseTarget) -> ServerInventory:
     """What is there.  A preview goes on without, and the resources warn of what is not known.
 
     Raises:
@@ -119,10 +118,10 @@ def look(to: Connection) -> Existing:
     """
     try:
         with connect(to.url()) as connection:
-            return Existing(*roles.on_server(connection))
+            return ServerInventory(*roles.on_server(connection))
     except MigrateError as error:
         if pulumi.runtime.is_dry_run():
-            return Existing()
+            return ServerInventory()
         raise pulumi.RunError(str(error)) from None
 
 
@@ -136,16 +135,16 @@ class DatabaseProvider(ResourceProvider):
 
     serialize_as_secret_always = False
 
-    connection: Connection
+    connection: DatabaseTarget
 
     def configure(self, req: ConfigureRequest) -> None:
         """Remember the connection; called once in the provider process, by one thread."""
         # The host reports an exception with its traceback; the message alone is for operators.
         sys.tracebacklimit = 0
-        self.connection = Connection.read(req.config.get)
+        self.connection = DatabaseTarget.read(req.config.get)
 
     @contextmanager
-    def session(self) -> Iterator[Session]:
+    def session(self) -> Iterator[Connection]:
         """The process's connection, for one thread at a time.
 
         Raises:

@@ -129,14 +129,16 @@ def _prepare_preview(options: list[str]) -> tuple[str, list[str]]:
 
 def provisioner(_options: list[str]) -> int:
     """Start the instance-provisioner beside the cluster that `up --cluster` deployed it to."""
-    from components.session import Connection  # here, because it takes half a second to import
+    from components.session import DatabaseTarget  # here, because it takes half a second to import
     from dev import provisioner as process
 
     config, _ = _config()
     _ensure_helm(process.HELM)
     role = "instance_provisioner"
     settings = {
-        "DATABASE_URL": Connection.read(config.get).url_for(role, config["servicePasswords"][role]),
+        "DATABASE_URL": DatabaseTarget.read(config.get).url_for(
+            role, config["servicePasswords"][role]
+        ),
         "API_TOKEN": config["provisionerApiToken"],
         "BASE_DOMAIN": config["baseDomain"],
     }
@@ -149,12 +151,12 @@ def demo(_options: list[str]) -> int:
     """Play a customer's life on the platform of `up --cluster` and `provisioner`."""
     # Here, because it takes half a second to import.
     from components.instance_provisioner import INSTANCES_NAMESPACE
-    from components.session import Connection
+    from components.session import DatabaseTarget
     from dev.demo import Demo
     from dev.provisioner import url_of
 
     config, _ = _config()
-    connection = Connection.read(config.get)
+    connection = DatabaseTarget.read(config.get)
     Demo(
         connection.url(),
         connection.url_for("stripe_handler", config["servicePasswords"]["stripe_handler"]),
@@ -202,10 +204,10 @@ def cluster_down(_options: list[str]) -> int:
 
 def migrate(options: list[str]) -> int:
     """Run `python -m migrate` on the dev database."""
-    from components.session import Connection  # here, because it takes half a second to import
+    from components.session import DatabaseTarget  # here, because it takes half a second to import
     from migrate.__main__ import main as command_line
 
-    os.environ["DATABASE_URL"] = Connection.read(_config()[0].get).url()
+    os.environ["DATABASE_URL"] = DatabaseTarget.read(_config()[0].get).url()
     return command_line(options)
 
 

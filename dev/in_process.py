@@ -32,7 +32,7 @@ from pulumi.runtime import mocks, rpc
 from pulumi.runtime.settings import get_root_resource
 
 from components import PROJECT, ROOT
-from components.session import way_to
+from components.session import endpoint
 from dev import DevError
 from embedded.cluster import Access, ClusterError
 from migrate.errors import MigrateError
@@ -160,7 +160,7 @@ class Realiser(mocks.Mocks):
         to = self.provider_of(args)
         return psycopg.connect(
             make_conninfo(
-                **way_to(to["host"], int(to["port"])),
+                **endpoint(to["host"], int(to["port"])),
                 user=to["username"],
                 password=to["password"],
                 sslmode=to["sslmode"],

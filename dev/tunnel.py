@@ -145,7 +145,7 @@ def _open(stack: str) -> None:
             break
         if TAKEN not in said or attempt == ATTEMPTS - 1:
             raise DevError(f"no tunnel through the bastion {bastion}: {said}")
-    from components.session import Connection  # here, because it takes half a second to import
+    from components.session import DatabaseTarget  # here, because it takes half a second to import
 
     os.environ |= {
         "DATABASE_TUNNEL": f"{near}:{host}:{port}",
@@ -154,7 +154,7 @@ def _open(stack: str) -> None:
         "DATABASE_NO_PROXY": "none.invalid",
     }
     # The password is encrypted there: libpq has PGPASSWORD and ~/.pgpass for it.
-    os.environ["DATABASE_URL"] = Connection.read((config | {"databasePassword": ""}).get).url()
+    os.environ["DATABASE_URL"] = DatabaseTarget.read((config | {"databasePassword": ""}).get).url()
 
 
 def _free_ports() -> list[int]:

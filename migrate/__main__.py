@@ -17,7 +17,7 @@ from migrate import adoption, files, ledger, plan, rehearsal, run, verify
 from migrate.bundle import bundle
 from migrate.connection import LOCK_WAIT, Connection, connect
 from migrate.errors import DriftError, FailedChecksError, FilesError, MigrateError
-from migrate.files import FOLDERS, PLATFORM, REPEATABLE, VERSIONED, Tree
+from migrate.files import FOLDERS, PLATFORM, REPEATABLE, VERSIONED, File, Tree
 from migrate.lint import lint
 from migrate.run import Step
 
@@ -59,7 +59,7 @@ _TEMPLATE = """\
 
 
 @dataclass(frozen=True)
-class Result:
+class _Result:
     """What a command has to say: for people, and for machines."""
 
     code: int = UP_TO_DATE
@@ -69,10 +69,10 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Command:
+class _Command:
     """One command, with the help that teaches it."""
 
-    run: Callable[[argparse.Namespace], Result]
+    run: Callable[[argparse.Namespace], _Result]
     summary: str
     explanation: str
 
@@ -153,8 +153,8 @@ def main(arguments: list[str]) -> int:
             raise MigrateError(f"{options.directory}: holds none of {', '.join(FOLDERS)}")
         result = COMMANDS[options.command].run(options)
     except DriftError as error:
-        result = Result(
-            DRIFT, "", str(error), {"drift": [asdict(each) for each in error.differences]}
+        result = _Result(
+            DRIFT, "", str(error), {"drift": [asdict(found) for found in error.differences]}
         )
     except FailedChecksError as error:
         result = _failed(error, {"failed_checks": [asdict(failed) for failed in error.failed]})
@@ -179,8 +179,8 @@ def main(arguments: list[str]) -> int:
     return result.code
 
 
-def _failed(error: MigrateError, document: dict[str, Any]) -> Result:
-    return Result(ERROR, "", f"error: {error}", document | {"error": str(error)})
+def _failed(error: MigrateError, document: dict[str, Any]) -> _Result:
+    return _Result(ERROR, "", f"error: {error}", document | {"error": str(error)})
 
 
 @contextmanager
@@ -196,7 +196,7 @@ def _names(options: argparse.Namespace) -> tuple[str, ...]:
     return (*([PLATFORM] if options.platform else []), VERSIONED, REPEATABLE)
 
 
-def _status(options: argparse.Namespace) -> Result:
+def _status(options: argparse.Namespace) -> _Result:
     with _open(options) as (connection, tree):
         applied = ledger.entries(connection)
         found = plan.compare(connection, tree, _names(options))
@@ -225,57 +225,56 @@ def _status(options: argparse.Namespace) -> Result:
     problems = [problem for folder in found.folders for problem in folder.problems]
     document = {"files": rows, "complete": found.complete, "problems": problems}
     if problems:
-        return Result(ERROR, "\n".join(lines), "error: " + "\n".join(problems), document)
-    return Result(PENDING if found.work else UP_TO_DATE, "\n".join(lines), "", document)
+        return _Result(ERROR, "\n".join(lines), "error: " + "\n".join(problems), document)
+    return _Result(PENDING if found.work else UP_TO_DATE, "\n".join(lines), "", document)
 
 
-def _plan(options: argparse.Namespace) -> Result:
-    if options.offline:
-        tree = files.read_tree(options.directory)
-        everything = [file for name in FOLDERS for file in tree[name]]
-        files.refuse(files.number_problems(tree[VERSIONED]) + files.sql_problems(everything))
-        findings = lint([*tree[VERSIONED], *tree[REPEATABLE]], apart=True)
-        rehearsed = rehearsal.rehearse(tree) if options.rehearse else None
-        text = [*map(str, findings), *([str(rehearsed)] if rehearsed else [])]
-        document: dict[str, Any] = {
-            "findings": [asdict(finding) for finding in findings],
-            "rehearsal": rehearsed and asdict(rehearsed),
-        }
-        if any(finding.reason is None for finding in findings):
-            return Result(ERROR, "\n".join(text), _UNACKNOWLEDGED, document)
-        text.append("the files are sound; which of them are pending only a database knows")
-        return Result(UP_TO_DATE, "\n".join(text), "", document)
+def _plan(options: argparse.Namespace) -> _Result:
+    return _plan_of_files(options) if options.offline else _plan_of_database(options)
+
+
+def _plan_of_files(options: argparse.Namespace) -> _Result:
+    tree = files.read_tree(options.directory)
+    everything = [file for name in FOLDERS for file in tree[name]]
+    files.refuse(files.number_problems(tree[VERSIONED]) + files.sql_problems(everything))
+    findings = lint([*tree[VERSIONED], *tree[REPEATABLE]], apart=True)
+    rehearsed = rehearsal.rehearse(tree) if options.rehearse else None
+    text = [*map(str, findings), *([str(rehearsed)] if rehearsed else [])]
+    document = {
+        "findings": [asdict(finding) for finding in findings],
+        "rehearsal": rehearsed and asdict(rehearsed),
+    }
+    if any(finding.reason is None for finding in findings):
+        return _Result(ERROR, "\n".join(text), _UNACKNOWLEDGED, document)
+    text.append("the files are sound; which of them are pending only a database knows")
+    return _Result(UP_TO_DATE, "\n".join(text), "", document)
+
+
+def _plan_of_database(options: argparse.Namespace) -> _Result:
     with _open(options) as (connection, tree):
         found = plan.make(connection, tree, _names(options))
-        made = adoption.judge(connection, tree)
-        if made and not made.bundled:
+        adopted = adoption.judge(connection, tree)
+        if adopted and not adopted.bundled:
             found = plan.Plan([], complete=False)
-        if made:
-            drift = [] if found.pending else made.differences
+        if adopted:
+            drift = [] if found.pending else adopted.differences
         else:
             drift = verify.drift(connection) if found.complete else []
         state = rehearsal.state(connection)
     findings = lint(*found.linted)
     rehearsed = rehearsal.rehearse(tree, state) if options.rehearse and found.work else None
     removed = [f"{folder.name}/{name}" for folder in found.folders for name in folder.removed]
-    text = [f"pending  {file.label}" for file in found.pending]
-    text += [f"removed  {label}" for label in removed]
-    text += [str(made)] if made and not made.bundled else []
-    text += map(str, findings)
-    text += [f"drift: {difference}" for difference in drift]
-    text += [str(rehearsed)] if rehearsed else []
-    if not found.complete:
-        text.append(_INCOMPLETE)
+    text = [
+        *(f"pending  {file.label}" for file in found.pending),
+        *(f"removed  {label}" for label in removed),
+        *([str(adopted)] if adopted and not adopted.bundled else []),
+        *map(str, findings),
+        *(f"drift: {difference}" for difference in drift),
+        *([str(rehearsed)] if rehearsed else []),
+        *([] if found.complete else [_INCOMPLETE]),
+    ]
     document = {
-        "pending": [
-            {
-                "file": file.label,
-                "sha256": file.sha256,
-                "statements": file.script.count,
-                "transactional": file.script.transactional,
-            }
-            for file in found.pending
-        ],
+        "pending": [_described(file) for file in found.pending],
         "removed": removed,
         "complete": found.complete,
         "findings": [asdict(finding) for finding in findings],
@@ -283,10 +282,19 @@ def _plan(options: argparse.Namespace) -> Result:
         "rehearsal": rehearsed and asdict(rehearsed),
     }
     code = PENDING if found.work else DRIFT if drift else UP_TO_DATE
-    return Result(code, "\n".join(text) or "nothing to do", "", document)
+    return _Result(code, "\n".join(text) or "nothing to do", "", document)
 
 
-def _up(options: argparse.Namespace) -> Result:
+def _described(file: File) -> dict[str, Any]:
+    return {
+        "file": file.label,
+        "sha256": file.sha256,
+        "statements": file.script.count,
+        "transactional": file.script.transactional,
+    }
+
+
+def _up(options: argparse.Namespace) -> _Result:
     steps: list[Step] = []
     with _open(options) as (connection, tree), _progress(options, steps) as report:
         applied = run.up(connection, tree, _names(options), report, options.wait)
@@ -298,7 +306,7 @@ def _up(options: argparse.Namespace) -> Result:
             if step.event == "applied"
         ]
     }
-    return Result(UP_TO_DATE, text, "", document)
+    return _Result(UP_TO_DATE, text, "", document)
 
 
 @contextmanager
@@ -334,7 +342,7 @@ def _print(step: Step) -> None:
         print(step, flush=True)
 
 
-def _verify(options: argparse.Namespace) -> Result:
+def _verify(options: argparse.Namespace) -> _Result:
     with _open(options) as (connection, tree):
         accepted = verify.accept(connection, options.wait) if options.accept else []
         if not options.json:  # at once: it stands, even if a check fails
@@ -342,22 +350,22 @@ def _verify(options: argparse.Namespace) -> Result:
         checks = verify.check(connection, tree)
     text = f"verified: no drift, checks passed: {checks}"
     document = {"accepted": [asdict(difference) for difference in accepted]}
-    return Result(
+    return _Result(
         UP_TO_DATE, text, "", document | {"drift": [], "failed_checks": [], "checks": checks}
     )
 
 
-def _bundle(options: argparse.Namespace) -> Result:
+def _bundle(options: argparse.Namespace) -> _Result:
     parts = bundle(files.read_tree(options.directory))
     if options.json:
-        return Result(document={"script": "".join(parts)})
+        return _Result(document={"script": "".join(parts)})
     for part in parts:
         sys.stdout.buffer.write(part.encode())
     sys.stdout.flush()
-    return Result()
+    return _Result()
 
 
-def _new(options: argparse.Namespace) -> Result:
+def _new(options: argparse.Namespace) -> _Result:
     name = re.sub(r"[^a-z0-9]+", "_", options.title.lower()).strip("_")
     if not name:
         raise MigrateError(f"{options.title!r} has no letter or digit to name a file by")
@@ -367,11 +375,11 @@ def _new(options: argparse.Namespace) -> Result:
     files.refuse(files.number_problems(present))
     path = folder / f"{len(present) + 1:04d}_{name}.sql"
     path.write_text(_TEMPLATE.format(title=options.title), encoding="utf-8")
-    return Result(UP_TO_DATE, str(path), "", {"file": str(path)})
+    return _Result(UP_TO_DATE, str(path), "", {"file": str(path)})
 
 
 COMMANDS = {
-    "status": Command(
+    "status": _Command(
         _status,
         "every file with its state",
         """\
@@ -381,7 +389,7 @@ Show every file: applied (when, by whom), pending, or removed.  Reads only.
   python -m migrate status --json | jq '.files[] | select(.state == "pending")'
 """,
     ),
-    "plan": Command(
+    "plan": _Command(
         _plan,
         "what `up` would do, after all checks",
         """\
@@ -393,7 +401,7 @@ says why, and the safe way), and what has drifted.  Reads only.
   python -m migrate plan --offline     without a database: syntax, names, findings in any file
 """,
     ),
-    "up": Command(
+    "up": _Command(
         _up,
         "apply what is pending",
         """\
@@ -406,7 +414,7 @@ point, run it again: it goes on where it stopped.
   python -m migrate up --platform      on a plain PostgreSQL, if the SQL is for a hosted one
 """,
     ),
-    "verify": Command(
+    "verify": _Command(
         _verify,
         "verify the database: no drift, all checks passed",
         """\
@@ -418,7 +426,7 @@ verify/, which return rows where something is wrong.  Reads only.
                                        wherever else it is missing
 """,
     ),
-    "bundle": Command(
+    "bundle": _Command(
         _bundle,
         "everything as one script for `psql -f`",
         """\
@@ -428,7 +436,7 @@ too, so that a later `up` applies nothing again.  Asks no database.
   python -m migrate bundle > all-migrations.sql
 """,
     ),
-    "new": Command(
+    "new": _Command(
         _new,
         "write the next versioned file",
         """\

@@ -39,7 +39,7 @@ RETRIES = 4
 """How often a file is tried again after a lock timeout, the wait doubling from one second."""
 
 
-class ApplyError(Exception):
+class _ApplyError(Exception):
     """Files failed.
 
     Attributes:
@@ -100,32 +100,36 @@ def apply(
                 else:
                     _one_by_one(connection, batch[0])
             return
-        except ApplyError as failed:
-            timeout = isinstance(failed.error, psycopg.errors.LockNotAvailable)
-            if timeout and not last:
+        except _ApplyError as failed:
+            if isinstance(failed.error, psycopg.errors.LockNotAvailable) and not last:
                 retrying(str(failed.error).strip(), 2.0**attempt)
                 time.sleep(2**attempt)
                 continue
-            stands = f"rolled back: {', '.join(file.name for file in batch)}"
-            remedy = "correct the file and run again; it goes on where it stopped"
-            if is_broken(failed.error):
-                if failed.statement is None:
-                    stands = f"unless it broke at the very commit, {stands}"
-                remedy = "run again; the ledger knows what was committed"
-            elif timeout:
-                who = f" ({'; '.join(in_the_way)})" if in_the_way else ""
-                remedy = f"see who holds the lock{who} and run again"
-            if not transactional:
-                stands = _standing(connection, failed)
+            stands = (
+                f"rolled back: {', '.join(file.name for file in batch)}"
+                if transactional
+                else _standing(connection, failed)
+            )
+            if transactional and is_broken(failed.error) and failed.statement is None:
+                stands = f"unless it broke at the very commit, {stands}"
             raise MigrateError(
                 f"{describe(failed.files, failed.statement, failed.offset, failed.error)}\n"
                 f"  {stands}\n"
                 f"  committed in this run: {', '.join(f.name for f in committed) or 'nothing'}\n"
-                f"  what to do: {remedy}"
+                f"  what to do: {_remedy(failed.error, in_the_way)}"
             ) from failed.error
 
 
-def _standing(connection: Connection, failed: ApplyError) -> str:
+def _remedy(error: psycopg.Error, in_the_way: Sequence[str]) -> str:
+    if is_broken(error):
+        return "run again; the ledger knows what was committed"
+    if isinstance(error, psycopg.errors.LockNotAvailable):
+        who = f" ({'; '.join(in_the_way)})" if in_the_way else ""
+        return f"see who holds the lock{who} and run again"
+    return "correct the file and run again; it goes on where it stopped"
+
+
+def _standing(connection: Connection, failed: _ApplyError) -> str:
     (file,), statement = failed.files, failed.statement
     done = statement.number - 1 if statement else file.script.count
     text = f"not rolled back: {done} of the statements of {file.name}"
@@ -166,14 +170,14 @@ def _run_piece(
         number = failed.done - opening.count(";")
         statements = split(piece)
         if number >= len(statements):
-            raise ApplyError(batch, None, None, failed.error) from failed.error
+            raise _ApplyError(batch, None, None, failed.error) from failed.error
         statement = statements[max(number, 0)]
         offset = failed.position
         if offset is not None:
             offset -= len(opening) + statement.start
-        raise ApplyError(batch[-1:], statement, offset, failed.error) from failed.error
+        raise _ApplyError(batch[-1:], statement, offset, failed.error) from failed.error
     except psycopg.OperationalError as error:
-        raise ApplyError(batch, None, None, error) from error
+        raise _ApplyError(batch, None, None, error) from error
 
 
 def _record(file: File, milliseconds: str) -> str:
@@ -210,9 +214,11 @@ def _one_by_one(connection: Connection, file: File) -> None:
                 else:
                     _carry_out(connection, statement, done)
             except StatementError as failed:
-                raise ApplyError([file], statement, failed.position, failed.error) from failed.error
+                raise _ApplyError(
+                    [file], statement, failed.position, failed.error
+                ) from failed.error
             except psycopg.Error as error:
-                raise ApplyError([file], statement, None, error) from error
+                raise _ApplyError([file], statement, None, error) from error
             finally:
                 roll_back(connection)
         elif _SETTING.match(statement.text):  # holds for the rest of the file

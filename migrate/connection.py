@@ -198,16 +198,16 @@ def lock(connection: Connection, wait: float, waiting: Callable[[str], None]) ->
         MigrateError: another run holds it for longer than that; the message names it.
     """
     deadline = time.monotonic() + wait
-    told = False
+    reported = False
     while connection.execute("select pg_try_advisory_lock(%s)", [LOCK_KEY]).fetchone() != (True,):
         if time.monotonic() >= deadline:
             raise MigrateError(
                 f"another run holds the migration lock: {_holder(connection)}; waited {wait:g} s\n"
                 "  what to do: wait for it and run again; nothing was changed by this run"
             )
-        if not told:
+        if not reported:
             waiting(_holder(connection))
-            told = True
+            reported = True
         time.sleep(0.2)
     held = True
     try:

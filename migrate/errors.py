@@ -31,8 +31,8 @@ class LostError(MigrateError):
 
     def __init__(self, reason: str, committed: Sequence[str] | None = None) -> None:
         self.reason = reason
-        what, remedy = f"the connection broke: {reason}", "  what to do: run again"
-        super().__init__("\n".join([what, *_committed(committed), remedy]))
+        lines = [f"the connection broke: {reason}", *_committed(committed)]
+        super().__init__("\n".join([*lines, "  what to do: run again"]))
 
 
 class NoRehearsalError(MigrateError):

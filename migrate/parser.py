@@ -34,7 +34,7 @@ _SPACE = " \t\n\r\f\v"
 _BETWEEN = re.compile(r"(?:[\s;]+|--[^\n\r]*)*")
 _COMMENT_BORDER = re.compile(r"/\*|\*/")
 
-COPY_BY_CLIENT = "COPY with STDIN or STDOUT, which only psql can feed: use INSERT"
+_COPY_BY_CLIENT = "COPY with STDIN or STDOUT, which only psql can feed: use INSERT"
 
 _LINES_BEFORE, _LINES_AFTER, _LONGEST = 4, 2, 200
 
@@ -213,7 +213,7 @@ def problem(statement: Statement, transactional: bool) -> str | None:
                 "transaction of its own"
             )
         case "CopyStmt" if not node.filename:
-            return COPY_BY_CLIENT
+            return _COPY_BY_CLIENT
         case "DiscardStmt" if node.target == postgres.DISCARD_ALL:
             return (
                 "DISCARD ALL lets the lock of the run go: name what is to go, as DISCARD TEMP does"
@@ -425,7 +425,7 @@ def _syntax_problem(piece: Piece, error: ParseError) -> str:
     if piece.text.startswith("\\", offset):
         message = "psql meta-commands are not SQL and only psql runs them: remove the line"
     if copy := _COPY_DATA.search(piece.text, 0, offset):
-        message, offset = COPY_BY_CLIENT, copy.start(1)
+        message, offset = _COPY_BY_CLIENT, copy.start(1)
     if len(message) > _LONGEST_MESSAGE:  # it quotes the rest of the file
         message = f"{message[:_LONGEST_MESSAGE]} ..."
     return f"{piece.position(offset)}: {message}\n{piece.frame(offset)}"

@@ -25,7 +25,7 @@ class State:
     repeatable: Mapping[str, str]
 
 
-EMPTY = State(frozenset(), {})
+_EMPTY = State(frozenset(), {})
 
 _NAMES = (PLATFORM, VERSIONED, REPEATABLE)
 
@@ -60,12 +60,12 @@ def state(connection: Connection) -> State:
     """What is applied to a database; reads only."""
     applied = ledger.read(connection).digests
     if not applied:
-        return EMPTY
+        return _EMPTY
     versioned = applied.get(VERSIONED, {}).keys()
     return State(versioned, ledger.contents(connection, REPEATABLE))
 
 
-def rehearse(tree: Tree, applied: State = EMPTY) -> Rehearsal:
+def rehearse(tree: Tree, applied: State = _EMPTY) -> Rehearsal:
     """Apply what is pending to a copy of the present schema, verify it, and throw it away.
 
     Args:

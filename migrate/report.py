@@ -27,30 +27,30 @@ def describe(
         offset: where in the statement, in characters from 0; None when the server did not say.
         error: what the server said.
     """
-    told = error.diag
-    code = f" (SQLSTATE {told.sqlstate})" if told.sqlstate else ""
-    what = _cut(told.message_primary or str(error).strip()) + code
-    if is_broken(error) and not told.sqlstate:
-        what = f"the connection broke: {what}"
+    diagnostics = error.diag
+    code = f" (SQLSTATE {diagnostics.sqlstate})" if diagnostics.sqlstate else ""
+    message = _cut(diagnostics.message_primary or str(error).strip()) + code
+    if is_broken(error) and not diagnostics.sqlstate:
+        message = f"the connection broke: {message}"
     elif statement is None:
-        what = f"at commit: {what}"
+        message = f"at commit: {message}"
     if statement is None:
-        lines = [f"{', '.join([str(files[0].path), *(f.name for f in files[1:])])}: {what}"]
+        lines = [f"{', '.join([str(files[0].path), *(f.name for f in files[1:])])}: {message}"]
     else:
         if offset is None:
-            offset = _in_do_block(statement, told.context or "")
+            offset = _in_do_block(statement, diagnostics.context or "")
         lines = [
-            f"{files[0].path}:{statement.position(offset)}: {what}",
+            f"{files[0].path}:{statement.position(offset)}: {message}",
             f"  statement {statement.number} of {files[0].script.count}:",
             statement.frame(offset),
         ]
-    if told.internal_query:
-        at = max(int(told.internal_position or 1) - 1, 0)
-        lines += ["  in the query:", Piece(told.internal_query).frame(at)]
+    if diagnostics.internal_query:
+        at = max(int(diagnostics.internal_position or 1) - 1, 0)
+        lines += ["  in the query:", Piece(diagnostics.internal_query).frame(at)]
     for label, text in (
-        ("detail", told.message_detail),
-        ("hint", told.message_hint),
-        ("context", told.context),
+        ("detail", diagnostics.message_detail),
+        ("hint", diagnostics.message_hint),
+        ("context", diagnostics.context),
     ):
         if text:
             lines.append(f"  {label}: " + _cut(text).replace("\n", "\n    "))

@@ -150,9 +150,9 @@ def _apply(connection: Connection, found: Plan, applied: list[File], report: Rep
 def _remove_progress(connection: Connection, found: Plan) -> None:
     """Of files that were begun, and now are others or no more; `plan` lets none with work done."""
     begun = {(f.folder.name, f.name) for f in found.pending if not f.script.transactional}
-    for folder, name in ledger.progress(connection).keys() - begun:
-        if folder in (each.name for each in found.folders):
-            ledger.remove_progress(connection, folder, name)
+    for folder_name, name in ledger.progress(connection).keys() - begun:
+        if folder_name in (folder.name for folder in found.folders):
+            ledger.remove_progress(connection, folder_name, name)
 
 
 def _end(connection: Connection, objects: ledger.Objects, drift: ledger.Drift) -> None:

@@ -19,7 +19,7 @@ from migrate.files import VERIFY, File, Tree, refuse, sql_problems
 from migrate.parser import Statement
 from migrate.report import describe
 
-ROWS_SHOWN = 20
+_ROWS_SHOWN = 20
 
 
 @readable()
@@ -98,7 +98,7 @@ def _ask(connection: Connection, file: File, statement: Statement) -> list[dict[
     if cursor.pgresult is None or cursor.pgresult.status != ExecStatus.TUPLES_OK:
         return []  # a DO block has no rows, only an error
     names = [column.name for column in cursor.description or []]
-    return [dict(zip(names, row, strict=True)) for row in cursor.fetchmany(ROWS_SHOWN)]
+    return [dict(zip(names, row, strict=True)) for row in cursor.fetchmany(_ROWS_SHOWN)]
 
 
 def _name(comment: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from components import PROJECT, ROOT
-from components.session import Connection
+from components.session import DatabaseTarget
 from reviews import ReviewError, text
 from reviews.github import GitHub
 
@@ -159,7 +159,7 @@ def _plan_of(options: argparse.Namespace, events: list[text.Json], *arguments: s
         for key, each in json.loads(_pulumi(options, "config", "--show-secrets")).items()
     }
     platform = ["--platform"] if config["platform"] == "postgres" else []
-    return _plan({"DATABASE_URL": Connection.read(config.get).url()}, *platform, *arguments)
+    return _plan({"DATABASE_URL": DatabaseTarget.read(config.get).url()}, *platform, *arguments)
 
 
 def _plan(environment: dict[str, str], *arguments: str) -> Any:

@@ -27,7 +27,7 @@ from platforms import Platform, cron_server, emulate_supabase, run, stack_config
 from components import PROJECT, ROOT
 from components.automation import SCHEDULES, PgCronProvider, jobs
 from components.providers import pg_cron
-from components.session import Connection
+from components.session import DatabaseTarget
 from dev.in_process import InProcessError
 from embedded.postgres import Server
 from migrate import catalog
@@ -126,7 +126,7 @@ class Scheduled:
     def provider(self) -> PgCronProvider:
         """The provider, on this platform's database."""
         provider = PgCronProvider()
-        provider.connection = Connection.read(self.platform.config.get)
+        provider.connection = DatabaseTarget.read(self.platform.config.get)
         return provider
 
 

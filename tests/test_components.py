@@ -31,7 +31,7 @@ from components import PROJECT, ROOT, access
 from components import config as stack_config
 from components.automation import SCHEDULES
 from components.matrix import ALL, GROUP, SERVICES, Service
-from components.session import Existing
+from components.session import ServerInventory
 from policies.rules import Resource, data_is_protected
 
 Properties = dict[str, Any]
@@ -263,7 +263,7 @@ def variant(platform: str, target: str, protect: bool) -> Run:
 @pytest.fixture(autouse=True)
 def nothing_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server of these stacks is only spoken of."""
-    monkeypatch.setattr("components.database.look", lambda _: Existing())
+    monkeypatch.setattr("components.database.existing_on_server", lambda _: ServerInventory())
 
 
 @pytest.fixture(params=["postgres", "supabase"])
@@ -329,8 +329,10 @@ def test_everything_is_declared_under_its_component_and_nothing_else(
 
 def test_what_the_server_has_is_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
     for found in ({"mindroom", "stripe_handler"}, set()):
-        existing = Existing(frozenset(found), frozenset(found))
-        monkeypatch.setattr("components.database.look", lambda _, existing=existing: existing)
+        existing = ServerInventory(frozenset(found), frozenset(found))
+        monkeypatch.setattr(
+            "components.database.existing_on_server", lambda _, existing=existing: existing
+        )
         made = run({})
         imported = {key.name: r.request.importId for key, r in made.resources.items()}
         assert {name: id_ for name, id_ in imported.items() if id_} == {

@@ -24,7 +24,7 @@ from components import PROJECT, ROOT
 from components import config as stack_config
 from components.config import Config, parse
 from components.matrix import SERVICES
-from components.session import Connection
+from components.session import DatabaseTarget
 from dev import __main__ as dev
 from policies.rules import PolicyException
 
@@ -129,7 +129,7 @@ def test_valid_config_is_typed() -> None:
     ]
     assert config.render_directory == ""
     assert {r: w.get_secret_value() for r, w in config.service_passwords.items()} == PASSWORDS
-    assert config.connection == Connection(
+    assert config.connection == DatabaseTarget(
         host="pooler.example",
         port=5432,
         database="postgres",
@@ -587,7 +587,7 @@ class TestProjectFiles:
         assert exposed == dict.fromkeys(SECRETS, False)
 
 
-TO = Connection("pooler.example", 5432, "postgres", "postgres", "", "a word", "require", "")
+TO = DatabaseTarget("pooler.example", 5432, "postgres", "postgres", "", "a word", "require", "")
 texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
 hosts = st.one_of(
     st.sampled_from(["localhost", "127.0.0.1", "db.example", "/run/a directory"]),

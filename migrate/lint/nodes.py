@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from postgast import nodes, walk_typed
 from postgast import pg_query_pb2 as postgres
 
-SHARE_ROW_EXCLUSIVE, ACCESS_EXCLUSIVE = 6, 8
+_SHARE_ROW_EXCLUSIVE, ACCESS_EXCLUSIVE = 6, 8
 _UNHINDERING = re.compile(
     "AT_(AttachPartition|ClusterOn|DropCluster|(Dis|En)able(Always|Replica)?Trig|(Res|S)et(Rel)?"
     "Options|SetStatistics|ValidateConstraint)"
@@ -88,7 +88,7 @@ def lock_mode(command: Any) -> int:
     if _UNHINDERING.match(postgres.AlterTableType.Name(command.subtype)):
         return 0
     foreign = getattr(command.def_, "contype", None) == postgres.CONSTR_FOREIGN
-    return SHARE_ROW_EXCLUSIVE if foreign else ACCESS_EXCLUSIVE
+    return _SHARE_ROW_EXCLUSIVE if foreign else ACCESS_EXCLUSIVE
 
 
 def rewriting(type_: Type, given: Mapping[int, Any]) -> str | None:

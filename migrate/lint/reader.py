@@ -220,8 +220,8 @@ class Reader:
         line, column = map(int, place.statement.position(offset).split(":"))
         message, remedy = RULES[rule]
         _, reason = place.allowed.get(rule, (0, None))
-        told = message.format(*words)
-        self.findings.append(Finding(place.file.path, line, column, rule, told, remedy, reason))
+        message = message.format(*words)
+        self.findings.append(Finding(place.file.path, line, column, rule, message, remedy, reason))
 
     def _hurt(self, table: str, rule: str, *words: object) -> None:
         """Find what hurts a table that was there before."""
