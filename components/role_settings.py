@@ -39,8 +39,8 @@ class RoleSettingsProvider(DatabaseProvider):
         with self.session() as session:
             if props["role"] not in roles.on_server(session)[1]:
                 raise MigrateError(
-                    f"the stack's state has the role {props['role']}, and the server has not\n"
-                    "  what to do: run `pulumi up --refresh`, which makes it (docs/recovery.md)"
+                    f"the stack's state has the role {props['role']}, and the server has not",
+                    "run `pulumi up --refresh`, which makes it (docs/recovery.md)",
                 )
             roles.set_settings(session, props["role"], props["settings"])
         return props

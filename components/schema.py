@@ -120,8 +120,8 @@ def _refuse_older(olds: Mapping[str, Any], planned: Plan) -> None:
     lost = sorted(olds["files"].keys() - folder.recorded.keys()) if folder.versioned else []
     if lost:
         raise MigrateError(
-            f"the stack's state has {', '.join(lost)}, and the database has not\n"
-            f"  what to do: {RESTORED}"
+            f"the stack's state has {', '.join(lost)}, and the database has not",
+            RESTORED,
         )
 
 

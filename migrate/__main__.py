@@ -147,10 +147,13 @@ def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments, defaults)
     try:
         if not options.directory.is_dir():
-            raise MigrateError(f"{options.directory}: no such directory: pass --directory")
+            raise MigrateError(f"{options.directory}: no such directory", "pass --directory")
         known = any((options.directory / name).exists() for name in FOLDERS)
         if options.command != "new" and not known:
-            raise MigrateError(f"{options.directory}: holds none of {', '.join(FOLDERS)}")
+            raise MigrateError(
+                f"{options.directory}: holds none of {', '.join(FOLDERS)}",
+                "pass --directory, or make one by `new`",
+            )
         result = COMMANDS[options.command].run(options)
     except DriftError as error:
         result = _Result(

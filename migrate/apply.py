@@ -115,8 +115,8 @@ def apply(
             raise MigrateError(
                 f"{describe(failed.files, failed.statement, failed.offset, failed.error)}\n"
                 f"  {stands}\n"
-                f"  committed in this run: {', '.join(f.name for f in committed) or 'nothing'}\n"
-                f"  what to do: {_remedy(failed.error, in_the_way)}"
+                f"  committed in this run: {', '.join(f.name for f in committed) or 'nothing'}",
+                _remedy(failed.error, in_the_way),
             ) from failed.error
 
 

@@ -70,19 +70,21 @@ def connect(url: str, connect_timeout: int = 10) -> Connection:
     try:
         connection = psycopg.connect(autocommit=True, prepare_threshold=None, **options)  # type: ignore[arg-type]
     except (psycopg.Error, ValueError) as error:
-        raise UnreachableError(_refusal(error)) from None
+        text = str(error).strip()
+        raise UnreachableError(f"cannot connect to the database: {text}", _remedy(text)) from None
     place = f"{connection.info.host}:{connection.info.port}"
     if connection.info.port == TRANSACTION_POOLER_PORT:
         connection.close()
         raise MigrateError(
-            f"{place} is a pooler in transaction mode, where the lock of a run does not hold: "
-            "use the session mode port 5432"
+            f"{place} is a pooler in transaction mode, where the lock of a run does not hold",
+            "use the session mode port 5432",
         )
     if connection.info.server_version < OLDEST_SERVER * 10000:
         found = connection.info.server_version // 10000
         connection.close()
         raise MigrateError(
-            f"{place} is PostgreSQL {found}; {OLDEST_SERVER} or newer is needed: upgrade the server"
+            f"{place} is PostgreSQL {found}; {OLDEST_SERVER} or newer is needed",
+            "upgrade the server",
         )
     return connection
 
@@ -94,15 +96,14 @@ def _parse(url: str) -> dict[str, Any]:
         given = None
     if given is None or (url.startswith("postgres") and not _URL.fullmatch(url)):
         raise MigrateError(
-            "the database URL cannot be parsed (it is not shown, since it may hold a password): "
-            "write postgresql://USER:PASSWORD@HOST:PORT/DATABASE and percent-encode the password"
+            "the database URL cannot be parsed (it is not shown, since it may hold a password)",
+            "write postgresql://USER:PASSWORD@HOST:PORT/DATABASE and percent-encode the password",
         )
     return given
 
 
-def _refusal(error: Exception) -> str:
-    text = str(error).strip()
-    hints = {
+def _remedy(refusal: str) -> str:
+    remedies = {
         "password authentication failed": "check user and password",
         "Tenant or user not found": "behind Supabase's pooler a user is ROLE.PROJECT, and each "
         "region has a pooler of its own: check user and host",
@@ -112,8 +113,7 @@ def _refusal(error: Exception) -> str:
         "does not exist": "create it first, or check the name",
         "timeout expired": "check host, port and firewall",
     }
-    hint = next((hint for part, hint in hints.items() if part in text), None)
-    return f"cannot connect to the database: {text}" + (f"\n  what to do: {hint}" if hint else "")
+    return next((remedy for part, remedy in remedies.items() if part in refusal), "")
 
 
 def is_broken(error: psycopg.Error) -> bool:
@@ -141,8 +141,8 @@ def readable() -> Iterator[None]:
         code = f" (SQLSTATE {error.sqlstate})" if error.sqlstate else ""
         hint = ""
         if isinstance(error, psycopg.errors.InsufficientPrivilege):
-            hint = "\n  what to do: run as the role that owns the database and the schema migrate"
-        raise MigrateError(f"the database refuses: {text}{code}{hint}") from error
+            hint = "run as the role that owns the database and the schema migrate"
+        raise MigrateError(f"the database refuses: {text}{code}", hint) from error
 
 
 class StatementError(Exception):
@@ -202,8 +202,8 @@ def lock(connection: Connection, wait: float, waiting: Callable[[str], None]) ->
     while connection.execute("select pg_try_advisory_lock(%s)", [LOCK_KEY]).fetchone() != (True,):
         if time.monotonic() >= deadline:
             raise MigrateError(
-                f"another run holds the migration lock: {_holder(connection)}; waited {wait:g} s\n"
-                "  what to do: wait for it and run again; nothing was changed by this run"
+                f"another run holds the migration lock: {_holder(connection)}; waited {wait:g} s",
+                "wait for it and run again; nothing was changed by this run",
             )
         if not reported:
             waiting(_holder(connection))
@@ -219,8 +219,8 @@ def lock(connection: Connection, wait: float, waiting: Callable[[str], None]) ->
     if not held:
         raise MigrateError(
             "one of the files let the lock of this run go, as pg_advisory_unlock_all() does: "
-            "another run may have worked at the same time\n"
-            "  what to do: run `verify`; leave that call out of the next files"
+            "another run may have worked at the same time",
+            "run `verify`; leave that call out of the next files",
         )
 
 

@@ -5,13 +5,21 @@ from dataclasses import dataclass
 from typing import Any
 
 
-def _committed(names: Sequence[str] | None) -> list[str]:
+def with_remedy(problem: str, remedy: str) -> str:
+    """A problem, with what to do about it in a line of its own."""
+    return f"{problem}\n  what to do: {remedy}" if remedy else problem
+
+
+def _committed(names: Sequence[str] | None) -> str:
     """What a run has applied before it stopped; None where there was no run."""
-    return [] if names is None else [f"  committed in this run: {', '.join(names) or 'nothing'}"]
+    return "" if names is None else f"\n  committed in this run: {', '.join(names) or 'nothing'}"
 
 
 class MigrateError(Exception):
-    """One message that says what is wrong, where, and what to do.  Never holds a password."""
+    """What is wrong and where, and what to do about it.  Never holds a password."""
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        super().__init__(with_remedy(problem, remedy))
 
 
 class FilesError(MigrateError):
@@ -19,7 +27,7 @@ class FilesError(MigrateError):
 
     def __init__(self, problems: Sequence[str], committed: Sequence[str] | None = None) -> None:
         self.problems = list(problems)
-        super().__init__("\n".join([*self.problems, *_committed(committed)]))
+        super().__init__("\n".join(self.problems) + _committed(committed))
 
 
 class UnreachableError(MigrateError):
@@ -31,8 +39,7 @@ class LostError(MigrateError):
 
     def __init__(self, reason: str, committed: Sequence[str] | None = None) -> None:
         self.reason = reason
-        lines = [f"the connection broke: {reason}", *_committed(committed)]
-        super().__init__("\n".join([*lines, "  what to do: run again"]))
+        super().__init__(f"the connection broke: {reason}{_committed(committed)}", "run again")
 
 
 class NoRehearsalError(MigrateError):
@@ -44,8 +51,8 @@ class IncompleteRunError(MigrateError):
 
     def __init__(self) -> None:
         super().__init__(
-            "whether the schema has drifted is not known: a run is in progress or was interrupted\n"
-            "  what to do: wait for it; or run `up`, which finishes it"
+            "whether the schema has drifted is not known: a run is in progress or was interrupted",
+            "wait for it; or run `up`, which finishes it",
         )
 
 
@@ -79,8 +86,8 @@ class DriftError(MigrateError):
         count = len(self.differences)
         super().__init__(
             f"{count} object{' is' if count == 1 else 's are'} not {self.expected}:\n"
-            + "\n".join(map(str, self.differences))
-            + f"\n  what to do: {self.remedy}"
+            + "\n".join(map(str, self.differences)),
+            self.remedy,
         )
 
 
@@ -118,4 +125,4 @@ class FailedChecksError(MigrateError):
         "editing a repeatable file",
     ) -> None:
         self.failed = list(failed)
-        super().__init__("\n".join([*map(str, self.failed), f"  what to do: {remedy}"]))
+        super().__init__("\n".join(map(str, self.failed)), remedy)

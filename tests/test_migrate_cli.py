@@ -669,7 +669,9 @@ def test_a_role_without_privileges_is_one_clear_message(database: str, tmp_path:
 
 def test_a_missing_directory_is_one_clear_message(tmp_path: Path) -> None:
     result = migrate(tmp_path / "nowhere", "up", url=UNREACHABLE)
-    assert result.stderr == f"error: {tmp_path}/nowhere: no such directory: pass --directory\n"
+    assert result.stderr == (
+        f"error: {tmp_path}/nowhere: no such directory\n  what to do: pass --directory\n"
+    )
     assert result.code == ERROR
 
 
@@ -690,6 +692,7 @@ def test_a_directory_with_none_of_the_folders_is_refused(tmp_path: Path) -> None
     result = migrate(tmp_path, "plan", url=UNREACHABLE)
     assert result.stderr == (
         f"error: {tmp_path}: holds none of platform, migrations, repeatable, verify\n"
+        "  what to do: pass --directory, or make one by `new`\n"
     )
     assert result.code == ERROR
 

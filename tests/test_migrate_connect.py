@@ -111,8 +111,9 @@ def test_a_wrong_option_is_told(option: str) -> None:
 def test_a_url_that_cannot_be_parsed_is_refused_and_not_shown(url: str) -> None:
     message = failure(lambda: connect(url))
     assert message == (
-        "the database URL cannot be parsed (it is not shown, since it may hold a password): "
-        "write postgresql://USER:PASSWORD@HOST:PORT/DATABASE and percent-encode the password"
+        "the database URL cannot be parsed (it is not shown, since it may hold a password)\n"
+        "  what to do: write postgresql://USER:PASSWORD@HOST:PORT/DATABASE and percent-encode the "
+        "password"
     )
 
 
@@ -156,7 +157,7 @@ def test_a_server_that_is_too_old_is_refused_with_its_version(
     monkeypatch.setattr(connection, "OLDEST_SERVER", 99)
     major = int(query(database, "show server_version_num")[0]) // 10000
     assert failure(lambda: connect(database)).endswith(
-        f"is PostgreSQL {major}; 99 or newer is needed: upgrade the server"
+        f"is PostgreSQL {major}; 99 or newer is needed\n  what to do: upgrade the server"
     )
 
 
@@ -164,6 +165,6 @@ def test_a_pooler_in_transaction_mode_is_refused_with_the_port_to_use(server: Se
     with pooler(server) as host:
         url = server.url().replace(f"127.0.0.1:{server.port}", f"{host}:6543")
         assert failure(lambda: connect(url)) == (
-            f"{host}:6543 is a pooler in transaction mode, where the lock of a run does not hold: "
-            "use the session mode port 5432"
+            f"{host}:6543 is a pooler in transaction mode, where the lock of a run does not hold\n"
+            "  what to do: use the session mode port 5432"
         )

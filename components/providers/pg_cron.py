@@ -42,7 +42,8 @@ def sync(connection: Connection, group: str, jobs: Mapping[str, Mapping[str, str
         if len(full_name.encode()) > LONGEST_NAME:
             raise MigrateError(
                 f"the name {full_name} is over {LONGEST_NAME} bytes long, which pg_cron may cut "
-                "off: give the database a shorter name, or choose another scheduler than pg_cron"
+                "off",
+                "give the database a shorter name, or choose another scheduler than pg_cron",
             )
     if jobs:
         require(connection)
@@ -71,9 +72,10 @@ def require(connection: Connection) -> None:
     """
     if _home_name(connection) is None:
         raise MigrateError(
-            "the server has no pg_cron\n  what to do: install it (on Debian the package "
+            "the server has no pg_cron",
+            "install it (on Debian the package "
             "postgresql-NN-cron), add it to shared_preload_libraries and restart the server; or "
-            "choose another scheduler than pg_cron"
+            "choose another scheduler than pg_cron",
         )
 
 
