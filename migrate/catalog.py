@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping
 
 from migrate.connection import Connection, readable
-from migrate.errors import Difference
+from migrate.errors import Difference, with_remedy
 from migrate.ledger import SCHEMA
 
 _QUERY = f"""
@@ -180,7 +180,9 @@ def invalid_indexes(connection: Connection) -> str:
            where not indisvalid and relkind = 'i' order by 1"""
     )
     return "".join(
-        f"\n  invalid index {name}, left by a CREATE INDEX CONCURRENTLY that failed: "
-        f"DROP INDEX CONCURRENTLY {name}, then run again"
+        with_remedy(
+            f"\n  invalid index {name}, left by a CREATE INDEX CONCURRENTLY that failed",
+            f"DROP INDEX CONCURRENTLY {name}, then run again",
+        )
         for (name,) in rows
     )

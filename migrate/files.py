@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from migrate.errors import FilesError
+from migrate.errors import FilesError, with_remedy
 from migrate.parser import Script, parse
 
 PLATFORM = "platform"
@@ -167,20 +167,27 @@ def number_problems(files: Sequence[File]) -> list[str]:
         match = _VERSIONED_NAME.fullmatch(file.name)
         if not match:
             problems.append(
-                f"{file.path}: not named NNNN_name.sql (four digits, then lower-case letters, "
-                "digits and _): rename it"
+                with_remedy(
+                    f"{file.path}: not named NNNN_name.sql (four digits, then lower-case letters, "
+                    "digits and _)",
+                    "rename it",
+                )
             )
             continue
         number = int(match[1])
         if number == previous and previous_name:
             problems.append(
-                f"{file.path}: number {match[1]} is taken by {previous_name}: "
-                "renumber the newer of the two"
+                with_remedy(
+                    f"{file.path}: number {match[1]} is taken by {previous_name}",
+                    "renumber the newer of the two",
+                )
             )
         elif number != previous + 1:
             problems.append(
-                f"{file.path}: number {previous + 1:04d} is missing before it: "
-                "numbers run from 0001 without a gap"
+                with_remedy(
+                    f"{file.path}: number {previous + 1:04d} is missing before it",
+                    "number the files from 0001 without a gap",
+                )
             )
         previous, previous_name = number, file.name
     return problems
@@ -212,22 +219,31 @@ def history_problems(
     for name, digest in sorted(recorded.items()):
         if name not in present and digest in new:
             problems.append(
-                f"{folder}/{name}: was applied and is now named {new[digest]}: rename it back"
+                with_remedy(
+                    f"{folder}/{name}: was applied and is now named {new[digest]}", "rename it back"
+                )
             )
         elif name not in present:
             problems.append(
-                f"{folder}/{name}: was applied (sha256 {digest[:16]}) and was removed: "
-                "restore it, or update this checkout if it is older than the database"
+                with_remedy(
+                    f"{folder}/{name}: was applied (sha256 {digest[:16]}) and was removed",
+                    "restore it, or update this checkout if it is older than the database",
+                )
             )
         elif present[name] != digest:
             problems.append(
-                f"{folder}/{name}: was edited after it had been applied: recorded sha256 "
-                f"{digest[:16]}, present {present[name][:16]}: restore the file and put the "
-                "change into a new migration"
+                with_remedy(
+                    f"{folder}/{name}: was edited after it had been applied: recorded sha256 "
+                    f"{digest[:16]}, present {present[name][:16]}",
+                    "restore the file and put the change into a new migration",
+                )
             )
     last = max(recorded, default="")
     problems += [
-        f"{folder}/{name}: comes before {last}, which is applied already: give it the next number"
+        with_remedy(
+            f"{folder}/{name}: comes before {last}, which is applied already",
+            "give it the next number",
+        )
         for name in sorted(present)
         if name not in recorded and name < last
     ]

@@ -11,6 +11,7 @@ from psycopg.types.json import Jsonb
 
 from migrate import VERSION
 from migrate.connection import Connection, readable
+from migrate.errors import with_remedy
 from migrate.files import File
 
 SCHEMA = "migrate"
@@ -198,9 +199,10 @@ class Progress:
             digest.update(statement.text.encode())
         if digest.hexdigest() == self.sha256 and not file.script.transactional:
             return None
-        return (
+        return with_remedy(
             f"{file.path}: was edited in statements that are done (the first {self.done}), by a "
-            "run that was cut off or failed: restore them, and make the change behind them"
+            "run that was cut off or failed",
+            "restore them, and make the change behind them",
         )
 
 

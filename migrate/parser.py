@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, NamedTuple
 
+from migrate.errors import with_remedy
+
 _CONTROL = {
     "BEGIN": "BEGIN",
     "START": "START TRANSACTION",
@@ -34,7 +36,7 @@ _SPACE = " \t\n\r\f\v"
 _BETWEEN = re.compile(r"(?:[\s;]+|--[^\n\r]*)*")
 _COMMENT_BORDER = re.compile(r"/\*|\*/")
 
-_COPY_BY_CLIENT = "COPY with STDIN or STDOUT, which only psql can feed: use INSERT"
+_COPY_BY_CLIENT = "COPY with STDIN or STDOUT, which only psql can feed", "use INSERT"
 
 _LINES_BEFORE, _LINES_AFTER, _LONGEST = 4, 2, 200
 
@@ -200,7 +202,7 @@ def is_closed(piece: Piece, found: list[Statement]) -> bool:
     return not found or piece.text[found[-1].stop :].lstrip().startswith(";")
 
 
-def problem(statement: Statement, transactional: bool) -> str | None:
+def problem(statement: Statement, transactional: bool) -> tuple[str, str] | None:
     """Why a statement cannot be part of a migration, and what to do; None where it can."""
     if not _SUSPECT.match(statement.piece.text, statement.start, statement.stop):
         return None
@@ -209,34 +211,36 @@ def problem(statement: Statement, transactional: bool) -> str | None:
         case "TransactionStmt":
             kind = postgres.TransactionStmtKind.Name(node.kind).removeprefix("TRANS_STMT_")
             return (
-                f"{_CONTROL[kind]} inside a migration: remove it, each file already runs in a "
-                "transaction of its own"
+                f"{_CONTROL[kind]} inside a migration",
+                "remove it, each file already runs in a transaction of its own",
             )
         case "CopyStmt" if not node.filename:
             return _COPY_BY_CLIENT
         case "DiscardStmt" if node.target == postgres.DISCARD_ALL:
             return (
-                "DISCARD ALL lets the lock of the run go: name what is to go, as DISCARD TEMP does"
+                "DISCARD ALL lets the lock of the run go",
+                "name what is to go, as DISCARD TEMP does",
             )
         case "VariableSetStmt" if node.is_local and not transactional:
             return (
-                "SET LOCAL in a file without a transaction, where it holds for itself alone: write "
-                "SET, which holds to the end of the file"
+                "SET LOCAL in a file without a transaction, where it holds for itself alone",
+                "write SET, which holds to the end of the file",
             )
     if transactional and (by_itself := alone(statement)):
         return (
-            f"{by_itself} cannot run inside a transaction: put it into a file of its own that "
-            "begins with `-- migrate: no-transaction`"
+            f"{by_itself} cannot run inside a transaction",
+            "put it into a file of its own that begins with `-- migrate: no-transaction`",
         )
     if statement.builds_concurrently and not node.idxname:
         return (
             "CREATE INDEX CONCURRENTLY without a name, by which a run that was cut off would find "
-            "what it left: name the index"
+            "what it left",
+            "name the index",
         )
     if statement.kind == "DropStmt" and node.concurrent and not node.missing_ok:
         return (
-            "DROP INDEX CONCURRENTLY that cannot be repeated after a crash: write DROP INDEX "
-            "CONCURRENTLY IF EXISTS"
+            "DROP INDEX CONCURRENTLY that cannot be repeated after a crash",
+            "write DROP INDEX CONCURRENTLY IF EXISTS",
         )
     return None
 
@@ -384,13 +388,15 @@ def parse(content: bytes) -> Script:
         if found and first == 1:
             transactional = not _NO_TRANSACTION.search(found[0].comment)
         for statement in found:
-            if text := problem(statement, transactional):
-                problems.append(f"{statement.position()}: {text}\n{statement.frame()}")
+            if found_problem := problem(statement, transactional):
+                text, remedy = found_problem
+                text = f"{statement.position()}: {text}\n{statement.frame()}"
+                problems.append(with_remedy(text, remedy))
         spans.append(Span(start, stop, line, first, len(found)))
         start, size = stop, PIECE_SIZE
         line, first = line + piece.text.count("\n", 0, length), first + len(found)
     if first == 1 and not problems:
-        problems.append(" holds no statement: delete the file or fill it")
+        problems.append(with_remedy(" holds no statement", "delete the file or fill it"))
     return Script(content, spans, transactional, problems)
 
 
@@ -403,11 +409,12 @@ def _decoded(content: bytes, line: int) -> str:
         text = content.decode()
     except UnicodeDecodeError as error:
         line += content.count(b"\n", 0, error.start)
-        wrong = f"not UTF-8 (byte {content[error.start]:#04x})"
-        raise _NoTextError(f"{line}: {wrong}: save the file as UTF-8") from None
+        text = f"{line}: not UTF-8 (byte {content[error.start]:#04x})"
+        raise _NoTextError(with_remedy(text, "save the file as UTF-8")) from None
     if "\0" in text:  # where every parser in C would take the file to end
         line += text.count("\n", 0, text.index("\0"))
-        raise _NoTextError(f"{line}: holds a zero byte, so it is no text: save the file as UTF-8")
+        text = f"{line}: holds a zero byte, so it is no text"
+        raise _NoTextError(with_remedy(text, "save the file as UTF-8"))
     return text
 
 
@@ -421,11 +428,12 @@ def _closed_length(text: str, found: list[Statement]) -> int:
 
 
 def _syntax_problem(piece: Piece, error: ParseError) -> str:
-    message, offset = str(error), error.offset
+    message, remedy, offset = str(error), "", error.offset
     if piece.text.startswith("\\", offset):
-        message = "psql meta-commands are not SQL and only psql runs them: remove the line"
+        message = "psql meta-commands are not SQL and only psql runs them"
+        remedy = "remove the line"
     if copy := _COPY_DATA.search(piece.text, 0, offset):
-        message, offset = _COPY_BY_CLIENT, copy.start(1)
+        (message, remedy), offset = _COPY_BY_CLIENT, copy.start(1)
     if len(message) > _LONGEST_MESSAGE:  # it quotes the rest of the file
         message = f"{message[:_LONGEST_MESSAGE]} ..."
-    return f"{piece.position(offset)}: {message}\n{piece.frame(offset)}"
+    return with_remedy(f"{piece.position(offset)}: {message}\n{piece.frame(offset)}", remedy)

@@ -6,6 +6,7 @@ from functools import cached_property
 
 from migrate import catalog, files, ledger
 from migrate.connection import Connection, readable
+from migrate.errors import with_remedy
 from migrate.files import PLATFORM, REPEATABLE, VERSIONED, File, Tree
 
 
@@ -139,8 +140,11 @@ def _half_done_problems(connection: Connection, found: Plan) -> list[str]:
             file = pending.get(key)
             if begun.done and file is None:
                 problems.append(
-                    f"{'/'.join(key)}: was removed, but statements of it are done (the first "
-                    f"{begun.done}), by a run that was cut off or failed: restore it"
+                    with_remedy(
+                        f"{'/'.join(key)}: was removed, but statements of it are done (the first "
+                        f"{begun.done}), by a run that was cut off or failed",
+                        "restore it",
+                    )
                 )
             elif begun.done and file and (problem := begun.problem(file)):
                 problems.append(problem)

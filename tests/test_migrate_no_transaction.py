@@ -92,8 +92,8 @@ def test_an_invalid_index_of_a_file_that_is_another_now_is_told(
         write(tmp_path, {f"migrations/{name}": "create table other ();"})
     assert failure(lambda: up(database, tmp_path), FilesError) == (
         "migrations/0003_i.sql: had begun, and is another now\n"
-        "  invalid index t1_a, left by a CREATE INDEX CONCURRENTLY that failed: "
-        "DROP INDEX CONCURRENTLY t1_a, then run again\n"
+        "  invalid index t1_a, left by a CREATE INDEX CONCURRENTLY that failed\n"
+        "  what to do: DROP INDEX CONCURRENTLY t1_a, then run again\n"
         "  committed in this run: nothing"
     )
     query(database, "drop index concurrently t1_a")
@@ -109,8 +109,8 @@ def test_a_file_that_leaves_an_invalid_index_is_not_taken_for_done(
         query(database, "create unique index concurrently other_a on other (a)")
     write(tmp_path, {**tables(1), "migrations/0002_i.sql": CONCURRENTLY})
     message = up_fails(database, tmp_path)
-    assert "invalid index other_a, left by a CREATE INDEX CONCURRENTLY that failed: " in message
-    assert "DROP INDEX CONCURRENTLY other_a, then run again" in message
+    assert "invalid index other_a, left by a CREATE INDEX CONCURRENTLY that failed\n" in message
+    assert "  what to do: DROP INDEX CONCURRENTLY other_a, then run again" in message
     assert recorded(database) == ["0001_t1.sql"]
     query(database, "drop index concurrently other_a")
     assert up(database, tmp_path) == ["0002_i.sql"]
@@ -221,7 +221,8 @@ def test_statements_that_are_done_may_not_be_edited(
     write(tmp_path, {"migrations/0002_b.sql": edited})
     assert failure(lambda: up(database, tmp_path), FilesError) == (
         f"{tmp_path}/migrations/0002_b.sql: was edited in statements that are done (the first 2), "
-        "by a run that was cut off or failed: restore them, and make the change behind them\n"
+        "by a run that was cut off or failed\n"
+        "  what to do: restore them, and make the change behind them\n"
         "  committed in this run: nothing"
     )
     assert query(database, "select a from t1 order by 1") == [1, 2]
@@ -237,7 +238,8 @@ def test_a_file_that_is_half_done_may_not_be_removed(database: str, tmp_path: Pa
     path.rename(path.with_name("0002_other.sql"))
     assert failure(lambda: up(database, tmp_path), FilesError) == (
         "migrations/0002_b.sql: was removed, but statements of it are done (the first 1), by a run "
-        "that was cut off or failed: restore it\n"
+        "that was cut off or failed\n"
+        "  what to do: restore it\n"
         "  committed in this run: nothing"
     )
     assert query(database, "select a from t1") == [1]

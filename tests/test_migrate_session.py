@@ -168,7 +168,8 @@ def test_a_file_that_is_no_text_is_refused_only_while_it_is_pending(
     (tmp_path / "migrations/0002_t2.sql").write_bytes(b"select 1;\n-- \xff\n")
     message = failure(lambda: up(database, tmp_path), FilesError)
     assert message == (
-        f"{tmp_path}/migrations/0002_t2.sql:2: not UTF-8 (byte 0xff): save the file as UTF-8\n"
+        f"{tmp_path}/migrations/0002_t2.sql:2: not UTF-8 (byte 0xff)\n"
+        "  what to do: save the file as UTF-8\n"
         "  committed in this run: nothing"
     )
     assert made(database) == []

@@ -30,8 +30,8 @@ class TestCheck:
             (message,) = host.refused("migrations")
         assert message == (
             f"migrations/{name}: was edited after it had been applied: recorded sha256 "
-            f"{before[:16]}, present {after[:16]}: restore the file and put the change into a new "
-            "migration"
+            f"{before[:16]}, present {after[:16]}\n"
+            "  what to do: restore the file and put the change into a new migration"
         )
 
     def test_edited_repeatable_passes(self, offline: Stack) -> None:
@@ -47,8 +47,8 @@ class TestCheck:
         with offline.host() as host:
             message, hint = host.refused("migrations")
         assert message == (
-            f"migrations/{name}: was applied (sha256 {digest[:16]}) and was removed: "
-            "restore it, or update this checkout if it is older than the database"
+            f"migrations/{name}: was applied (sha256 {digest[:16]}) and was removed\n"
+            "  what to do: restore it, or update this checkout if it is older than the database"
         )
         assert hint.startswith("or, where the database was restored")
 
