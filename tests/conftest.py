@@ -77,6 +77,7 @@ ON_EACH = {
     "test_search_path": _BODIES,
     "test_services": _BODIES,
     "test_stripe": _BODIES,
+    "test_stripe_model": _BODIES,
     "test_supabase": _OWNERS,
     "test_tables": _BODIES,
     "test_usage_functions": _BODIES,
