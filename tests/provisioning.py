@@ -32,7 +32,7 @@ TOKEN = "a-token-of-the-provisioner's-tests"
 RELEASE = "instance-provisioner"
 BASE_DOMAIN = "mindroom.test"
 PATIENCE = 60.0
-RESYNC = 1
+RESYNC = 2
 CHART = ROOT / "charts" / "instance-provisioner"
 
 T = TypeVar("T")
