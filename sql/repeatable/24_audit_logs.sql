@@ -1,9 +1,11 @@
 -- audit_logs: read by those whom they concern, appended by services and by triggers of the other
 -- tables, changed by nobody but service_role, for erasure requests.
 
+-- What a trigger writes is made of columns that are bounded themselves.
 create or replace trigger audit_logs_bound_json
   before insert or update of details on public.audit_logs
-  for each row execute function private.bound_json('262144', 'details');
+  for each row when (pg_trigger_depth() = 0)
+  execute function private.bound_json('262144', 'details');
 
 revoke all on public.audit_logs from public, anon, authenticated, service_role;
 grant select on public.audit_logs to authenticated;
