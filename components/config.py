@@ -242,7 +242,9 @@ def _password_problems(given: Mapping[str, Any]) -> list[tuple[str, str]]:
         return []
     missing = [role for role in SERVICES if not passwords.get(role)]
     unknown = [role for role in passwords if role not in SERVICES]
-    short = [role for role, word in passwords.items() if 0 < len(str(word)) < SHORTEST_PASSWORD]
+    short = [
+        role for role, password in passwords.items() if 0 < len(str(password)) < SHORTEST_PASSWORD
+    ]
     problems = {
         "has no password for": missing,
         "names roles that do not exist:": unknown,

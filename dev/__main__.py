@@ -432,10 +432,10 @@ def _prepare_stack(pulumi: str, config: dict[str, Any], hidden: list[str]) -> No
         _write(STACK_FILE, yaml.safe_dump(stack))
     if stale:
         for key in hidden:
-            words = config[key] if isinstance(config[key], dict) else {None: config[key]}
-            for name, word in words.items():
+            given = config[key] if isinstance(config[key], dict) else {None: config[key]}
+            for name, secret in given.items():
                 path = f"{PROJECT}:{key}" + (f".{name}" if name else "")
-                quietly("config", "set", "--secret", "--path", path, stdin=word)
+                quietly("config", "set", "--secret", "--path", path, stdin=secret)
 
 
 def _ensure_helm(helm: Path) -> None:

@@ -1,6 +1,6 @@
 """The migration engine: versioned and repeatable SQL files, a ledger, and what proves the result.
 
-It needs psycopg and pglast only and knows neither Pulumi nor this platform.  `python -m migrate`
+It needs psycopg and postgast only and knows neither Pulumi nor this platform.  `python -m migrate`
 is the command line; `connection.connect`, `files.read_tree`, `run.plan`, `run.up`, `verify.check`
 are the same for programs.
 """

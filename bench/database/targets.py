@@ -81,13 +81,13 @@ TARGETS = {
         "`track_usage` on one instance, to an upsert",
         Script(_track(ONE)),
         Script(_upsert(ONE)),
-        0.8,
+        0.65,
     ),
     "track_many": Target(
         "`track_usage` on 1,000 instances, to an upsert",
         Script(PICK + _track(ANY)),
         Script(PICK + _upsert(ANY)),
-        0.8,
+        0.65,
     ),
     "track_over": Target(
         "`track_usage` over the limit, to under it",
