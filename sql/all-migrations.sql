@@ -4120,8 +4120,10 @@ begin
   return jsonb_build_object(
     'object', object -> 'object',
     'id', object -> 'id',
-    'customer', case jsonb_typeof(object -> 'customer')
-      when 'object' then object #> '{customer,id}' else object -> 'customer'
+    'customer', case
+      when object ->> 'object' = 'customer' then object -> 'id'
+      when jsonb_typeof(object -> 'customer') = 'object' then object #> '{customer,id}'
+      else object -> 'customer'
     end,
     'livemode', object -> 'livemode',
     'created', object -> 'created',
@@ -4149,7 +4151,9 @@ declare
   previous jsonb := event #> '{data,previous_attributes}';
 begin
   if type in ('customer.created', 'customer.updated', 'customer.deleted') then
-    object := object || jsonb_build_object('object', 'customer', 'deleted', type = 'customer.deleted');
+    object := object || jsonb_build_object(
+      'object', 'customer', 'customer', object -> 'id', 'deleted', type = 'customer.deleted'
+    );
   elsif type like 'customer.subscription.%' then
     object := object || '{"object": "subscription"}';
     if type = 'customer.subscription.deleted' then
@@ -4178,14 +4182,6 @@ begin
 end
 $$;
 
-create or replace function private.stripe_customer_id(object jsonb) returns text
-language plpgsql immutable set search_path = pg_catalog, pg_temp
-as $$
-begin
-  return object ->> case object ->> 'object' when 'customer' then 'id' else 'customer' end;
-end
-$$;
-
 create or replace function private.check_stripe_object(object jsonb) returns void
 language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
@@ -4201,7 +4197,7 @@ begin
       using errcode = 'invalid_parameter_value', hint = hint;
   elsif (
     length(object ->> 'id') between 1 and 255
-    and length(private.stripe_customer_id(object)) between 1 and 255
+    and length(object ->> 'customer') between 1 and 255
     and object ->> 'object' in ('customer', 'subscription')
   ) is not true then
     raise exception 'Stripe object % lacks id, customer or object, or is neither a customer nor a subscription',
@@ -4348,9 +4344,7 @@ end
 $$;
 
 comment on function private.stripe_fields(jsonb) is
-  'What is read of an object, and kept: no name, email, address or card.';
-comment on function private.stripe_customer_id(jsonb) is
-  'The customer that an object is, or belongs to.';
+  'What is read of an object, and kept: no name, email, address or card. Its customer is the id, also of a customer itself.';
 comment on function private.check_stripe_object(jsonb) is
   'Refuses what is too large, has no id or customer, or is in test mode on a live platform.';
 comment on function private.stripe_payload(jsonb) is
@@ -4367,7 +4361,6 @@ comment on function private.is_later_stripe_snapshot(private.stripe_subscription
 revoke all on function
   private.stripe_fields(jsonb),
   private.stripe_payload(jsonb),
-  private.stripe_customer_id(jsonb),
   private.check_stripe_object(jsonb),
   private.named_tier(text[]),
   private.read_stripe_subscription(jsonb, timestamptz),
@@ -4383,7 +4376,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '54_stripe_snapshots.sql', 'ffc69924c00e4bd523d0080fda6211c5a7f030ad27ca8b49c0a0ab0069c2916e', NULL, '1.0.0');
+values (0, 'repeatable', '54_stripe_snapshots.sql', '6170bc1ff85ecc5faafc36046e3005f1382c6df71747dcbb0489cabbaa2d6c31', NULL, '1.0.0');
 
 -- repeatable/55_stripe_functions.sql
 
@@ -4632,7 +4625,7 @@ create or replace function private.stripe_account(object jsonb) returns uuid
 language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
 declare
-  customer constant text := private.stripe_customer_id(object);
+  customer constant text := object ->> 'customer';
   accounts uuid[];
   sources text[];
 begin
@@ -4668,7 +4661,7 @@ create or replace function private.record_stripe_customer(object jsonb, account 
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
-  customer constant text := private.stripe_customer_id(object);
+  customer constant text := object ->> 'customer';
   is_customer constant boolean := object ->> 'object' = 'customer';
   live constant boolean := (object ->> 'livemode')::boolean;
 begin
@@ -4736,7 +4729,8 @@ begin
               hint = 'Stripe moves no subscription to another customer: find out where this comes from.';
     end if;
     snapshot.tier := coalesce(snapshot.tier, known.tier);
-    later := private.is_later_stripe_snapshot(snapshot, known, payload);
+    later := known.status <> 'cancelled' and snapshot.observed_at > known.observed_at  -- the usual event
+             or private.is_later_stripe_snapshot(snapshot, known, payload);
     if later is not true then
       outcome := case when later is null then 'ambiguous' else 'stale' end;
       return;
@@ -4863,7 +4857,7 @@ begin
 
   -- Objects of a customer take turns: what another transaction has stored is seen here, or sees this.
   perform pg_advisory_xact_lock(
-    hashtextextended('stripe ' || coalesce(private.stripe_customer_id(object), event ->> 'id'), 0)
+    hashtextextended('stripe ' || coalesce(object ->> 'customer', event ->> 'id'), 0)
   );
   if exists (
     select from private.stripe_events as known
@@ -4891,7 +4885,7 @@ begin
     event_id, type, outcome, created_at, customer_id, livemode, error, payload
   )
   values (
-    event ->> 'id', event ->> 'type', outcome, created_at, private.stripe_customer_id(object),
+    event ->> 'id', event ->> 'type', outcome, created_at, object ->> 'customer',
     event -> 'livemode' = 'true', error, kept
   )
   on conflict (event_id) do update
@@ -4915,7 +4909,7 @@ begin
     perform public.handle_stripe_object(object -> 'customer', observed_at);
   end if;
   perform private.check_stripe_object(fields);
-  perform pg_advisory_xact_lock(hashtextextended('stripe ' || private.stripe_customer_id(fields), 0));
+  perform pg_advisory_xact_lock(hashtextextended('stripe ' || (fields ->> 'customer'), 0));
   return private.record_stripe_object(
     fields, date_trunc('second', observed_at), private.stripe_account(fields), null
   );
@@ -4977,6 +4971,6 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '55_stripe_functions.sql', '522bd06c6729d0652240d334c0dad269cecf44a8b71157fadec1afbcf630a626', NULL, '1.0.0');
+values (0, 'repeatable', '55_stripe_functions.sql', 'b8ff1c4342831813e3f7f7f49e677b0a17132e2fac24654c3bcba0019db149e5', NULL, '1.0.0');
 
 commit;

@@ -8,8 +8,10 @@ begin
   return jsonb_build_object(
     'object', object -> 'object',
     'id', object -> 'id',
-    'customer', case jsonb_typeof(object -> 'customer')
-      when 'object' then object #> '{customer,id}' else object -> 'customer'
+    'customer', case
+      when object ->> 'object' = 'customer' then object -> 'id'
+      when jsonb_typeof(object -> 'customer') = 'object' then object #> '{customer,id}'
+      else object -> 'customer'
     end,
     'livemode', object -> 'livemode',
     'created', object -> 'created',
@@ -37,7 +39,9 @@ declare
   previous jsonb := event #> '{data,previous_attributes}';
 begin
   if type in ('customer.created', 'customer.updated', 'customer.deleted') then
-    object := object || jsonb_build_object('object', 'customer', 'deleted', type = 'customer.deleted');
+    object := object || jsonb_build_object(
+      'object', 'customer', 'customer', object -> 'id', 'deleted', type = 'customer.deleted'
+    );
   elsif type like 'customer.subscription.%' then
     object := object || '{"object": "subscription"}';
     if type = 'customer.subscription.deleted' then
@@ -66,14 +70,6 @@ begin
 end
 $$;
 
-create or replace function private.stripe_customer_id(object jsonb) returns text
-language plpgsql immutable set search_path = pg_catalog, pg_temp
-as $$
-begin
-  return object ->> case object ->> 'object' when 'customer' then 'id' else 'customer' end;
-end
-$$;
-
 create or replace function private.check_stripe_object(object jsonb) returns void
 language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
@@ -89,7 +85,7 @@ begin
       using errcode = 'invalid_parameter_value', hint = hint;
   elsif (
     length(object ->> 'id') between 1 and 255
-    and length(private.stripe_customer_id(object)) between 1 and 255
+    and length(object ->> 'customer') between 1 and 255
     and object ->> 'object' in ('customer', 'subscription')
   ) is not true then
     raise exception 'Stripe object % lacks id, customer or object, or is neither a customer nor a subscription',
@@ -236,9 +232,7 @@ end
 $$;
 
 comment on function private.stripe_fields(jsonb) is
-  'What is read of an object, and kept: no name, email, address or card.';
-comment on function private.stripe_customer_id(jsonb) is
-  'The customer that an object is, or belongs to.';
+  'What is read of an object, and kept: no name, email, address or card. Its customer is the id, also of a customer itself.';
 comment on function private.check_stripe_object(jsonb) is
   'Refuses what is too large, has no id or customer, or is in test mode on a live platform.';
 comment on function private.stripe_payload(jsonb) is
@@ -255,7 +249,6 @@ comment on function private.is_later_stripe_snapshot(private.stripe_subscription
 revoke all on function
   private.stripe_fields(jsonb),
   private.stripe_payload(jsonb),
-  private.stripe_customer_id(jsonb),
   private.check_stripe_object(jsonb),
   private.named_tier(text[]),
   private.read_stripe_subscription(jsonb, timestamptz),

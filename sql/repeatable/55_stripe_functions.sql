@@ -243,7 +243,7 @@ create or replace function private.stripe_account(object jsonb) returns uuid
 language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
 declare
-  customer constant text := private.stripe_customer_id(object);
+  customer constant text := object ->> 'customer';
   accounts uuid[];
   sources text[];
 begin
@@ -279,7 +279,7 @@ create or replace function private.record_stripe_customer(object jsonb, account 
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
-  customer constant text := private.stripe_customer_id(object);
+  customer constant text := object ->> 'customer';
   is_customer constant boolean := object ->> 'object' = 'customer';
   live constant boolean := (object ->> 'livemode')::boolean;
 begin
@@ -347,7 +347,8 @@ begin
               hint = 'Stripe moves no subscription to another customer: find out where this comes from.';
     end if;
     snapshot.tier := coalesce(snapshot.tier, known.tier);
-    later := private.is_later_stripe_snapshot(snapshot, known, payload);
+    later := known.status <> 'cancelled' and snapshot.observed_at > known.observed_at  -- the usual event
+             or private.is_later_stripe_snapshot(snapshot, known, payload);
     if later is not true then
       outcome := case when later is null then 'ambiguous' else 'stale' end;
       return;
@@ -474,7 +475,7 @@ begin
 
   -- Objects of a customer take turns: what another transaction has stored is seen here, or sees this.
   perform pg_advisory_xact_lock(
-    hashtextextended('stripe ' || coalesce(private.stripe_customer_id(object), event ->> 'id'), 0)
+    hashtextextended('stripe ' || coalesce(object ->> 'customer', event ->> 'id'), 0)
   );
   if exists (
     select from private.stripe_events as known
@@ -502,7 +503,7 @@ begin
     event_id, type, outcome, created_at, customer_id, livemode, error, payload
   )
   values (
-    event ->> 'id', event ->> 'type', outcome, created_at, private.stripe_customer_id(object),
+    event ->> 'id', event ->> 'type', outcome, created_at, object ->> 'customer',
     event -> 'livemode' = 'true', error, kept
   )
   on conflict (event_id) do update
@@ -526,7 +527,7 @@ begin
     perform public.handle_stripe_object(object -> 'customer', observed_at);
   end if;
   perform private.check_stripe_object(fields);
-  perform pg_advisory_xact_lock(hashtextextended('stripe ' || private.stripe_customer_id(fields), 0));
+  perform pg_advisory_xact_lock(hashtextextended('stripe ' || (fields ->> 'customer'), 0));
   return private.record_stripe_object(
     fields, date_trunc('second', observed_at), private.stripe_account(fields), null
   );
