@@ -252,10 +252,14 @@ def test_what_is_changed_by_hand_is_put_right(world: World, kept: UUID, damage: 
             or each["spec"].pop("clusterIP", each["spec"].pop("clusterIPs"))
         ]
 
-    before = specs()
+    def versions() -> list[Any]:
+        metadata = [each["metadata"] for each in world.objects(kinds, kept)]
+        return [(each["uid"], each.get("generation", each["resourceVersion"])) for each in metadata]
+
+    before, seen = specs(), versions()
     world.kubectl(*damage.format(name=world.row(kept)["app_name"]).split())
-    assert specs() != before
     eventually(lambda: specs() == before)
+    assert versions() != seen  # also where it is put right before kubectl returns
     world.settled(kept, "running")
 
 
