@@ -4211,7 +4211,7 @@ begin
 end
 $$;
 
-create or replace function private.named_tier(variadic names text[]) returns text
+create or replace function private.named_tier(names text[]) returns text
 language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -4263,16 +4263,16 @@ begin
    cross join lateral (select case
      when price.source = 'operator' then price.tier
      else coalesce(
-       private.named_tier(
+       private.named_tier(array[
          item #>> '{price,metadata,tier}', item #>> '{price,lookup_key}', item #>> '{price,product,metadata,tier}'
-       ),
+       ]),
        price.tier
      )
    end offset 0) as known (tier)
    order by known.tier is null, place
    limit 1;
   snapshot.price_id := plan.item #>> '{price,id}';
-  snapshot.tier := coalesce(plan.tier, private.named_tier(object #>> '{metadata,tier}'));
+  snapshot.tier := coalesce(plan.tier, private.named_tier(array[object #>> '{metadata,tier}']));
 
   snapshot.trial_started_at := to_timestamp((object ->> 'trial_start')::bigint);
   snapshot.trial_ends_at := to_timestamp((object ->> 'trial_end')::bigint);
@@ -4376,7 +4376,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '54_stripe_snapshots.sql', '6170bc1ff85ecc5faafc36046e3005f1382c6df71747dcbb0489cabbaa2d6c31', NULL, '1.0.0');
+values (0, 'repeatable', '54_stripe_snapshots.sql', 'cbe8c697beecc4c73d4d4a20240d84223517d2b25bc60656f6fd4d694f80c5b5', NULL, '1.0.0');
 
 -- repeatable/55_stripe_functions.sql
 
@@ -4698,9 +4698,9 @@ as $$
     from jsonb_array_elements(object #> '{items,data}') as item
    cross join lateral (
      select item #>> '{price,id}',
-            private.named_tier(
+            private.named_tier(array[
               item #>> '{price,metadata,tier}', item #>> '{price,lookup_key}', item #>> '{price,product,metadata,tier}'
-            )
+            ])
    ) as named (price_id, tier)
    where price_id <> '' and tier is not null
   on conflict (price_id) do update
@@ -4971,6 +4971,6 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '55_stripe_functions.sql', 'b8ff1c4342831813e3f7f7f49e677b0a17132e2fac24654c3bcba0019db149e5', NULL, '1.0.0');
+values (0, 'repeatable', '55_stripe_functions.sql', '0c09a6fc013c0c44865b91bb0bb1f2302243df159f0bca2e99f7c7cb8bb108f1', NULL, '1.0.0');
 
 commit;

@@ -796,6 +796,8 @@ OTHERS = {
     "end_date": "2026-12-31",
     "status": "critical",
     "event": '{"id": "evt_ping", "type": "ping", "created": 0, "data": {"object": {}}}',
+    "object": '{"id": "cus_1", "object": "customer", "created": 1}',
+    "observed_at": "2026-01-01 00:00+00",
 }
 """Parameter -> a value that makes sense; the rest have defaults."""
 

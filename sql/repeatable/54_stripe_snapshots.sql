@@ -99,7 +99,7 @@ begin
 end
 $$;
 
-create or replace function private.named_tier(variadic names text[]) returns text
+create or replace function private.named_tier(names text[]) returns text
 language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -151,16 +151,16 @@ begin
    cross join lateral (select case
      when price.source = 'operator' then price.tier
      else coalesce(
-       private.named_tier(
+       private.named_tier(array[
          item #>> '{price,metadata,tier}', item #>> '{price,lookup_key}', item #>> '{price,product,metadata,tier}'
-       ),
+       ]),
        price.tier
      )
    end offset 0) as known (tier)
    order by known.tier is null, place
    limit 1;
   snapshot.price_id := plan.item #>> '{price,id}';
-  snapshot.tier := coalesce(plan.tier, private.named_tier(object #>> '{metadata,tier}'));
+  snapshot.tier := coalesce(plan.tier, private.named_tier(array[object #>> '{metadata,tier}']));
 
   snapshot.trial_started_at := to_timestamp((object ->> 'trial_start')::bigint);
   snapshot.trial_ends_at := to_timestamp((object ->> 'trial_end')::bigint);

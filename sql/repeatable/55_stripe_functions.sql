@@ -316,9 +316,9 @@ as $$
     from jsonb_array_elements(object #> '{items,data}') as item
    cross join lateral (
      select item #>> '{price,id}',
-            private.named_tier(
+            private.named_tier(array[
               item #>> '{price,metadata,tier}', item #>> '{price,lookup_key}', item #>> '{price,product,metadata,tier}'
-            )
+            ])
    ) as named (price_id, tier)
    where price_id <> '' and tier is not null
   on conflict (price_id) do update
