@@ -28,7 +28,7 @@ preview: .venv/.installed $(if $(CLUSTER),$(KUBERNETES)) ## Show what `make up` 
 	@$(PYTHON) -m dev preview --diff $(OPTIONS)
 
 preview-comment: .venv/.installed ## Show the comment that a pull request gets; STACK=prod for that one
-	@$(PYTHON) -m $(if $(STACK),reviews preview $(STACK),dev preview-comment)
+	@$(PYTHON) -m $(if $(STACK),ops.reviews preview $(STACK),dev preview-comment)
 
 down: .venv/.installed ## Stop the dev PostgreSQL and cluster; their data stays
 	@$(PYTHON) -m dev down
@@ -53,7 +53,7 @@ tunnel: .venv/.installed ## Open a shell that reaches the database of STACK=prod
 	@bin/tunnel $(if $(STACK),-s $(STACK)) -- $(if $(CMD),bash -c "$$CMD","$$SHELL")
 
 new-env: .venv/.installed ## Write the stack file of a new environment: make new-env NAME=qa
-	@$(PYTHON) -m dev.new_env "$$NAME"
+	@$(PYTHON) -m ops.new_environment "$$NAME"
 
 PYTEST := $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -73,10 +73,7 @@ check: .venv/.installed $(TOOLS) ## Lint, type-check, and see that generated fil
 	for chart in charts/*; do \
 	  .tools/bin/helm lint --strict --quiet $$chart --values $$chart/ci/minimal-values.yaml; done
 	$(PYTHON) -m migrate plan --offline
-	$(PYTHON) -m migrate bundle | diff -u sql/all-migrations.sql - || { echo "run make generate"; exit 1; }
-	$(PYTHON) -m dev.authorization | diff -u docs/authorization.md - || { echo "run make generate"; exit 1; }
-	$(PYTHON) -m dev.reference | diff -u docs/reference.md - || { echo "run make generate"; exit 1; }
-	$(PYTHON) -m dev.services | diff -u docs/services.md - || { echo "run make generate"; exit 1; }
+	$(PYTHON) -m docs.generate --check
 
 bench: .venv/.installed $(TOOLS) $(KUBERNETES) ## Measure, each against a baseline in the same run
 	$(PYTHON) -m bench.make_up
@@ -84,11 +81,7 @@ bench: .venv/.installed $(TOOLS) $(KUBERNETES) ## Measure, each against a baseli
 	$(PYTHON) -m bench.provisioner
 
 generate: .venv/.installed ## Write the generated files again
-	mkdir -p .state
-	$(PYTHON) -m migrate bundle > .state/generated && cp .state/generated sql/all-migrations.sql
-	$(PYTHON) -m dev.authorization > .state/generated && cp .state/generated docs/authorization.md
-	$(PYTHON) -m dev.reference > .state/generated && cp .state/generated docs/reference.md
-	$(PYTHON) -m dev.services > .state/generated && cp .state/generated docs/services.md
+	$(PYTHON) -m docs.generate
 
 tools: $(TOOLS) ## Build helm and actionlint from their Go modules
 

@@ -9,10 +9,10 @@ import pulumi
 
 from components import config as stack_config
 from components.access import Grants, GrantsArgs, Roles, RolesArgs
+from components.authorization import API_ROLES
 from components.automation import Automation, AutomationArgs
 from components.database import Database, DatabaseArgs
 from components.instance_provisioner import InstanceProvisioner, InstanceProvisionerArgs
-from components.matrix import API_ROLES
 from components.schema import Schema, SchemaArgs
 
 

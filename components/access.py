@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_postgresql as postgresql
 
-from components.matrix import SERVICES, Service
+from components.authorization import SERVICES, Service
 from components.role_settings import RoleSettings
 
 

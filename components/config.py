@@ -28,8 +28,8 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 
 from components import PROJECT, ROOT
+from components.authorization import SERVICES
 from components.automation import Scheduler
-from components.matrix import SERVICES
 from components.session import DatabaseTarget, endpoint
 from policies.rules import PolicyException, parse_exceptions
 

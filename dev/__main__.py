@@ -20,11 +20,11 @@ import psutil  # type: ignore[import-untyped]
 import yaml
 
 from components import PROJECT, ROOT
-from components.matrix import SERVICES
-from dev import DevError, committed_config
+from components.authorization import SERVICES
 from dev.provisioner import stop as stop_provisioner
 from embedded.cluster import Access, Cluster, ClusterError
 from embedded.postgres import PostgresError, Server, embedded_bin
+from ops import UserError, committed_config
 
 STATE = ROOT / ".state"
 PROVISIONER = STATE / "provisioner"
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         return commands[arguments[0]](arguments[1:])
-    except (DevError, PostgresError, ClusterError) as error:
+    except (UserError, PostgresError, ClusterError) as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
         print(f"error: {error.filename or STATE}: {error.strerror}", file=sys.stderr)
@@ -106,7 +106,9 @@ def preview_comment(options: list[str]) -> int:
     """Show the comment on `up` that a pull request gets."""
     with redirect_stdout(sys.stderr):
         pulumi, _ = _prepare_preview(options)
-    from reviews.__main__ import main as command_line  # here, because it takes as long to import
+    from ops.reviews.__main__ import (
+        main as command_line,  # here, because it takes as long to import
+    )
 
     os.environ |= _environment()
     os.environ["PATH"] = f"{Path(pulumi).parent}{os.pathsep}{os.environ['PATH']}"
@@ -119,7 +121,7 @@ def _prepare_preview(options: list[str]) -> tuple[str, list[str]]:
     options = _deploy_to_cluster(config, options)
     pulumi = _find_pulumi()
     if not pulumi:
-        raise DevError(
+        raise UserError(
             "a preview needs the Pulumi CLI; without it, `python -m migrate plan` says which "
             "migrations are pending"
         )
@@ -279,7 +281,7 @@ def _config() -> tuple[dict[str, Any], list[str]]:
     Generates what is missing and starts the embedded server, unless DEV_DATABASE_URL names one.
 
     Raises:
-        DevError: DEV_DATABASE_URL cannot be understood.
+        UserError: DEV_DATABASE_URL cannot be understood.
         PostgresError: the embedded server does not come up.
     """
     STATE.mkdir(mode=0o700, exist_ok=True)
@@ -314,7 +316,7 @@ def _parse(url: str) -> dict[str, Any]:
     try:
         return conninfo_to_dict(url)
     except psycopg.ProgrammingError:
-        raise DevError(
+        raise UserError(
             "DEV_DATABASE_URL cannot be parsed (it is not shown, since it may hold a password): "
             "write postgresql://SUPERUSER:PASSWORD@HOST:PORT"
         ) from None
@@ -408,7 +410,7 @@ def _prepare_stack(pulumi: str, config: dict[str, Any], hidden: list[str]) -> No
             check=False,
         )
         if done.returncode:
-            raise DevError(f"pulumi {arguments[0]} {arguments[1]} failed: {done.stderr.strip()}")
+            raise UserError(f"pulumi {arguments[0]} {arguments[1]} failed: {done.stderr.strip()}")
 
     secrets_file = STATE / "secrets.json"
     if not (STACK_FILE.exists() and PULUMI_STATE.exists()):
@@ -442,7 +444,7 @@ def _ensure_helm(helm: Path) -> None:
     if not helm.exists():
         print("building helm, which renders the chart where Pulumi does not")
         if subprocess.run(["make", "--silent", "tools"], cwd=ROOT, check=False).returncode:
-            raise DevError("helm could not be built: see above")
+            raise UserError("helm could not be built: see above")
 
 
 if __name__ == "__main__":

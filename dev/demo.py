@@ -18,8 +18,8 @@ from uuid import UUID
 import psycopg
 from psycopg.types.json import Jsonb
 
-from dev import DevError
 from embedded.cluster import Access
+from ops import UserError
 
 TIMEOUT = 120.0
 STARTED = 1_700_000_000
@@ -50,7 +50,7 @@ class Demo:
         """Play it through.
 
         Raises:
-            DevError: a step is not what it should be.
+            UserError: a step is not what it should be.
         """
         mark = secrets.token_hex(4)
         email = f"ada-{mark}@customers.example"
@@ -195,11 +195,11 @@ class Demo:
         """Show what was found.
 
         Raises:
-            DevError: it is not as it should be.
+            UserError: it is not as it should be.
         """
         print(f"   {'ok' if good else 'WRONG'}: {what}", flush=True)
         if not good:
-            raise DevError(f"step {self.step} is not what it should be: {what}")
+            raise UserError(f"step {self.step} is not what it should be: {what}")
 
     def wait(self, what: str, good: Callable[[], bool]) -> None:
         """Show what comes true."""
@@ -301,7 +301,7 @@ class Demo:
             with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
                 row: dict[str, Any] | list[dict[str, Any]] = json.load(answer)
         except urllib.error.HTTPError as error:
-            raise DevError(f"{method} {path}: {error.code} {error.read().decode()}") from None
+            raise UserError(f"{method} {path}: {error.code} {error.read().decode()}") from None
         return row[0] if isinstance(row, list) else row
 
     def get(self, instance: str) -> dict[str, Any]:

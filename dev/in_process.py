@@ -33,16 +33,16 @@ from pulumi.runtime.settings import get_root_resource
 
 from components import PROJECT, ROOT
 from components.session import endpoint
-from dev import DevError
 from embedded.cluster import Access, ClusterError
 from migrate.errors import MigrateError
+from ops import UserError
 
 HELM = ROOT / ".tools" / "bin" / "helm"
 
 Properties = dict[str, Any]
 
 
-class InProcessError(DevError):
+class InProcessError(UserError):
     """The program or one of its resources failed; the message says which and why."""
 
 

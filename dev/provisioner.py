@@ -20,9 +20,9 @@ import psutil  # type: ignore[import-untyped]
 import yaml
 
 from components import ROOT
-from dev import DevError
 from embedded.cluster import Access
 from embedded.process import PORTS, is_free
+from ops import UserError
 
 HELM = ROOT / ".tools" / "bin" / "helm"
 TIMEOUT = 60.0
@@ -41,7 +41,7 @@ def start(directory: Path, cluster: Access, settings: Mapping[str, str]) -> str:
         The URL of its API.
 
     Raises:
-        DevError: it does not become ready.
+        UserError: it does not become ready.
     """
     # Here, because it takes half a second to import.
     from components.instance_provisioner import INSTANCES_NAMESPACE, NAME, NAMESPACE
@@ -78,7 +78,7 @@ def start(directory: Path, cluster: Access, settings: Mapping[str, str]) -> str:
     while not _ready(url):
         if process.poll() is not None or time.monotonic() > deadline:
             said = "\n  ".join(log.read_text().splitlines()[-5:])
-            raise DevError(f"the provisioner is not ready. The last lines of {log}:\n  {said}")
+            raise UserError(f"the provisioner is not ready. The last lines of {log}:\n  {said}")
         time.sleep(0.1)
     return url
 
@@ -87,12 +87,12 @@ def url_of(directory: Path) -> str:
     """The URL of its API.
 
     Raises:
-        DevError: it was never started.
+        UserError: it was never started.
     """
     try:
         return f"http://127.0.0.1:{int((directory / 'port').read_text())}"
     except (OSError, ValueError):
-        raise DevError("the provisioner was not started: make up CLUSTER=1") from None
+        raise UserError("the provisioner was not started: make up CLUSTER=1") from None
 
 
 def stop(directory: Path) -> bool:

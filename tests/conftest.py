@@ -18,18 +18,18 @@ from pathlib import Path
 import psycopg
 import pytest
 import yaml
-from customers import ANN, BOB, Db, add_customer
 from hypothesis import settings
-from migrating import query
-from platforms import MADE, Platform, own_server, run, stack_config
-from provider_host import NAMES, Stack, State, copied
-from provisioning import World, a_world
 from psycopg.conninfo import make_conninfo
 
 from components.instance_provisioner import INSTANCES_NAMESPACE, NAMESPACE, RESTRICTED
 from dev.in_process import HELM
 from embedded.cluster import Access, Cluster
 from embedded.postgres import Server, embedded_bin
+from tests.support.customers import ANN, BOB, Db, add_customer
+from tests.support.migrating import query
+from tests.support.platforms import MADE, Platform, own_server, run, stack_config
+from tests.support.provider_host import NAMES, Stack, State, copied
+from tests.support.provisioning import World, a_world
 
 # A shell that starts the tests in the background has them, and what they start, ignore both.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -48,77 +48,82 @@ _TEXTS = "the server's messages, and where in a file it finds an error, differ"
 _LOCKS = "which statements refuse a transaction, lock a table or rewrite it differs"
 
 ON_EACH = {
-    "test_advisors": _CATALOGS,
-    "test_authorization": "MAINTAIN is a privilege from 17; memberships have options from 16",
-    "test_automation_functions": _BODIES,
-    "test_contract": _BODIES,
-    "test_embedded_postgres::TestFirstStart": "initdb has a locale provider of its own from 17",
-    "test_engine::test_destroy_on_dev_leaves_nothing": _OWNERS,
-    "test_engine::test_engine_and_in_process_run_leave_the_same_catalog": _CATALOGS,
-    "test_engine::test_no_drift_right_after_up": _OWNERS,
-    "test_engine::test_second_preview_and_up_change_nothing": _OWNERS,
-    "test_engine_supabase": _OWNERS,
-    "test_function_refusals": _BODIES,
-    "test_instance_functions": _BODIES,
-    "test_migrate_adoption": _CATALOGS,
-    "test_migrate_bundle": "psql's own",
-    "test_migrate_failures": _TEXTS,
-    "test_migrate_lint_server": _LOCKS,
-    "test_migrate_no_transaction": _LOCKS,
-    "test_migrate_rehearsal": _CATALOGS,
-    "test_migrate_session": "transaction_timeout is a setting from 17",
-    "test_migrate_verify": _CATALOGS,
-    "test_migrated_rows": _BODIES,
-    "test_migrating": _BODIES,
-    "test_program": _OWNERS,
-    "test_provisioner_life::test_a_new_row_becomes_a_release_that_runs": _BODIES,
-    "test_recovery::test_lost_state_of_a_hosted_project": _OWNERS,
-    "test_reference": _CATALOGS,
-    "test_search_path": _BODIES,
-    "test_services": _BODIES,
-    "test_stripe": _BODIES,
-    "test_stripe_model": _BODIES,
-    "test_supabase": _OWNERS,
-    "test_tables": _BODIES,
-    "test_usage_functions": _BODIES,
-    "test_user_functions": _BODIES,
-    "test_verify": _CATALOGS,
+    "database/advisors": _CATALOGS,
+    "database/authorization": "MAINTAIN is a privilege from 17; memberships have options from 16",
+    "database/automation_functions": _BODIES,
+    "database/contract": _BODIES,
+    "embedded/postgres::TestFirstStart": "initdb has a locale provider of its own from 17",
+    "program/engine::test_destroy_on_dev_leaves_nothing": _OWNERS,
+    "program/engine::test_engine_and_in_process_run_leave_the_same_catalog": _CATALOGS,
+    "program/engine::test_no_drift_right_after_up": _OWNERS,
+    "program/engine::test_second_preview_and_up_change_nothing": _OWNERS,
+    "program/engine_supabase": _OWNERS,
+    "database/function_refusals": _BODIES,
+    "database/instance_functions": _BODIES,
+    "migrate/adoption": _CATALOGS,
+    "migrate/bundle": "psql's own",
+    "migrate/failures": _TEXTS,
+    "migrate/lint_server": _LOCKS,
+    "migrate/no_transaction": _LOCKS,
+    "migrate/rehearsal": _CATALOGS,
+    "migrate/session": "transaction_timeout is a setting from 17",
+    "migrate/verify": _CATALOGS,
+    "database/migrated_rows": _BODIES,
+    "database/migrating": _BODIES,
+    "program/program": _OWNERS,
+    "provisioner/life::test_a_new_row_becomes_a_release_that_runs": _BODIES,
+    "program/recovery::test_lost_state_of_a_hosted_project": _OWNERS,
+    "database/reference": _CATALOGS,
+    "database/search_path": _BODIES,
+    "database/services": _BODIES,
+    "database/stripe": _BODIES,
+    "database/stripe_model": _BODIES,
+    "database/supabase": _OWNERS,
+    "database/tables": _BODIES,
+    "database/usage_functions": _BODIES,
+    "database/user_functions": _BODIES,
+    "database/verify": _CATALOGS,
 }
 """Modules, and classes and tests in them, that are run on each version, and where those differ."""
 
 LONG = (
-    "test_recovery",
-    "test_engine",
-    "test_dev",
-    "test_engine_supabase",
-    "test_provisioner_failures",
-    "test_supabase",
-    "test_provisioner_life",
-    "test_migrate_crash",
-    "test_program",
-    "test_reviews",
-    "test_embedded_postgres",
-    "test_automation",
-    "test_migrate_adoption",
-    "test_tunnel",
-    "test_provisioner_api",
-    "test_provisioner_scale",
-    "test_embedded_cluster",
-    "test_demo",
-    "test_provider_schema",
-    "test_migrate_concurrency",
-    "test_authorization",
-    "test_at_once",
-    "test_migrate_cli",
-    "test_migrate_fuzz",
-    "test_migrate_rehearsal",
-    "test_migrate_bundle",
-    "test_policies",
-    "test_migrate_json",
-    "test_provider_session",
-    "test_migrate_session",
+    "program/recovery",
+    "program/engine",
+    "program/dev",
+    "program/engine_supabase",
+    "provisioner/failures",
+    "database/supabase",
+    "provisioner/life",
+    "migrate/crash",
+    "program/program",
+    "ops/reviews",
+    "embedded/postgres",
+    "components/automation",
+    "migrate/adoption",
+    "ops/tunnel",
+    "provisioner/api",
+    "provisioner/scale",
+    "embedded/cluster",
+    "program/demo",
+    "components/provider_schema",
+    "migrate/concurrency",
+    "database/authorization",
+    "database/at_once",
+    "migrate/cli",
+    "migrate/fuzz",
+    "migrate/rehearsal",
+    "migrate/bundle",
+    "program/policies",
+    "migrate/json",
+    "components/provider_session",
+    "migrate/session",
 )
 """Modules that take longest, the longest first: begun last, one would keep a worker alone."""
+
+
+def module(path: Path) -> str:
+    """The name in these lists: `tests/database/test_tables.py` is `database/tables`."""
+    return f"{path.parent.name}/{path.stem.removeprefix('test_')}"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -131,21 +136,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    if item.path.stem in LONG or "cluster" in getattr(item, "fixturenames", ()):
+    if module(item.path) in LONG or "cluster" in getattr(item, "fixturenames", ()):
         item.add_marker("long")
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     rank = {name: number for number, name in enumerate(LONG)}
-    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+    items.sort(key=lambda item: rank.get(module(item.path), len(rank)))
 
 
 def names(metafunc: pytest.Metafunc) -> set[str]:
     """As `ON_EACH` may name a test."""
-    module = metafunc.definition.path.stem
+    name = module(metafunc.definition.path)
     inner = [metafunc.function.__name__, *([metafunc.cls.__name__] if metafunc.cls else [])]
-    return {module, *(f"{module}::{name}" for name in inner)}
+    return {name, *(f"{name}::{each}" for each in inner)}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -40,8 +40,8 @@ from provisioner.settings import Settings
 
 sys.path.insert(0, str(ROOT / "tests"))
 
-from platforms import Platform, run, stack_config
-from provisioning import Service, World, a_world, eventually
+from tests.support.platforms import Platform, run, stack_config
+from tests.support.provisioning import Service, World, a_world, eventually
 
 CHART = ROOT / "charts" / "instance"
 STARTS = 30

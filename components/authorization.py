@@ -1,0 +1,305 @@
+"""Who may do what: the authorization matrix, as data.
+
+`AUTHORIZATION` is all of it.  The services' privileges are granted from it by Grants; the API
+roles' are granted in sql/repeatable/, beside the policies that they belong to.
+tests/database/test_authorization.py holds the server to every cell, docs/authorization.md shows
+them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+GROUP = "platform_service"
+"""The group role that the services' row-level policies name; a migration creates it."""
+
+TABLES = (
+    "public.accounts",
+    "public.subscriptions",
+    "public.instances",
+    "public.usage_metrics",
+    "public.audit_logs",
+    "public.support_tickets",
+    "public.instance_backups",
+    "public.api_keys",
+    "private.tiers",
+    "private.retention",
+    "private.instance_status_transitions",
+    "private.reserved_subdomains",
+    "private.instance_secrets",
+    "private.provisioning",
+    "private.api_key_hashes",
+    "private.stripe_events",
+    "private.stripe_prices",
+    "private.stripe_customers",
+    "private.stripe_subscriptions",
+)
+"""Every table. What is not said of a table below, nobody may."""
+
+USER_FUNCTIONS = (
+    "get_user_instance",
+    "get_all_user_instances",
+    "has_active_subscription",
+    "check_user_permission",
+    "check_usage_limits",
+    "get_billing_metrics",
+)
+"""The functions that run as who calls them: they show what that role may read, and no more."""
+
+SERVICE_FUNCTIONS = (
+    "track_usage",
+    "provision_instance",
+    "deprovision_instance",
+    "update_instance_health",
+    "reset_daily_usage",
+    "calculate_storage_usage",
+    "cleanup_expired_data",
+    "auto_pause_inactive_instances",
+)
+"""The functions that run as their owner, for services only."""
+
+STRIPE_FUNCTIONS = ("handle_stripe_event", "handle_stripe_object")
+"""Stripe's door: functions that run as their owner, for stripe_handler and service_role."""
+
+FUNCTIONS = (*USER_FUNCTIONS, *SERVICE_FUNCTIONS, *STRIPE_FUNCTIONS)
+"""Every function of the schema public; each name stands for one."""
+
+ALL: tuple[str, ...] = ()
+"""In a privilege's place of columns: the whole table."""
+
+READ = {"SELECT": ALL}
+
+FULL = {"SELECT": ALL, "INSERT": ALL, "UPDATE": ALL, "DELETE": ALL}
+"""No TRUNCATE: it passes by the triggers that keep what still runs or is billed, and the audit."""
+
+APPEND = {
+    "INSERT": (
+        "account_id",
+        "actor_user_id",
+        "action",
+        "category",
+        "resource_type",
+        "resource_id",
+        "details",
+        "ip_address",
+        "forwarded_for",
+        "user_agent",
+        "success",
+    )
+}
+"""To audit_logs: who acted (`actor_role`) and when are the database's to say."""
+
+
+Privileges = Mapping[str, tuple[str, ...]]
+"""Privilege -> the columns it is limited to, or ALL."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """What a role may do, and nothing else.
+
+    Attributes:
+        tables: table -> privilege -> columns, `ALL` for the whole table.
+        functions: those of `FUNCTIONS` that it may execute.
+        rows: whose rows: every customer's, or those of the user's own account only.
+    """
+
+    tables: Mapping[str, Privileges] = field(default_factory=dict)
+    functions: tuple[str, ...] = ()
+    rows: Literal["all", "own"] = "all"
+
+
+API_ROLES: Mapping[str, Access] = {
+    "anon": Access(),
+    "authenticated": Access(
+        rows="own",
+        functions=USER_FUNCTIONS,
+        tables={
+            "public.accounts": READ | {"UPDATE": ("full_name", "company_name")},
+            "public.subscriptions": READ,
+            "public.instances": READ | {"UPDATE": ("config",)},
+            "public.usage_metrics": READ,
+            "public.audit_logs": READ,
+            "public.support_tickets": {
+                "SELECT": ALL,
+                "INSERT": ("account_id", "instance_id", "subject", "description", "priority"),
+                # Of all statuses a trigger leaves them the one: closed.
+                "UPDATE": ("subject", "description", "priority", "status"),
+            },
+            "public.instance_backups": {
+                "SELECT": ALL,
+                "INSERT": ("account_id", "instance_id", "backup_type"),
+            },
+            "public.api_keys": {
+                "SELECT": ALL,
+                "INSERT": (
+                    "account_id",
+                    "name",
+                    "key_prefix",
+                    "key_hash",
+                    "permissions",
+                    "expires_at",
+                ),
+                "UPDATE": ("name", "is_active"),
+            },
+        },
+    ),
+    "service_role": Access(
+        functions=FUNCTIONS,
+        tables={
+            "public.accounts": FULL,
+            "public.subscriptions": FULL,
+            "public.instances": FULL,
+            "public.usage_metrics": {
+                "SELECT": ALL,
+                "INSERT": ALL,
+                # All but the counts by name, which functions write.
+                "UPDATE": (
+                    "id",
+                    "account_id",
+                    "instance_id",
+                    "usage_date",
+                    "messages_sent",
+                    "messages_received",
+                    "error_count",
+                    "response_count",
+                    "response_time_ms",
+                    "storage_used_gb",
+                    "limit_exceeded",
+                    "activity_noted_until",
+                ),
+                "DELETE": ALL,
+            },
+            "public.audit_logs": FULL,
+            "public.support_tickets": FULL,
+            "public.instance_backups": FULL,
+            "public.api_keys": FULL,
+        },
+    ),
+}
+"""The roles that requests through Supabase's API take; Supabase brings them."""
+
+
+@dataclass(frozen=True)
+class Service(Access):
+    """A login role and exactly what its job needs.
+
+    Attributes:
+        member_of: the roles it is a member of.
+        inherit: whether it has their privileges by itself, or only after `SET ROLE`.
+        connection_limit: most connections at once.
+        statement_timeout: milliseconds that a statement may run.
+        lock_timeout: milliseconds that a statement may wait for a lock.
+    """
+
+    member_of: tuple[str, ...] = (GROUP,)
+    inherit: bool = True
+    connection_limit: int = 20
+    statement_timeout: int = 15_000
+    lock_timeout: int = 5_000
+
+
+SERVICES: Mapping[str, Service] = {
+    "stripe_handler": Service(
+        functions=STRIPE_FUNCTIONS,
+        tables={
+            # No INSERT: an account is made by a trigger when its user signs up.
+            "public.accounts": READ
+            | {"UPDATE": ("stripe_customer_id", "full_name", "company_name")},
+            "public.subscriptions": {"SELECT": ALL, "INSERT": ALL, "UPDATE": ALL},
+        },
+    ),
+    "instance_provisioner": Service(
+        functions=(
+            "provision_instance",
+            "deprovision_instance",
+            "update_instance_health",
+            # What its chart's CronJobs run.
+            "reset_daily_usage",
+            "calculate_storage_usage",
+            "cleanup_expired_data",
+            "auto_pause_inactive_instances",
+        ),
+        tables={
+            "public.subscriptions": READ,
+            "public.usage_metrics": READ,
+            "public.instances": {
+                "SELECT": ALL,
+                "INSERT": (
+                    "account_id",
+                    "subscription_id",
+                    "runtime",
+                    "app_name",
+                    "app_config",
+                    "subdomain",
+                    "config",
+                    "cpu_limit",
+                    "memory_limit_mb",
+                    "storage_limit_gb",
+                ),
+                "UPDATE": (
+                    "runtime",
+                    "app_config",
+                    "subdomain",
+                    "status",
+                    "frontend_url",
+                    "api_url",
+                    "matrix_url",
+                    "cpu_limit",
+                    "memory_limit_mb",
+                    "storage_limit_gb",
+                    "health_status",
+                    "health_details",
+                    "last_health_check",
+                    "error_message",
+                    "cpu_used",
+                    "memory_used_mb",
+                    "storage_used_gb",
+                ),
+            },
+            "public.instance_backups": {
+                "SELECT": ALL,
+                "INSERT": ("account_id", "instance_id", "backup_type", "retention_days"),
+                "UPDATE": (
+                    "status",
+                    "location",
+                    "size_bytes",
+                    "retention_days",
+                    "started_at",
+                    "completed_at",
+                    "error_message",
+                ),
+            },
+            "public.audit_logs": APPEND,
+            "private.tiers": READ,
+            "private.instance_secrets": FULL,
+            # Rows are made and removed with the instances.
+            "private.provisioning": {
+                "SELECT": ALL,
+                "UPDATE": ("due_at", "attempts", "lease", "leased_by", "leased_until", "applied"),
+            },
+        },
+    ),
+    # Like PostgREST's authenticator: nothing of its own, it takes the role of its request.
+    "customer_portal": Service(member_of=("anon", "authenticated"), inherit=False),
+    "admin_dashboard": Service(
+        functions=USER_FUNCTIONS,
+        tables={
+            "public.accounts": READ,
+            "public.subscriptions": READ,
+            "public.instances": READ,
+            "public.usage_metrics": READ,
+            "public.audit_logs": READ | APPEND,
+            "public.support_tickets": {
+                "SELECT": ALL,
+                "INSERT": ("account_id", "instance_id", "subject", "description", "priority"),
+                "UPDATE": ("priority", "status", "assignee", "resolution"),
+            },
+            "public.instance_backups": READ,
+            "public.api_keys": READ,
+        },
+    ),
+}
+
+AUTHORIZATION: Mapping[str, Access] = {**API_ROLES, **SERVICES}
+"""The authorization matrix: role -> what it may do."""

@@ -1,0 +1,1 @@
+"""Writes what is generated: documents, and the bundle of all migrations."""

@@ -1,0 +1,78 @@
+"""docs/authorization.md from the authorization data."""
+
+from components.authorization import (
+    API_ROLES,
+    AUTHORIZATION,
+    FUNCTIONS,
+    SERVICES,
+    TABLES,
+    Privileges,
+)
+from docs.generate.markdown import grid
+
+COMMANDS = ("SELECT", "INSERT", "UPDATE", "DELETE")
+
+INTRO = f"""\
+# Who may do what
+
+Generated from `components/authorization.py` by `make generate`: edit that, not this.
+`tests/database/test_authorization.py` tries every cell on a real server.
+
+- What is not listed is refused. Nobody but the owner of the tables has TRUNCATE, REFERENCES or
+  TRIGGER, and nobody may pass a privilege on.
+- Rows: `authenticated`, a user, reaches the rows of the own account only; all others reach every
+  customer's. Row-level security says so to everyone, to the services by policies of their own.
+- API roles ({", ".join(f"`{role}`" for role in API_ROLES)}) are taken by requests through
+  Supabase's API; services ({", ".join(f"`{role}`" for role in SERVICES)}) log in.
+"""
+
+
+def document() -> str:
+    """docs/authorization.md."""
+    parts = [
+        INTRO,
+        "## Overview\n",
+        "S = SELECT, I = INSERT, U = UPDATE, D = DELETE; * = some columns only, listed below.\n",
+        grid(["table", *AUTHORIZATION], [[f"`{table}`", *_letters(table)] for table in TABLES]),
+        _memberships(),
+        "## Functions\n",
+        "X = EXECUTE. Users learn of their own account only; PUBLIC may execute none.\n",
+        grid(["function", *AUTHORIZATION], [[f"`{name}`", *_executes(name)] for name in FUNCTIONS]),
+    ]
+    for table in TABLES:
+        rows = [
+            [f"`{role}`", access.rows, *(_columns(access.tables[table], each) for each in COMMANDS)]
+            for role, access in AUTHORIZATION.items()
+            if table in access.tables
+        ]
+        parts += [f"## {table}\n", grid(["role", "rows", *COMMANDS], rows) if rows else "Nobody.\n"]
+    return "".join(f"{part}\n" for part in parts)
+
+
+def _letters(table: str) -> list[str]:
+    return [
+        " ".join(
+            command[0] + ("*" if columns else "")
+            for command, columns in access.tables.get(table, {}).items()
+        )
+        for access in AUTHORIZATION.values()
+    ]
+
+
+def _executes(function: str) -> list[str]:
+    return ["X" if function in access.functions else "" for access in AUTHORIZATION.values()]
+
+
+def _columns(privileges: Privileges, command: str) -> str:
+    if command not in privileges:
+        return ""
+    return ", ".join(f"`{column}`" for column in privileges[command]) or "all"
+
+
+def _memberships() -> str:
+    return "".join(
+        f"`{role}` has nothing of its own; it only takes the role "
+        f"{' or '.join(f'`{each}`' for each in service.member_of)} (`SET ROLE`).\n"
+        for role, service in SERVICES.items()
+        if not service.inherit
+    )

@@ -1,0 +1,112 @@
+"""One comment of a pull request, and one issue, updated in place through GitHub's REST API.
+
+Each is found again by the first line of its text (see `text.marker`), which only counts in what
+our own workflows wrote.
+"""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
+
+from ops import UserError
+
+AUTHOR = "github-actions[bot]"
+PAGE = 100
+TIMEOUT = 30.0
+
+
+class GitHub:
+    """A repository.
+
+    Args:
+        api: the API's URL.
+        repository: OWNER/NAME.
+        token: a workflow's token.
+    """
+
+    def __init__(self, api: str, repository: str, token: str) -> None:
+        self._repository = f"{api}/repos/{repository}"
+        self._token = token
+
+    def comment(self, number: int, text: str) -> str:
+        """Write or update a pull request's comment; returns its address.
+
+        Raises:
+            UserError: GitHub refuses.
+        """
+        if found := self._find(f"issues/{number}/comments?", _first_line(text)):
+            written = self._call("PATCH", f"issues/comments/{found['id']}", {"body": text})
+        else:
+            written = self._call("POST", f"issues/{number}/comments", {"body": text})
+        return str(written["html_url"])
+
+    def open_issue(self, title: str, text: str) -> str:
+        """Open an issue, or update the open one; returns its address.
+
+        Raises:
+            UserError: GitHub refuses.
+        """
+        if found := self._issue(_first_line(text)):
+            written = self._call("PATCH", f"issues/{found['number']}", {"body": text})
+        else:
+            written = self._call("POST", "issues", {"title": title, "body": text})
+        return str(written["html_url"])
+
+    def close_issue(self, first_line: str) -> str | None:
+        """Close the open issue, if there is one; returns its address.
+
+        Raises:
+            UserError: GitHub refuses.
+        """
+        found = self._issue(first_line)
+        if not found:
+            return None
+        self._call("PATCH", f"issues/{found['number']}", {"state": "closed"})
+        return str(found["html_url"])
+
+    def _issue(self, first_line: str) -> dict[str, Any] | None:
+        return self._find("issues?state=open&", first_line)
+
+    def _find(self, listed: str, first_line: str) -> dict[str, Any] | None:
+        return next(
+            (
+                each
+                for each in self._pages(listed)
+                if each["user"]["login"] == AUTHOR and _first_line(each["body"] or "") == first_line
+            ),
+            None,
+        )
+
+    def _pages(self, listed: str) -> Iterator[dict[str, Any]]:
+        for number in count(1):
+            page = self._call("GET", f"{listed}per_page={PAGE}&page={number}")
+            yield from page
+            if len(page) < PAGE:
+                return
+
+    def _call(self, method: str, path: str, document: Any = None) -> Any:
+        request = urllib.request.Request(  # noqa: S310  # the address is GitHub's own
+            f"{self._repository}/{path}",
+            None if document is None else json.dumps(document).encode(),
+            {
+                "Accept": "application/vnd.github+json",
+                "Authorization": f"Bearer {self._token}",
+                "X-GitHub-Api-Version": "2022-11-28",
+            },
+            method=method,
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            reason = error.read().decode(errors="replace")
+            raise UserError(f"{method} {request.full_url}: {error}: {reason}") from None
+        except OSError as error:
+            raise UserError(f"{method} {request.full_url}: {error}") from None
+
+
+def _first_line(text: str) -> str:
+    return text.split("\n", 1)[0].rstrip()

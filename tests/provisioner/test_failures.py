@@ -1,0 +1,407 @@
+"""What goes wrong around the instance-provisioner: it ends in the state that the rows want."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from urllib.parse import urlsplit, urlunsplit
+from uuid import UUID
+
+import psutil  # type: ignore[import-untyped]
+import pytest
+import yaml
+
+from tests.support.provisioning import PATIENCE, Service, World, eventually, make_namespace
+from tests.support.proxy import Proxy
+
+NOT_THERE = {"images": {"backend": "mindroom/backend:not-there"}}
+ALL = "deployments,statefulsets,services,ingresses,configmaps,secrets,networkpolicies,pvc"
+
+
+@pytest.fixture(autouse=True)
+def _nobody_works_on(world: World) -> Iterator[None]:
+    """For the next test: whoever still runs after a failure would take its work."""
+    yield
+    world.kill_all()
+
+
+def helms(world: World) -> list[psutil.Process]:
+    """The Helm programs that work for this namespace."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if f"--namespace={world.namespace}" in (process.info["cmdline"] or [])
+    ]
+
+
+def one_release(world: World, instance: UUID) -> None:
+    """Exactly one, whole, and its workloads once."""
+    statuses = world.releases()[world.row(instance)["app_name"]]
+    assert statuses.count("deployed") == 1
+    assert set(statuses) <= {"deployed", "superseded", "failed"}
+    assert len(world.objects("deployments", instance)) == 2
+
+
+def killed_before_claim(world: World, service: Service) -> UUID:
+    os.kill(service.process.pid, signal.SIGSTOP)
+    instance = world.provision()
+    service.kill()
+    return instance
+
+
+def killed_after_claim(world: World, service: Service) -> UUID:
+    with world.locked("lock table private.instance_secrets in access exclusive mode"):
+        instance = world.provision()
+        eventually(lambda: world.row(instance)["lease"])
+        service.kill()
+    return instance
+
+
+def killed_during_helm(world: World, service: Service) -> UUID:
+    with world.no_room():
+        instance = world.provision()
+        name = world.row(instance)["app_name"]
+        eventually(lambda: world.releases().get(name) == ["pending-install"])
+        service.kill()
+        eventually(lambda: helms(world) == [])  # it does not go on by itself
+        assert world.releases()[name] == ["pending-install"]
+    return instance
+
+
+def killed_after_helm(world: World, service: Service) -> UUID:
+    instance = world.provision()
+    with world.locked("select from public.instances where id = %s for no key update", instance):
+        eventually(lambda: service.events("done", instance_id=str(instance)))
+        service.kill()
+    assert world.releases()[world.row(instance)["app_name"]] == ["deployed"]
+    return instance
+
+
+@pytest.mark.parametrize(
+    "kill", [killed_before_claim, killed_after_claim, killed_during_helm, killed_after_helm]
+)
+def test_killed_at_any_step_and_started_again_ends_in_one_release(
+    world: World, kill: Callable[[World, Service], UUID]
+) -> None:
+    instance = kill(world, world.start().until_ready())
+    row = world.row(instance)
+    assert row["status"] == "provisioning"
+    assert row["due_at"]
+    with world.running():
+        world.settled(instance, "running")
+        one_release(world, instance)
+        world.remove(instance)
+
+
+def test_killed_during_the_removal_and_started_again_ends_without_a_release(world: World) -> None:
+    service = world.start().until_ready()
+    instance = world.provision("free")
+    name = world.settled(instance, "running")["app_name"]
+    finalizer = '{"metadata":{"finalizers":%s}}'
+    deployment = f"deployment/{name}-backend"
+    world.kubectl("patch", deployment, "-p", finalizer % '["mindroom.test/wait"]')
+    world.db.execute("select public.deprovision_instance(%s)", [instance])
+    eventually(lambda: world.releases().get(name) == ["uninstalling"])
+    service.kill()
+    world.kubectl("patch", deployment, "-p", finalizer % "null")
+    with world.running():
+        world.settled(instance, "deprovisioned")
+        assert name not in world.releases()
+        eventually(lambda: world.objects(ALL, instance) == [])
+
+
+def test_who_is_taken_over_writes_nothing(world: World) -> None:
+    """A process that stood still for longer than its lease."""
+    slow = world.start().until_ready()
+    with world.no_room():
+        instance = world.provision()
+        eventually(lambda: slow.events("helm started", instance_id=str(instance)))
+        os.kill(slow.process.pid, signal.SIGSTOP)
+        helm = helms(world)
+        for process in helm:
+            process.suspend()
+    with world.running():
+        world.settled(instance, "running")
+        before = world.row(instance)
+        for process in helm:
+            process.resume()
+        os.kill(slow.process.pid, signal.SIGCONT)
+        eventually(lambda: slow.events("lease lost", instance_id=str(instance)))
+        assert slow.metric("provisioner_leases_lost_total") == 1
+        world.settled(instance, "running")
+        assert world.row(instance)["provisioned_at"] == before["provisioned_at"]
+        one_release(world, instance)
+    assert slow.stop() == 0
+
+
+# ---- who or what is away
+
+
+@pytest.fixture
+def cluster_proxy(world: World) -> Proxy:
+    """Between the service and the API server."""
+    config = yaml.safe_load(world.kubeconfig.read_text())
+    cluster = config["clusters"][0]["cluster"]
+    server = urlsplit(cluster["server"])
+    assert server.port
+    proxy = Proxy(server.port)
+    cluster["server"] = f"https://127.0.0.1:{proxy.port}"
+    (world.directory / "kubeconfig-proxy").write_text(yaml.safe_dump(config))
+    return proxy
+
+
+def test_while_the_cluster_is_away_it_waits_says_so_and_catches_up(
+    world: World, cluster_proxy: Proxy
+) -> None:
+    with world.running(KUBECONFIG=world.directory / "kubeconfig-proxy", MAX_ATTEMPTS=2) as service:
+        ran_before = world.provision()
+        world.settled(ran_before, "running")
+        with world.no_room():
+            under_way = world.provision()
+            eventually(lambda: service.events("helm started", instance_id=str(under_way)))
+            cluster_proxy.cut()
+        eventually(lambda: any(each.startswith("cluster: ") for each in service.readiness() or {}))
+        meanwhile = world.provision()
+        time.sleep(4)  # far more than two attempts take
+        for instance in (under_way, meanwhile):
+            row = world.row(instance)
+            assert (row["status"], row["error_message"]) == ("provisioning", None)
+        assert service.http.get("/health").status_code == 200
+        assert service.http.get("/ready").status_code == 503
+        cluster_proxy.mend()
+        service.until_ready()
+        for instance in (under_way, meanwhile, ran_before):
+            world.settled(instance, "running")
+            one_release(world, instance)
+
+
+def test_while_the_database_is_away_it_waits_says_so_and_catches_up(world: World) -> None:
+    url = urlsplit(world.environment()["DATABASE_URL"])
+    assert url.port
+    proxy = Proxy(url.port)
+    through = urlunsplit(url._replace(netloc=url.netloc.replace(f":{url.port}", f":{proxy.port}")))
+    with world.running(DATABASE_URL=through) as service:
+        with world.no_room():
+            under_way = world.provision()
+            eventually(lambda: service.events("helm started", instance_id=str(under_way)))
+            proxy.cut()
+        eventually(lambda: "database: listener" in (service.readiness() or {}))
+        meanwhile = world.provision()
+        refused = service.http.get(f"/api/v1/instances/{meanwhile}")
+        assert refused.status_code == 503
+        assert service.http.get("/health").status_code == 200
+        time.sleep(2)
+        proxy.mend()
+        service.until_ready()
+        for instance in (under_way, meanwhile):
+            world.settled(instance, "running")
+            one_release(world, instance)
+    password = url.password
+    assert password
+    assert password not in service.log.read_text()
+
+
+def test_started_before_the_database_and_the_cluster_it_waits_for_them(
+    world: World, cluster_proxy: Proxy
+) -> None:
+    cluster_proxy.cut()
+    url = urlsplit(world.environment()["DATABASE_URL"])
+    assert url.port
+    proxy = Proxy(url.port)
+    proxy.cut()
+    through = urlunsplit(url._replace(netloc=url.netloc.replace(f":{url.port}", f":{proxy.port}")))
+    service = world.start(DATABASE_URL=through, KUBECONFIG=world.directory / "kubeconfig-proxy")
+    eventually(lambda: service.readiness())
+    instance = world.provision()
+    proxy.mend()
+    cluster_proxy.mend()
+    world.settled(instance, "running")
+    assert service.readiness() == {}
+    assert service.stop() == 0
+
+
+def test_without_a_privilege_it_says_so_and_goes_on_when_it_has_it_again(world: World) -> None:
+    with world.running() as service:
+        world.db.execute("revoke usage on schema private from instance_provisioner")
+        try:
+            instance = world.provision()
+            eventually(
+                lambda: (
+                    (service.readiness() or {}).get("database: claims")
+                    == "permission denied for schema private"
+                )
+            )
+        finally:
+            world.db.execute("grant usage on schema private to instance_provisioner")
+        world.settled(instance, "running")
+        service.until_ready()
+
+
+def test_with_its_role_in_the_cluster_removed_it_waits_and_goes_on(world: World) -> None:
+    with world.running() as service:
+        world.kubectl("delete", "rolebinding", "instance-provisioner")
+        instance = world.provision()
+        eventually(lambda: "forbidden" in (service.readiness() or {}).get("cluster: resync", ""))
+        assert world.row(instance)["status"] == "provisioning"
+        world.apply_rbac()
+        world.settled(instance, "running")
+        service.until_ready()
+
+
+def test_a_namespace_removed_by_hand_is_filled_again_when_it_is_back(world: World) -> None:
+    with world.running(MAX_ATTEMPTS=2) as service:
+        instance = world.provision()
+        world.settled(instance, "running")
+        world.kubectl("delete", "namespace", world.namespace)
+        eventually(lambda: any("cluster" in each for each in service.readiness() or {}))
+        meanwhile = world.provision()
+        make_namespace(world)
+        world.apply_rbac()
+        world.settled(meanwhile, "running")
+        eventually(lambda: len(world.objects("deployments", instance)) == 2)
+        world.settled(instance, "running")
+        one_release(world, instance)
+
+
+def test_a_rotated_token_is_taken_up(world: World) -> None:
+    """The old one is refused as soon as the object that it is bound to is gone."""
+    service_namespace = f"{world.namespace}-service"
+    world.cluster.kubectl("create", "secret", "generic", "first", "-n", service_namespace)
+    token = world.cluster.kubectl(
+        *("create", "token", "instance-provisioner", "-n", service_namespace),
+        *("--bound-object-kind=Secret", "--bound-object-name=first"),
+    )
+    (world.directory / "token").write_text(token)
+    with world.running() as service:
+        world.settled(world.provision(), "running")
+        world.new_token()
+        world.cluster.kubectl("delete", "secret", "first", "-n", service_namespace)
+        time.sleep(11)  # the API server believes a token for ten seconds without looking again
+        world.settled(world.provision(), "running")
+        service.until_ready()
+        assert not service.events("failed")
+
+
+# ---- what cannot work
+
+
+def test_helm_that_hangs_is_ended_and_tried_again(world: World) -> None:
+    with world.running(HELM_TIMEOUT_SECONDS=2, HELM_SLACK_SECONDS=1) as service:
+        with world.no_room():
+            instance = world.provision()
+            [helm] = eventually(lambda: helms(world))
+            eventually(lambda: world.releases())
+            helm.suspend()
+            eventually(lambda: service.events("failed", instance_id=str(instance)))
+        assert not helm.is_running()
+        world.settled(instance, "running")
+        assert "hung" in service.events("failed", instance_id=str(instance))[0]["error"]
+        one_release(world, instance)
+
+
+def test_a_new_instance_that_never_works_is_given_up_and_provisioned_again_on_request(
+    world: World,
+) -> None:
+    with world.running(HELM_TIMEOUT_SECONDS=8, MAX_ATTEMPTS=2) as service:
+        account, subscription = world.subscribe()
+        [[new]] = world.db.execute(
+            """insert into public.instances
+                 (account_id, subscription_id, app_name, subdomain, app_config)
+               values (%s, %s, 'never', 'never', %s) returning id""",
+            [account, subscription, '{"images": {"backend": "mindroom/backend:not-there"}}'],
+        )
+        row = world.settled(new, "failed")
+        assert row["error_message"].startswith(
+            "backend: ImagePullBackOff: the image mindroom/backend:not-there cannot be pulled"
+        )
+        claimed = service.events("claimed", instance_id=str(new))
+        assert [each["attempt"] for each in claimed] == [1, 2]
+        assert len(service.events("given up", instance_id=str(new))) == 1
+        assert "never" not in world.releases()
+        eventually(lambda: world.objects(ALL, new) == [])
+        world.update(new, app_config={})
+        answer = service.http.post(
+            "/api/v1/provision",
+            params={"wait": PATIENCE},
+            json={"subscription_id": str(subscription), "account_id": str(account)},
+        )
+        assert answer.status_code == 200
+        assert answer.json()["status"] == "running"
+        assert answer.json()["instance_id"] == str(new)
+        assert world.row(new)["error_message"] is None
+
+
+def test_values_that_the_chart_refuses_are_told_and_what_runs_goes_on(world: World) -> None:
+    with world.running(MAX_ATTEMPTS=2) as service:
+        instance = world.provision()
+        world.settled(instance, "running")
+        world.update(instance, app_config={"imagse": {}})
+        eventually(lambda: len(service.events("failed", instance_id=str(instance))) > 3)
+        row = world.row(instance)
+        assert row["status"] == "running"
+        assert "imagse" in row["error_message"]
+        one_release(world, instance)
+        world.update(instance, app_config={})
+        assert world.settled(instance, "running")["error_message"] is None
+
+
+def test_an_upgrade_that_never_works_is_rolled_back_and_what_ran_goes_on(world: World) -> None:
+    with world.running(HELM_TIMEOUT_SECONDS=10):
+        instance = world.provision()
+        world.settled(instance, "running")
+        world.update(instance, app_config=NOT_THERE)
+        row = eventually(lambda: row if (row := world.row(instance))["error_message"] else None)
+        assert row["status"] == "running"
+        assert "ImagePullBackOff" in row["error_message"]
+        images = [
+            each["spec"]["template"]["spec"]["containers"][0]["image"]
+            for each in world.objects("deployments", instance)
+        ]
+        assert "mindroom/backend:not-there" not in images
+        world.update(instance, app_config={})
+        assert world.settled(instance, "running")["error_message"] is None
+        one_release(world, instance)
+
+
+def test_an_attempt_ends_when_its_row_wants_something_else(world: World) -> None:
+    with world.running() as service, world.no_room():
+        instance = world.provision("free")
+        eventually(lambda: service.events("helm started", instance_id=str(instance)))
+        world.db.execute("select public.deprovision_instance(%s)", [instance])
+        world.settled(instance, "deprovisioned")
+        assert [each["reason"] for each in service.events("released")] == ["its row was changed"]
+        eventually(lambda: world.objects(ALL, instance) == [])
+
+
+# ---- being stopped
+
+
+def test_told_to_stop_it_finishes_what_it_holds(world: World) -> None:
+    service = world.start().until_ready()
+    with world.no_room():
+        instance = world.provision()
+        eventually(lambda: service.events("helm started", instance_id=str(instance)))
+        service.process.send_signal(signal.SIGTERM)
+        eventually(lambda: service.events("stopping"))
+        assert service.readiness() == {"service": "stopping"}
+        later = world.provision()
+    assert service.process.wait(PATIENCE) == 0
+    world.settled(instance, "running")
+    row = world.row(later)
+    assert (row["lease"], row["attempts"]) == (None, 0)
+    with world.running():
+        world.settled(later, "running")
+
+
+def test_told_to_stop_without_time_it_releases_what_it_holds(world: World) -> None:
+    service = world.start(GRACE_SECONDS=1, LEASE_SECONDS=600).until_ready()
+    with world.no_room():
+        instance = world.provision()
+        eventually(lambda: service.events("helm started", instance_id=str(instance)))
+        assert service.stop() == 0
+        assert helms(world) == []
+        row = world.row(instance)
+        assert (row["status"], row["lease"], row["attempts"]) == ("provisioning", None, 0)
+    with world.running(LEASE_SECONDS=600):  # not waited for: it was let go
+        world.settled(instance, "running")
+        one_release(world, instance)

@@ -1,0 +1,392 @@
+"""The life of an instance: rows on a real PostgreSQL, releases on a real Kubernetes API."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from tests.support.provisioning import BASE_DOMAIN, RESYNC, Service, World, eventually
+
+WORKLOADS = "deployments,statefulsets"
+MATRIX = {"matrix": {"enabled": True}}
+
+
+@pytest.fixture(scope="module")
+def service(world: World) -> Iterator[Service]:
+    with world.running() as service:
+        yield service
+
+
+@pytest.fixture
+def instance(world: World, service: Service) -> UUID:
+    """One that runs."""
+    assert service.process.poll() is None
+    instance = world.provision(config={"agents": {"ada": {}}})
+    world.settled(instance, "running")
+    return instance
+
+
+@pytest.fixture(scope="module")
+def kept(world: World, service: Service) -> UUID:
+    """One that runs, and that each test leaves so."""
+    assert service.process.poll() is None
+    instance = world.provision(config={"agents": {"ada": {}}})
+    world.settled(instance, "running")
+    return instance
+
+
+def resynced(service: Service) -> None:
+    """Wait for a resync that has begun since."""
+    last = "provisioner_last_resync_timestamp_seconds"
+    before = service.metric(last)
+    eventually(lambda: service.metric(last) > before + 2 * RESYNC)
+
+
+def replicas(world: World, instance: UUID) -> list[int]:
+    return [each["spec"]["replicas"] for each in world.objects(WORKLOADS, instance)]
+
+
+def memory(world: World, instance: UUID) -> int:
+    """MiB of all pods together."""
+    return sum(
+        int(container["resources"]["limits"]["memory"].removesuffix("Mi"))
+        for each in world.objects(WORKLOADS, instance)
+        for container in each["spec"]["template"]["spec"]["containers"]
+    )
+
+
+def secret(world: World, row: dict[str, Any]) -> dict[str, Any]:
+    return dict(world.object(f"secret/{row['app_name']}-secrets")["data"])
+
+
+def test_a_new_row_becomes_a_release_that_runs(world: World, instance: UUID) -> None:
+    row = world.row(instance)
+    host = f"{row['subdomain']}.{BASE_DOMAIN}"
+    assert (row["frontend_url"], row["api_url"], row["matrix_url"]) == (
+        f"https://{host}",
+        f"https://{host}/api",
+        None,
+    )
+    assert row["provisioned_at"]
+    assert row["error_message"] is None
+    assert world.releases()[row["app_name"]] == ["deployed"]
+    assert replicas(world, instance) == [1, 1]
+    eventually(lambda: world.row(instance)["health_status"] == "healthy")
+    [ingress] = world.objects("ingresses", instance)
+    assert [rule["host"] for rule in ingress["spec"]["rules"]] == [host]
+    config = world.object(f"configmap/{row['app_name']}-backend")["data"]["config.json"]
+    assert json.loads(config) == {"agents": {"ada": {}}}
+
+
+def test_its_tokens_are_in_the_database_and_in_its_secret_and_nowhere_else(
+    world: World, service: Service, instance: UUID
+) -> None:
+    row = world.row(instance)
+    kept: dict[str, str] = dict(
+        world.db.execute(
+            "select name, encode(convert_to(value, 'UTF8'), 'base64')"
+            " from private.instance_secrets where instance_id = %s",
+            [instance],
+        )
+    )
+    assert set(kept) == {"MINDROOM_API_TOKEN", "MATRIX_REGISTRATION_SHARED_SECRET"}
+    assert secret(world, row) == kept
+    values = [
+        value
+        for [value] in world.db.execute(
+            "select value from private.instance_secrets where instance_id = %s", [instance]
+        )
+    ]
+    told = (
+        service.log.read_text() + json.dumps(row) + json.dumps(world.objects(WORKLOADS, instance))
+    )
+    assert not [value for value in values if value in told]
+
+
+def test_a_secret_that_is_added_reaches_the_pods(world: World, instance: UUID) -> None:
+    before = world.objects("deployments", instance)
+    world.db.execute(
+        "insert into private.instance_secrets values (%s, 'OPENAI_API_KEY', 'a-key')", [instance]
+    )
+    eventually(lambda: "OPENAI_API_KEY" in secret(world, world.row(instance)))
+    world.settled(instance, "running")
+    backend = f"{world.row(instance)['app_name']}-backend"
+    [old] = [each for each in before if each["metadata"]["name"] == backend]
+    new = world.object(f"deployment/{backend}")
+    assert old["spec"]["template"] != new["spec"]["template"]
+
+
+def test_a_changed_config_reaches_the_release(world: World, instance: UUID) -> None:
+    name = f"configmap/{world.row(instance)['app_name']}-backend"
+    config = {"rooms": {"lobby": 123456789012345678}}
+    world.update(instance, config=config)
+    eventually(lambda: json.loads(world.object(name)["data"]["config.json"]) == config)
+    world.settled(instance, "running")
+
+
+def test_another_tier_resizes_the_pods_and_the_volumes(world: World, instance: UUID) -> None:
+    before = memory(world, instance)
+    [volume] = world.objects("pvc", instance)
+    assert volume["spec"]["resources"]["requests"]["storage"] == "10Gi"
+    for tier, storage in (("professional", "50Gi"), ("free", "50Gi")):
+        world.db.execute(
+            """update public.subscriptions set tier = %s
+               where id = (select subscription_id from public.instances where id = %s)""",
+            [tier, instance],
+        )
+        row = world.settled(instance, "running")
+        assert 0.98 * row["memory_limit_mb"] < memory(world, instance) <= row["memory_limit_mb"]
+        [volume] = world.objects("pvc", instance)
+        assert volume["spec"]["resources"]["requests"]["storage"] == storage
+    assert memory(world, instance) < before
+
+
+def test_a_stopped_one_has_no_pods_and_its_volumes_and_starts_again(
+    world: World, kept: UUID
+) -> None:
+    [volume] = world.objects("pvc", kept)
+    world.update(kept, status="stopped")
+    world.settled(kept, "stopped")
+    assert replicas(world, kept) == [0, 0]
+    eventually(lambda: world.objects("pods", kept) == [])
+    eventually(lambda: world.row(kept)["health_status"] == "unknown")
+    world.update(kept, status="running")
+    world.settled(kept, "running")
+    assert replicas(world, kept) == [1, 1]
+    assert [each["metadata"]["uid"] for each in world.objects("pvc", kept)] == [
+        volume["metadata"]["uid"]
+    ]
+    eventually(lambda: world.row(kept)["health_status"] == "healthy")
+
+
+def test_app_config_gives_it_a_matrix_server(world: World, instance: UUID) -> None:
+    world.update(instance, app_config=MATRIX)
+    row = world.settled(instance, "running")
+    assert len(replicas(world, instance)) == 3
+    assert row["matrix_url"] == row["frontend_url"]
+
+
+def test_app_config_cannot_take_another_instances_name(world: World, instance: UUID) -> None:
+    world.update(instance, app_config={"host": "other.example", "secretName": "other"})
+    row = world.settled(instance, "running")
+    [ingress] = world.objects("ingresses", instance)
+    assert ingress["spec"]["rules"][0]["host"] == f"{row['subdomain']}.{BASE_DOMAIN}"
+
+
+@pytest.mark.parametrize(("tier", "days"), [("free", 0), ("starter", 7)])
+def test_a_removed_one_leaves_nothing_but_volumes_for_as_long_as_its_plan_says(
+    world: World, service: Service, tier: str, days: int
+) -> None:
+    instance = world.provision(tier)
+    row = world.settled(instance, "running")
+    world.db.execute("select public.deprovision_instance(%s, 'moved out')", [instance])
+    world.settled(instance, "deprovisioned")
+    kinds = "deployments,statefulsets,services,ingresses,configmaps,secrets,networkpolicies"
+    assert world.objects(kinds, instance) == []
+    assert row["app_name"] not in world.releases()
+    eventually(lambda: len(world.objects("pvc", instance)) == bool(days))
+    if days:
+        [volume] = world.objects("pvc", instance)
+        annotations = volume["metadata"]["annotations"]
+        [[kept]] = world.db.execute(
+            "select %s::timestamptz - now()", [annotations["mindroom.chat/delete-after"]]
+        )
+        assert days - 0.01 < kept.total_seconds() / 86400 <= days
+        assert not service.events("orphan: no row speaks of it")
+        world.kubectl(
+            "annotate",
+            "pvc",
+            volume["metadata"]["name"],
+            "mindroom.chat/delete-after=2026-01-01T00:00:00+00:00",
+            "--overwrite",
+        )
+        eventually(lambda: world.objects("pvc", instance) == [])
+
+
+def test_volumes_of_a_deleted_account_go_when_their_time_is_over(
+    world: World, service: Service
+) -> None:
+    instance = world.provision("starter")
+    world.settled(instance, "running")
+    world.remove(instance)
+    world.db.execute(
+        """delete from auth.users where id = (
+             select account_id from public.instances where id = %s)""",
+        [instance],
+    )
+    [volume] = world.objects("pvc", instance)
+    world.kubectl(
+        "annotate",
+        "pvc",
+        volume["metadata"]["name"],
+        "mindroom.chat/delete-after=2026-01-01",
+        "--overwrite",
+    )
+    eventually(lambda: world.objects("pvc", instance) == [])
+    assert service.process.poll() is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "delete deployment {name}-backend",
+        "delete service {name}-frontend",
+        "delete ingress {name}",
+        "delete networkpolicy {name}",
+        "delete configmap {name}-backend",
+        "delete secret {name}-secrets",
+        "scale deployment {name}-frontend --replicas=3",
+        "set image deployment/{name}-backend backend=another:image",
+        'patch configmap {name}-backend -p {{"data":{{"config.json":"{{}}"}}}}',
+    ],
+)
+def test_what_is_changed_by_hand_is_put_right(world: World, kept: UUID, damage: str) -> None:
+    kinds = "deployments,services,ingresses,networkpolicies,configmaps,secrets"
+
+    def specs() -> list[Any]:
+        return [
+            (each["kind"], each["metadata"]["name"], each.get("spec"), each.get("data"))
+            for each in world.objects(kinds, kept)
+            if each["kind"] != "Service"
+            or each["spec"].pop("clusterIP", each["spec"].pop("clusterIPs"))
+        ]
+
+    def versions() -> list[Any]:
+        metadata = [each["metadata"] for each in world.objects(kinds, kept)]
+        return [(each["uid"], each.get("generation", each["resourceVersion"])) for each in metadata]
+
+    before, seen = specs(), versions()
+    world.kubectl(*damage.format(name=world.row(kept)["app_name"]).split())
+    eventually(lambda: specs() == before)
+    assert versions() != seen  # also where it is put right before kubectl returns
+    world.settled(kept, "running")
+
+
+def test_a_release_removed_by_hand_is_put_back_with_its_volumes(world: World, kept: UUID) -> None:
+    [volume] = world.objects("pvc", kept)
+    name = world.row(kept)["app_name"]
+    world.kubectl("delete", "all,ingress,netpol,cm,secret", "-l", f"mindroom.chat/instance={kept}")
+    world.kubectl("delete", "secret", "-l", f"owner=helm,name={name}")
+    eventually(lambda: world.releases().get(name) == ["deployed"])
+    world.settled(kept, "running")
+    assert replicas(world, kept) == [1, 1]
+    assert world.objects("pvc", kept)[0]["metadata"]["uid"] == volume["metadata"]["uid"]
+
+
+def test_nothing_is_done_while_nothing_changes(
+    world: World, service: Service, instance: UUID
+) -> None:
+    resynced(service)
+    assert len(service.events("claimed", instance_id=str(instance))) == 1
+    assert world.row(instance)["due_at"] is None
+
+
+def test_a_release_without_a_row_is_reported_and_left_alone(
+    world: World, service: Service, instance: UUID
+) -> None:
+    name = world.row(instance)["app_name"]
+    record = world.object(f"secret/sh.helm.release.v1.{name}.v1")
+    record["metadata"] = {
+        "name": "sh.helm.release.v1.stranger.v1",
+        "labels": record["metadata"]["labels"] | {"name": "stranger"},
+    }
+    world.cluster.kubectl("create", "-n", world.namespace, "-f-", stdin=json.dumps(record))
+    eventually(lambda: service.events("orphan: no row speaks of it", orphan="release stranger"))
+    assert service.metric("provisioner_orphans") == 1
+    assert world.releases()["stranger"] == ["deployed"]
+    world.kubectl("delete", "secret", "sh.helm.release.v1.stranger.v1")
+    eventually(lambda: service.metric("provisioner_orphans") == 0)
+    assert len(service.events("orphan: no row speaks of it", orphan="release stranger")) == 1
+
+
+def test_what_is_in_maintenance_is_nobodys_business_but_its_operators(
+    world: World, service: Service, kept: UUID
+) -> None:
+    world.update(kept, status="maintenance")
+    name = f"deployment/{world.row(kept)['app_name']}-frontend"
+    world.kubectl("scale", name, "--replicas=2")
+    resynced(service)
+    assert world.object(name)["spec"]["replicas"] == 2
+    world.update(kept, status="running")
+    world.settled(kept, "running")
+    assert world.object(name)["spec"]["replicas"] == 1
+
+
+def test_what_runs_on_dokku_is_not_ours(world: World, service: Service) -> None:
+    account, subscription = world.subscribe()
+    [[dokku]] = world.db.execute(
+        """insert into public.instances (account_id, subscription_id, runtime, app_name, subdomain)
+           values (%s, %s, 'dokku', 'on-dokku', 'on-dokku') returning id""",
+        [account, subscription],
+    )
+    other = world.provision()
+    world.settled(other, "running")
+    assert world.row(dokku)["status"] == "provisioning"
+    assert not service.events("claimed", instance_id=str(dokku))
+
+
+HEALTH = [
+    # The backend's old pod ends before the new one starts, the frontend's goes on.
+    ("backend", "not-there", "critical", "ImagePullBackOff: the image an-image:not-there"),
+    ("frontend", "crashes", "degraded", "CrashLoopBackOff: "),
+]
+
+
+@pytest.mark.parametrize(("component", "tag", "status", "reason"), HEALTH)
+def test_health_says_why_and_what_to_do(
+    world: World, instance: UUID, component: str, tag: str, status: str, reason: str
+) -> None:
+    world.update(instance, status="maintenance")
+    name = f"deployment/{world.row(instance)['app_name']}-{component}"
+    world.kubectl("set", "image", name, f"{component}=an-image:{tag}")
+    sick = eventually(
+        lambda: row if (row := world.row(instance))["health_status"] == status else None
+    )
+    eventually(
+        lambda: [
+            each
+            for each in world.row(instance)["health_details"].get("problems", [])
+            if each.startswith(f"{component}: {reason}") and each.endswith(")")  # the advice
+        ]
+    )
+    assert sick["last_health_check"]
+    world.update(instance, status="running")
+    world.settled(instance, "running")
+    eventually(lambda: world.row(instance)["health_status"] == "healthy")
+    audited = [
+        details["new"]
+        for [details] in world.db.execute(
+            """select details from public.audit_logs
+               where resource_id = %s and action = 'instance.health_changed' order by created_at""",
+            [instance],
+        )
+    ]
+    assert audited.count("critical") == (status == "critical")
+
+
+def test_health_says_that_no_node_has_room(world: World, kept: UUID) -> None:
+    name = f"deployment/{world.row(kept)['app_name']}-frontend"
+    world.update(kept, status="maintenance")
+    patch = [
+        {
+            "op": "replace",
+            "path": "/spec/template/spec/containers/0/resources",
+            "value": {"requests": {"memory": "5Ti"}, "limits": {"memory": "5Ti"}},
+        }
+    ]
+    world.kubectl("patch", name, "--type=json", "-p", json.dumps(patch))
+    found = eventually(
+        lambda: [
+            each
+            for each in world.row(kept)["health_details"].get("problems", [])
+            if each.startswith(
+                "frontend: Unschedulable: 0/1 nodes are available: 1 Insufficient memory"
+            )
+        ]
+    )
+    assert len(found) == 1
+    world.update(kept, status="running")
+    world.settled(kept, "running")
+    eventually(lambda: world.row(kept)["health_status"] == "healthy")

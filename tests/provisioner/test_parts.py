@@ -1,0 +1,262 @@
+"""The provisioner's parts that need no server: health, delays, values, what is logged."""
+
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
+from typing import Any
+from uuid import UUID
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lightkube.core.resource import NamespacedResource
+from lightkube.resources.apps_v1 import Deployment
+from lightkube.resources.core_v1 import ConfigMap, PersistentVolumeClaim, Pod
+
+from components import ROOT
+from provisioner.cluster import DELETE_AFTER, Metadata, Object, delete_after, fingerprint
+from provisioner.database import Instance
+from provisioner.handlers import values
+from provisioner.health import assess, summarise
+from provisioner.retry import backoff
+from provisioner.settings import Settings
+
+LABELS = {"app.kubernetes.io/component": "backend"}
+
+
+@pytest.fixture
+def settings(monkeypatch: pytest.MonkeyPatch) -> Settings:
+    for name, value in {
+        "DATABASE_URL": "postgresql://u:p@127.0.0.1/x",
+        "API_TOKEN": "sixteen-bytes-or-more",
+        "BASE_DOMAIN": "mindroom.test",
+        "INSTANCES_NAMESPACE": "instances",
+        "INSTANCE_VALUES": '{"images": {"backend": "a:1", "frontend": "b:1"}, "host": "x.test"}',
+    }.items():
+        monkeypatch.setenv(name, value)
+    return Settings()  # type: ignore[call-arg]  # from the environment
+
+
+def deployment(wanted: int, ready: int | None, **status: Any) -> Deployment:
+    return msgspec.convert(
+        {
+            "metadata": {"name": "a-backend", "labels": LABELS},
+            "spec": {"replicas": wanted, "selector": {}, "template": {}},
+            "status": ({} if ready is None else {"readyReplicas": ready}) | status,
+        },
+        Deployment,
+    )
+
+
+def pod(**status: Any) -> Pod:
+    metadata = {"name": "a-backend-1", "labels": LABELS}
+    return msgspec.convert({"metadata": metadata, "status": status}, Pod)
+
+
+def waiting(reason: str, message: str = "", **container: Any) -> Pod:
+    state = {"state": {"waiting": {"reason": reason, "message": message}}}
+    required = {"name": "backend", "image": "an:image", "imageID": "", "restartCount": 1}
+    return pod(containerStatuses=[required | {"ready": False} | state | container])
+
+
+UNSCHEDULABLE = {
+    "type": "PodScheduled",
+    "status": "False",
+    "reason": "Unschedulable",
+    "message": "0/1 nodes are available",
+}
+EXITED: dict[str, Any] = {"lastState": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}}
+
+PROBLEMS = [
+    (waiting("ErrImagePull", "rpc error"), "ImagePullBackOff: the image an:image cannot be pulled"),
+    (waiting("ImagePullBackOff"), "ImagePullBackOff: the image an:image cannot be pulled"),
+    (waiting("InvalidImageName"), "ImagePullBackOff: the image an:image cannot be pulled"),
+    (waiting("CrashLoopBackOff", **EXITED), "CrashLoopBackOff: it ended with code 137"),
+    (waiting("CrashLoopBackOff", **EXITED), "OOMKilled: it was ended for using too much memory"),
+    (waiting("CreateContainerConfigError", 'secret "a" not found'),
+     'CreateContainerConfigError: secret "a" not found'),
+    (pod(conditions=[UNSCHEDULABLE]), "Unschedulable: 0/1 nodes are available"),
+    (pod(phase="Failed", reason="Evicted", message="low on disk"), "Evicted: low on disk"),
+    (
+        deployment(1, None, conditions=[
+            {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate",
+             "message": "exceeded quota"}]),
+        "FailedCreate: exceeded quota",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("obj", "problem"), PROBLEMS)
+def test_a_problem_is_told_with_what_to_do_and_makes_it_critical(
+    obj: Pod | Deployment, problem: str
+) -> None:
+    health = assess([summarise(deployment(1, 0)), summarise(obj)])
+    assert health.status == "critical"
+    assert [
+        each
+        for each in health.details["problems"]
+        if each.startswith(f"backend: {problem} (") and each.endswith(")")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("parts", "status"),
+    [
+        ([deployment(1, 1)], "healthy"),
+        ([deployment(1, 1), deployment(2, 1)], "degraded"),
+        ([deployment(1, None)], "degraded"),
+        ([deployment(1, 1), waiting("CrashLoopBackOff")], "degraded"),
+        ([deployment(1, 1), waiting("ContainerCreating")], "healthy"),
+        ([deployment(0, None)], "unknown"),
+        ([], "critical"),
+    ],
+)
+def test_health_follows_from_workloads_and_pods(parts: list[Pod | Deployment], status: str) -> None:
+    health = assess(summarise(part) for part in parts)
+    assert health.status == status
+    json.dumps(health.details)
+
+
+def test_a_pod_that_is_being_deleted_has_no_problems() -> None:
+    ending = waiting("CrashLoopBackOff")
+    assert ending.metadata
+    ending.metadata.deletionTimestamp = "2026-01-01T00:00:00Z"  # type: ignore[assignment]
+    assert summarise(ending).problems == ()
+
+
+@given(attempt=st.integers(1, 10_000))
+def test_the_delay_doubles_up_to_a_limit_and_half_of_it_is_chance(attempt: int) -> None:
+    settings = Settings.model_construct(first_backoff_seconds=5, last_backoff_seconds=300)
+    longest = min(300, 5 * 2 ** (attempt - 1))
+    assert longest / 2 <= backoff(settings, attempt) <= longest
+
+
+def test_delays_differ() -> None:
+    settings = Settings.model_construct(first_backoff_seconds=5, last_backoff_seconds=300)
+    assert len({backoff(settings, 3) for _ in range(20)}) > 15
+
+
+def an_instance(**changes: Any) -> Instance:
+    row: dict[str, Any] = {
+        "id": UUID(int=1),
+        "account_id": UUID(int=2),
+        "app_name": "ada",
+        "app_config": {},
+        "subdomain": "ada",
+        "status": "running",
+        "config": "{}",
+        "cpu_limit": 0.5,
+        "memory_limit_mb": 1024,
+        "storage_limit_gb": 1,
+        "provisioned_at": None,
+        "volume_retention_days": 0,
+    }
+    return Instance(**(row | changes))
+
+
+def test_a_rows_values_win_over_every_instances_and_the_services_own_over_both(
+    settings: Settings,
+) -> None:
+    instance = an_instance(
+        status="stopped",
+        app_config={
+            "images": {"backend": "a:2"},
+            "matrix": {"enabled": True},
+            "host": "y.test",
+            "instanceId": "another",
+            "secretName": "another's",
+            "resources": {"cpu": 1000},
+        },
+    )
+    assert values(settings, instance, "ada-secrets", "a checksum") == {
+        "images": {"backend": "a:2", "frontend": "b:1"},
+        "matrix": {"enabled": True},
+        "instanceId": str(UUID(int=1)),
+        "accountId": str(UUID(int=2)),
+        "host": "ada.mindroom.test",
+        "paused": True,
+        "resources": {"cpu": 0.5, "memoryMb": 1024, "storageGb": 1},
+        "config": "{}",
+        "secretName": "ada-secrets",
+        "secretChecksum": "a checksum",
+    }
+
+
+def an_object(kind: type[NamespacedResource], **metadata: Any) -> Object:
+    return Object(kind, Metadata(**({"name": "a", "uid": "u", "resourceVersion": "1"} | metadata)))
+
+
+def test_a_fingerprint_tells_a_change_from_none() -> None:
+    volume = an_object(PersistentVolumeClaim, resourceVersion="1")
+    config = an_object(ConfigMap, resourceVersion="1")
+    workload = an_object(Deployment, resourceVersion="1", generation=1)
+    before = fingerprint([volume, config, workload])
+    assert before == fingerprint(
+        [
+            an_object(Deployment, resourceVersion="2", generation=1),  # only its status
+            config,
+            an_object(PersistentVolumeClaim, resourceVersion="2"),  # it was bound
+        ]
+    )
+    for other in (
+        [volume, config],
+        [volume, config, an_object(Deployment, resourceVersion="1", generation=2)],
+        [volume, config, an_object(Deployment, resourceVersion="1", generation=1, uid="v")],
+        [volume, an_object(ConfigMap, resourceVersion="2"), workload],
+        [],
+    ):
+        assert fingerprint(other) != before
+
+
+@pytest.mark.parametrize("text", ["", "tomorrow", "2026-13-01"])
+def test_an_annotation_that_is_no_date_keeps_a_volume(text: str) -> None:
+    volume = an_object(PersistentVolumeClaim, annotations={DELETE_AFTER: text})
+    assert delete_after(volume) is None
+
+
+def test_it_is_imported_without_the_pulumi_program() -> None:
+    """Provisioner -> database only."""
+    code = "import sys, provisioner.__main__; print([m for m in sys.modules])"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    for other in ("pulumi", "components", "migrate", "embedded", "dev"):
+        assert f"'{other}'" not in loaded
+
+
+WITHOUT = """
+import sys
+
+
+class Missing:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] in sys.argv[1:]:
+            raise ModuleNotFoundError(name)
+
+
+sys.meta_path.insert(0, Missing())
+import provisioner.__main__
+"""
+
+
+def test_its_image_has_all_that_it_imports_and_nothing_that_is_missing() -> None:
+    """By the lock of the image, and the files that the Containerfile copies."""
+    lock = (ROOT / "provisioner" / "requirements.txt").read_text()
+    locked = set(re.findall(r"^([a-z0-9._-]+)==", lock, re.MULTILINE))
+    elsewhere = [
+        module
+        for module, names in importlib.metadata.packages_distributions().items()
+        if not locked & {name.lower().replace("_", "-") for name in names}
+    ]
+    assert "pulumi" in elsewhere
+    subprocess.run([sys.executable, "-c", WITHOUT, *elsewhere], cwd=ROOT, check=True)
+
+    containerfile = (ROOT / "provisioner" / "Containerfile").read_text()
+    copied = re.findall(r"^COPY (?!--from)(.*) \S+$", containerfile, re.MULTILINE)
+    assert all((ROOT / name).exists() for line in copied for name in line.split())
+    assert re.findall(r"^USER (\d+):", containerfile, re.MULTILINE) == ["10001"]
+    for image in re.findall(r"^ARG \w+=(\S+)", containerfile, re.MULTILINE):
+        assert re.search(r":\d+\.\d+\.\d+-", image), f"{image} is not pinned"

@@ -1,0 +1,72 @@
+"""Many instances: each is provisioned once, and at rest they cost next to nothing."""
+
+import re
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.support.provisioning import World, eventually
+
+INSTANCES = 50
+REPLICAS = 2
+RESYNC, KEEPALIVE = 4, 1
+WATCHED = 13
+
+
+def kind(statement: str) -> str:
+    """What a statement is for."""
+    for name, pattern in {
+        "keep-alive": r"^select 1$",
+        "resync": r"work\.due_at is not null as due",
+        "claim": r"^with next as",
+        "pending": r"as length",
+        "check of a connection": r"^$",
+    }.items():
+        if re.search(pattern, statement.strip()):
+            return name
+    return statement
+
+
+@pytest.fixture
+def statements(world: World) -> Path:
+    """The server's log, to which the service's role writes every statement."""
+    world.db.execute("alter role instance_provisioner set log_statement = 'all'")
+    [[directory]] = world.db.execute("show data_directory")
+    return Path(directory).parent / "server.log"
+
+
+def test_two_replicas_provision_fifty_instances_once_each_and_rest(
+    world: World, statements: Path
+) -> None:
+    calm = {"LEASE_SECONDS": 60, "RESYNC_SECONDS": RESYNC, "KEEPALIVE_SECONDS": KEEPALIVE}
+    services = [world.start(**calm).until_ready() for _ in range(REPLICAS)]
+    instances = [world.provision() for _ in range(INSTANCES)]
+    rows = {str(each): world.settled(each, "running") for each in instances}
+    claimed = [[event["instance_id"] for event in each.events("claimed")] for each in services]
+    assert sorted(each for those in claimed for each in those) == sorted(rows)
+    assert all(claimed)
+    assert world.releases() == {row["app_name"]: ["deployed"] for row in rows.values()}
+    assert len(world.objects("deployments")) == 2 * INSTANCES
+    for service in services:
+        assert service.metric("provisioner_leases") == 0
+
+    eventually(lambda: {world.row(each)["health_status"] for each in instances} == {"healthy"})
+    time.sleep(2 * RESYNC)  # whatever was to be written, is
+    before = statements.stat().st_size
+    time.sleep(WATCHED)
+    with statements.open() as log:
+        log.seek(before)
+        text = log.read()
+    said = re.findall(r"LOG:  (?:execute \S+|statement): (.*(?:\n\t.*)*)", text)
+    counts = Counter(kind(each.replace("\n\t", "\n")) for each in said)
+    resyncs = REPLICAS * (WATCHED // RESYNC + 1)
+    assert counts.pop("keep-alive") <= REPLICAS * (WATCHED // KEEPALIVE + 1)
+    assert 0 < counts["resync"] <= resyncs
+    assert counts.pop("claim") <= resyncs
+    assert counts.pop("pending") <= resyncs
+    counts.pop("check of a connection", None)
+    assert set(counts) == {"resync"}
+    for service in services:
+        assert service.stop() == 0
