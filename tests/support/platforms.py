@@ -82,7 +82,7 @@ def stack_config(url: str, render: Path, **changes: Any) -> dict[str, Any]:
 
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["platforms"])
+FORKS.set_forkserver_preload([__name__])
 """Forks of a process that has imported the SDK, and run nothing yet."""
 
 
