@@ -284,11 +284,11 @@ def todays_release(project: Project) -> Path:
         "alter table public.today enable row level security;\n"
         "revoke all on public.today from public, anon, authenticated, service_role;\n",
     )
-    matrix = project.directory / "components" / "matrix.py"
-    before = matrix.read_text()
+    authorization = project.directory / "components" / "authorization.py"
+    before = authorization.read_text()
     granted = '"public.subscriptions": {"SELECT": ALL, "INSERT": ALL, "UPDATE": ALL},'
-    matrix.write_text(before.replace(granted, granted + ' "public.today": READ,', 1))
-    assert matrix.read_text() != before
+    authorization.write_text(before.replace(granted, granted + ' "public.today": READ,', 1))
+    assert authorization.read_text() != before
     return path
 
 
@@ -299,8 +299,11 @@ def refreshed(project: Project) -> automation.UpResult:
 def test_restored_from_yesterdays_backup(
     project: Project, server: Server, postgres_bin: Path, tmp_path: Path
 ) -> None:
-    backup, matrix = tmp_path / "backup", project.directory / "components" / "matrix.py"
-    yesterday = matrix.read_text()
+    backup, authorization = (
+        tmp_path / "backup",
+        project.directory / "components" / "authorization.py",
+    )
+    yesterday = authorization.read_text()
     back_up(project.url, postgres_bin, backup)
     path = todays_release(project)
     project.up()
@@ -324,7 +327,7 @@ def test_restored_from_yesterdays_backup(
     # Today's release was the reason, and is taken back.
     restore(server, postgres_bin, backup)
     path.unlink()
-    matrix.write_text(yesterday)
+    authorization.write_text(yesterday)
     with pytest.raises(automation.CommandError, match="up --refresh") as caught:
         project.up()
     assert f"{path.name}: was applied" in str(caught.value)
