@@ -1,17 +1,14 @@
-"""InstanceProvisioner: its namespaces, its secret and its chart.
-
-The resources are declared as their manifests, by type token.  The typed SDK would cost every run
-about 0.6 s: its imports, and those of every kind that the chart turns out to hold.
-"""
+"""InstanceProvisioner: its namespaces, its secret and its chart."""
 
 import hashlib
 import importlib.metadata
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import pulumi
 import yaml
+from pulumi_kubernetes.core.v1 import Namespace, Secret
+from pulumi_kubernetes.helm.v4 import Chart
+from pulumi_kubernetes.meta.v1 import ObjectMetaArgs
 
 from components import ROOT
 from components.automation import Jobs
@@ -75,6 +72,8 @@ class InstanceProvisioner(pulumi.ComponentResource):
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("mindroom:instance_provisioner:InstanceProvisioner", name, None, opts)
+        # Not kubernetes.Provider, which takes KUBECONFIG and PULUMI_K8S_* as inputs into the state:
+        # another machine, or the next run, has others.
         cluster = pulumi.ProviderResource(
             "kubernetes",
             "cluster",
@@ -89,35 +88,23 @@ class InstanceProvisioner(pulumi.ComponentResource):
         child = pulumi.ResourceOptions(parent=self, provider=cluster)
         kept = pulumi.ResourceOptions(parent=self, provider=cluster, protect=args.protect)
         namespace, instances = (
-            _manifest("Namespace", {"name": each, "labels": RESTRICTED}, {}, opts)
+            Namespace(each, metadata=ObjectMetaArgs(name=each, labels=RESTRICTED), opts=opts)
             for each, opts in ((NAMESPACE, child), (INSTANCES_NAMESPACE, kept))
         )
         if args.context:
             # Read by every run: a cluster that was built anew is seen, which else looks unchanged.
-            pulumi.CustomResource(
-                "kubernetes:core/v1:Namespace",
-                "namespace-on-the-cluster",
-                {"apiVersion": "v1", "kind": "Namespace"},
-                pulumi.ResourceOptions.merge(
-                    child, pulumi.ResourceOptions(id=instances.id, version=VERSION)
-                ),
-            )
+            Namespace.get("namespace-on-the-cluster", instances.id, child)
         content: dict[str, pulumi.Input[str]] = {
             "DATABASE_URL": args.database_url,
             "API_TOKEN": args.api_token,
         }
         if args.database_ca:
             content["ca.crt"] = args.database_ca
-        secret = _manifest(
-            "Secret",
-            {"name": NAME, "namespace": NAMESPACE},
-            {"stringData": content},
-            pulumi.ResourceOptions.merge(
-                child,
-                pulumi.ResourceOptions(
-                    depends_on=namespace, additional_secret_outputs=["data", "stringData"]
-                ),
-            ),
+        secret = Secret(
+            NAME,
+            metadata=ObjectMetaArgs(name=NAME, namespace=NAMESPACE),
+            string_data=content,
+            opts=pulumi.ResourceOptions(parent=self, provider=cluster, depends_on=namespace),
         )
         repository, separator, reference = args.image.partition("@")
         if not separator:
@@ -138,17 +125,16 @@ class InstanceProvisioner(pulumi.ComponentResource):
             "networkPolicy": {"databasePort": args.database_port},
             "automation": {"jobs": args.jobs},
         }
-        pulumi.ComponentResource(
-            "kubernetes:helm.sh/v4:Chart",
+        Chart(
             NAME,
-            {"chart": str(CHART.relative_to(ROOT)), "namespace": NAMESPACE, "values": values},
-            pulumi.ResourceOptions(
+            chart=str(CHART.relative_to(ROOT)),
+            namespace=NAMESPACE,
+            values=values,
+            opts=pulumi.ResourceOptions(
                 parent=self,
                 provider=cluster,
-                version=VERSION,
                 depends_on=[namespace, instances, secret, args.after],
             ),
-            remote=True,
         )
         self.description = pulumi.Output.from_input(
             {
@@ -159,18 +145,3 @@ class InstanceProvisioner(pulumi.ComponentResource):
             }
         )
         self.register_outputs({"description": self.description})
-
-
-def _manifest(
-    kind: str,
-    metadata: Mapping[str, Any],
-    content: Mapping[str, Any],
-    opts: pulumi.ResourceOptions,
-) -> pulumi.CustomResource:
-    """A resource of the API group `v1`, as its manifest has it."""
-    return pulumi.CustomResource(
-        f"kubernetes:core/v1:{kind}",
-        metadata["name"],
-        {"apiVersion": "v1", "kind": kind, "metadata": metadata, **content},
-        pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(version=VERSION)),
-    )
