@@ -1,4 +1,4 @@
-"""The stack's config: typed, cross-checked, all problems told at once with the YAML to add.
+"""The stack's config: typed, cross-checked, all problems reported at once with the YAML to add.
 
 This is the only reader of stack config.  Names, descriptions and defaults of the keys are in
 Pulumi.yaml.
@@ -9,10 +9,10 @@ import json
 import os
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pulumi
 import yaml
@@ -132,16 +132,18 @@ def parse(values: Mapping[str, Any], exposed: list[str], stack: str) -> Config:
         pulumi.RunError: with every problem, where it is, and the YAML to add.
     """
     given = {key: value for key, value in values.items() if value not in (None, "", "{}")}
-    problems = []
+    problems: list[_Problem] = []
     config = None
     try:
         config = Config.model_validate(given)
     except ValidationError as error:
         problems += [_problem(detail) for detail in error.errors()]
-    wrong = {key for key, _ in problems}
-    problems += [(key, text) for key, text in _contradictions(given) if key not in wrong]
+    wrong = {problem.key for problem in problems}
+    problems += [problem for problem in _contradictions(given) if problem.key not in wrong]
     problems += [
-        (key, "stands in the stack file in plain text: replace it, it may have been seen")
+        _Problem(
+            key, "stands in the stack file in plain text", "replace it, since it may have been seen"
+        )
         for key in exposed
     ]
     if problems or config is None:
@@ -149,80 +151,97 @@ def parse(values: Mapping[str, Any], exposed: list[str], stack: str) -> Config:
     return config
 
 
-def _problem(detail: Any) -> tuple[str, str]:
+class _Problem(NamedTuple):
+    """What is wrong with a key, as a predicate of it; and what to do, where an example is not all.
+
+    Attributes:
+        key: as in Pulumi.yaml.
+    """
+
+    key: str
+    text: str
+    remedy: str = ""
+
+
+def _problem(detail: Any) -> _Problem:
     key = str(detail["loc"][0])
     match detail["type"]:
         case "missing":
-            return key, "is missing"
+            return _Problem(key, "is missing")
         case "extra_forbidden":
             close = difflib.get_close_matches(key, _FIELDS, 1)
-            return key, "is no key of this project" + (f": {close[0]} is meant?" if close else "")
+            meant = f"; did you mean {close[0]}?" if close else ""
+            return _Problem(key, f"is an unknown key{meant}")
         case "literal_error":
-            return key, f"must be {detail['ctx']['expected']}, not {detail['input']!r}"
+            return _Problem(key, f"must be {detail['ctx']['expected']}, not {detail['input']!r}")
         case kind if key in SECRETS:
-            return key, f"is malformed ({kind}; the value is not shown)"
+            return _Problem(key, f"is malformed ({kind}; the value is not shown)")
         case "value_error":
-            return key, str(detail["ctx"]["error"])
+            return _Problem(key, str(detail["ctx"]["error"]))
         case _:
-            return key, f"{detail['msg'].lower()}, not {detail['input']!r}"
+            return _Problem(key, f"{detail['msg'].lower()}, not {detail['input']!r}")
 
 
-def _contradictions(given: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What is wrong in combination, told of values that may be wrong by themselves, too."""
-    problems = []
-    sslmode = given.get("databaseSslmode", "")
+def _contradictions(given: Mapping[str, Any]) -> Iterator[_Problem]:
+    """What is wrong in combination, also of values that may be wrong by themselves."""
+    yield from _database_problems(given)
+    yield from _cluster_problems(given)
+    yield from _provisioner_problems(given)
+    yield from _password_problems(given)
+
+
+def _database_problems(given: Mapping[str, Any]) -> Iterator[_Problem]:
     if given.get("platform") == "supabase" and str(given.get("databasePort")) == "6543":
-        problems.append(
-            (
-                "databasePort",
-                "6543 is Supabase's transaction pooler, where the migration lock does not hold: "
-                "use the session mode port 5432",
-            )
+        yield _Problem(
+            "databasePort",
+            "6543 is Supabase's transaction pooler, where the migration lock does not hold",
+            "use the session mode port 5432",
         )
-    if given.get("databaseHost") not in (None, *LOOPBACK) and sslmode in (
-        "disable",
-        "allow",
-        "prefer",
-    ):
-        problems.append(
-            ("databaseSslmode", f"{sslmode} sends passwords in the clear to a remote host")
+    sslmode, certificate = given.get("databaseSslmode", ""), given.get("databaseSslrootcert")
+    remote = given.get("databaseHost") not in (None, *LOOPBACK)
+    if remote and sslmode in ("disable", "allow", "prefer"):
+        yield _Problem(
+            "databaseSslmode", f"{sslmode} sends passwords in the clear to a remote host"
         )
-    certificate = given.get("databaseSslrootcert")
     if sslmode.startswith("verify") and not certificate:
-        problems.append(("databaseSslrootcert", f"is missing, and sslmode {sslmode} needs it"))
+        yield _Problem("databaseSslrootcert", f"is missing, and sslmode {sslmode} needs it")
     if certificate and not (ROOT / certificate).is_file():
-        problems.append(("databaseSslrootcert", f"{certificate!r} is no file: put it there"))
-    if not given.get("kubernetesContext") and not given.get("renderDirectory"):
-        problems.append(
-            (
-                "kubernetesContext",
-                "and renderDirectory are missing: give one of them, so that nothing is deployed "
-                "to whatever cluster happens to be current",
-            )
+        yield _Problem(
+            "databaseSslrootcert", f"{certificate!r} is not a file", "put it there, or name another"
         )
-    if given.get("kubernetesContext") and given.get("renderDirectory"):
-        problems.append(
-            ("renderDirectory", "and kubernetesContext are both given: empty one of them")
+
+
+def _cluster_problems(given: Mapping[str, Any]) -> Iterator[_Problem]:
+    context, directory = given.get("kubernetesContext"), given.get("renderDirectory")
+    if not context and not directory:
+        yield _Problem(
+            "kubernetesContext",
+            "and renderDirectory are missing",
+            "give one of them, so that nothing is deployed to whatever cluster happens to be "
+            "current",
         )
-    elif context := given.get("kubernetesContext"):
+    elif context and directory:
+        yield _Problem(
+            "renderDirectory", "and kubernetesContext are both given", "empty one of them"
+        )
+    elif context:
         files = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
         if context not in _contexts(files):
-            problems.append(
-                (
-                    "kubernetesContext",
-                    f"{context!r} is no context of {files}: `kubectl config get-contexts` lists "
-                    "those that are; KUBECONFIG can name another file",
-                )
+            yield _Problem(
+                "kubernetesContext",
+                f"{context!r} is not a context of {files}",
+                "name one that `kubectl config get-contexts` lists, or another file by KUBECONFIG",
             )
-    token = given.get("provisionerApiToken")
+
+
+def _provisioner_problems(given: Mapping[str, Any]) -> Iterator[_Problem]:
+    token, image = given.get("provisionerApiToken"), given.get("provisionerImage")
     if token and len(str(token)) < SHORTEST_PASSWORD:
-        problems.append(("provisionerApiToken", f"is under {SHORTEST_PASSWORD} characters long"))
-    image = given.get("provisionerImage")
+        yield _Problem("provisionerApiToken", f"is under {SHORTEST_PASSWORD} characters long")
     if image and not _IMAGE.fullmatch(image):
-        problems.append(
-            ("provisionerImage", f"{image!r} is not repository:tag or repository@sha256:digest")
+        yield _Problem(
+            "provisionerImage", f"{image!r} is not repository:tag or repository@sha256:digest"
         )
-    return problems + _password_problems(given)
 
 
 def _contexts(files: str) -> set[str]:
@@ -235,52 +254,56 @@ def _contexts(files: str) -> set[str]:
     return found
 
 
-def _password_problems(given: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _password_problems(given: Mapping[str, Any]) -> Iterator[_Problem]:
     try:
         passwords = dict(_from_json(given.get("servicePasswords", {})))
     except (TypeError, ValueError):
-        return []
-    missing = [role for role in SERVICES if not passwords.get(role)]
-    unknown = [role for role in passwords if role not in SERVICES]
+        return
     short = [
         role for role, password in passwords.items() if 0 < len(str(password)) < SHORTEST_PASSWORD
     ]
-    problems = {
-        "has no password for": missing,
-        "names roles that do not exist:": unknown,
-        f"has passwords under {SHORTEST_PASSWORD} characters for": short,
-    }
-    return [
-        ("servicePasswords", f"{text} {', '.join(roles)}")
-        for text, roles in problems.items()
-        if roles
-    ]
+    for text, roles in (
+        ("has no password for", [role for role in SERVICES if not passwords.get(role)]),
+        ("names roles that do not exist:", [role for role in passwords if role not in SERVICES]),
+        (f"has passwords under {SHORTEST_PASSWORD} characters for", short),
+    ):
+        if roles:
+            yield _Problem("servicePasswords", f"{text} {', '.join(roles)}")
 
 
-def _message(problems: list[tuple[str, str]], stack: str) -> str:
-    described = yaml.safe_load((ROOT / "Pulumi.yaml").read_text())["config"]
-    lines = [f"the config of stack {stack} has {len(problems)} problem(s)"]
-    for key, text in problems:
-        lines.append(f"\n{PROJECT}:{key} {text}")
-        if key not in _FIELDS:
-            lines.append(f"  remove or rename it in Pulumi.{stack}.yaml")
-            continue
-        lines.append(f"  it is: {described[key]['description']}")
-        if key == "servicePasswords":
-            lines += [
-                f"  run: pulumi config set -s {stack} --secret --path servicePasswords.{role}"
-                for role in SERVICES
-            ]
-        elif key in SECRETS:
-            lines.append(f"  run: pulumi config set -s {stack} --secret {key}")
-        value: Any = {"secure": "(ciphertext)"}
-        if key == "servicePasswords":
-            value = {role: {"secure": "(ciphertext)"} for role in SERVICES}
-        if key in SECRETS:
-            lines.append(f"  which adds to Pulumi.{stack}.yaml, below config:")
+def _message(problems: list[_Problem], stack: str) -> str:
+    declared = yaml.safe_load((ROOT / "Pulumi.yaml").read_text())["config"]
+    blocks = [f"the config of stack {stack} has {len(problems)} problem(s)"]
+    for problem in problems:
+        key, file = problem.key, f"Pulumi.{stack}.yaml"
+        lines = [f"{PROJECT}:{key} {problem.text}"]
+        if key in _FIELDS:
+            lines += [f"  it is: {declared[key]['description']}", *_remedy(problem, stack, file)]
         else:
-            lines.append(f"  in Pulumi.{stack}.yaml, below config, for example:")
-            value = Config.model_fields[_FIELDS[key]].examples[0]  # type: ignore[index]
-        added = yaml.safe_dump({f"{PROJECT}:{key}": value}, sort_keys=False)
-        lines.append(textwrap.indent(added.rstrip(), "    "))
-    return "\n".join(lines)
+            lines.append(f"  what to do: remove or rename it in {file}")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def _remedy(problem: _Problem, stack: str, file: str) -> Iterator[str]:
+    """The lines that say what to do about a key of this project, with the YAML to add."""
+    key = problem.key
+    start = "  what to do: " + (f"{problem.remedy}: " if problem.remedy else "")
+    value: Any
+    if key == "servicePasswords":
+        paths, value = (
+            [f"--path {key}.{role}" for role in SERVICES],
+            {role: {"secure": "(ciphertext)"} for role in SERVICES},
+        )
+    elif key in SECRETS:
+        paths, value = [key], {"secure": "(ciphertext)"}
+    else:
+        paths, value = [], Config.model_fields[_FIELDS[key]].examples[0]  # type: ignore[index]
+    commands = [f"pulumi config set -s {stack} --secret {path}" for path in paths]
+    if commands:
+        yield start + "\n  and: ".join(commands)
+        yield f"  which adds to {file}, below config:"
+    else:
+        yield f"{start}write in {file}, below config, for example:"
+    added = yaml.safe_dump({f"{PROJECT}:{key}": value}, sort_keys=False)
+    yield textwrap.indent(added.rstrip(), "    ")

@@ -22,9 +22,10 @@ import yaml
 from components import PROJECT, ROOT
 from components.authorization import SERVICES
 from dev.provisioner import stop as stop_provisioner
-from embedded.cluster import Access, Cluster, ClusterError
-from embedded.postgres import PostgresError, Server, embedded_bin
-from ops import UserError, committed_config
+from embedded.cluster import Access, Cluster
+from embedded.errors import UserError
+from embedded.postgres import Server, embedded_bin
+from ops import committed_config
 
 STATE = ROOT / ".state"
 PROVISIONER = STATE / "provisioner"
@@ -55,7 +56,7 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         return commands[arguments[0]](arguments[1:])
-    except (UserError, PostgresError, ClusterError) as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
         print(f"error: {error.filename or STATE}: {error.strerror}", file=sys.stderr)
@@ -122,8 +123,8 @@ def _prepare_preview(options: list[str]) -> tuple[str, list[str]]:
     pulumi = _find_pulumi()
     if not pulumi:
         raise UserError(
-            "a preview needs the Pulumi CLI; without it, `python -m migrate plan` says which "
-            "migrations are pending"
+            "a preview needs the Pulumi CLI, which is missing",
+            "install it; without it, `make migrate ARGS=plan` shows the pending migrations",
         )
     _prepare_stack(pulumi, config, hidden)
     return pulumi, options
@@ -281,8 +282,7 @@ def _config() -> tuple[dict[str, Any], list[str]]:
     Generates what is missing and starts the embedded server, unless DEV_DATABASE_URL names one.
 
     Raises:
-        UserError: DEV_DATABASE_URL cannot be understood.
-        PostgresError: the embedded server does not come up.
+        UserError: DEV_DATABASE_URL cannot be parsed, or the embedded server does not come up.
     """
     STATE.mkdir(mode=0o700, exist_ok=True)
     url = os.environ.get("DEV_DATABASE_URL")
@@ -317,8 +317,8 @@ def _parse(url: str) -> dict[str, Any]:
         return conninfo_to_dict(url)
     except psycopg.ProgrammingError:
         raise UserError(
-            "DEV_DATABASE_URL cannot be parsed (it is not shown, since it may hold a password): "
-            "write postgresql://SUPERUSER:PASSWORD@HOST:PORT"
+            "DEV_DATABASE_URL cannot be parsed (it is not shown, since it may hold a password)",
+            "write postgresql://SUPERUSER:PASSWORD@HOST:PORT",
         ) from None
 
 
@@ -444,7 +444,7 @@ def _ensure_helm(helm: Path) -> None:
     if not helm.exists():
         print("building helm, which renders the chart where Pulumi does not")
         if subprocess.run(["make", "--silent", "tools"], cwd=ROOT, check=False).returncode:
-            raise UserError("helm could not be built: see above")
+            raise UserError("helm could not be built: see above", "fix that, then `make tools`")
 
 
 if __name__ == "__main__":

@@ -33,9 +33,8 @@ from pulumi.runtime.settings import get_root_resource
 
 from components import PROJECT, ROOT
 from components.session import endpoint
-from embedded.cluster import Access, ClusterError
-from migrate.errors import MigrateError
-from ops import UserError
+from embedded.cluster import Access
+from embedded.errors import UserError
 
 HELM = ROOT / ".tools" / "bin" / "helm"
 
@@ -142,12 +141,12 @@ class Realiser(mocks.Mocks):
         with self.lock:
             try:
                 changed, outputs = realise(self, args)
-            except (MigrateError, psycopg.Error, ClusterError) as error:
-                self.failure = InProcessError(f"{args.name}: {error}")
-                raise self.failure from error
             except InProcessError as error:
                 self.failure = error
                 raise
+            except (UserError, psycopg.Error) as error:
+                self.failure = InProcessError(f"{args.name}: {error}")
+                raise self.failure from error
         (self.changed if changed else self.unchanged).append(args.name)
         return args.name, outputs
 
@@ -323,7 +322,7 @@ def _manifest(realiser: Realiser, args: mocks.MockResourceArgs) -> tuple[bool, P
 
 def _chart(realiser: Realiser, args: mocks.MockResourceArgs) -> tuple[bool, Properties]:
     if not HELM.exists():
-        raise InProcessError(f"{HELM} is missing: run `make tools`")
+        raise InProcessError(f"{HELM} is missing", "make tools")
     inputs = args.inputs
     command = [HELM, "template", args.name, inputs["chart"], "--namespace", inputs["namespace"]]
     rendered = subprocess.run(

@@ -21,8 +21,8 @@ import yaml
 
 from components import ROOT
 from embedded.cluster import Access
+from embedded.errors import UserError
 from embedded.process import PORTS, is_free
-from ops import UserError
 
 HELM = ROOT / ".tools" / "bin" / "helm"
 TIMEOUT = 60.0
@@ -77,8 +77,11 @@ def start(directory: Path, cluster: Access, settings: Mapping[str, str]) -> str:
     deadline = time.monotonic() + TIMEOUT
     while not _ready(url):
         if process.poll() is not None or time.monotonic() > deadline:
-            said = "\n  ".join(log.read_text().splitlines()[-5:])
-            raise UserError(f"the provisioner is not ready. The last lines of {log}:\n  {said}")
+            lines = "\n  ".join(log.read_text().splitlines()[-5:])
+            raise UserError(
+                f"the provisioner is not ready; the last lines of {log}:\n  {lines}",
+                "fix what these lines name, then start again",
+            )
         time.sleep(0.1)
     return url
 
@@ -92,7 +95,7 @@ def url_of(directory: Path) -> str:
     try:
         return f"http://127.0.0.1:{int((directory / 'port').read_text())}"
     except (OSError, ValueError):
-        raise UserError("the provisioner was not started: make up CLUSTER=1") from None
+        raise UserError("the provisioner was not started", "make up CLUSTER=1") from None
 
 
 def stop(directory: Path) -> bool:

@@ -26,7 +26,8 @@ from urllib.parse import urlsplit
 import psutil  # type: ignore[import-untyped]
 import yaml
 
-from embedded.process import HINTS, PORTS, alive, is_free, listener, spawn
+from embedded.errors import UserError
+from embedded.process import PORTS, alive, is_free, listener, spawn, system_error
 
 BUILT = Path(__file__).parent.parent / ".tools" / "bin"
 STAGES = Path(__file__).with_name("stages.yaml")
@@ -105,17 +106,13 @@ OBJECTS: list[dict[str, Any]] = [
 ]
 
 
-class ClusterError(Exception):
-    """One clear message: what is wrong, where, what to do."""
-
-
 def program(name: str) -> str:
     """A program of Kubernetes: of KUBEBUILDER_ASSETS if it is there, else our own.
 
     For a cluster that is given, where nothing is built, any kubectl will do.
 
     Raises:
-        ClusterError: there is none.
+        UserError: there is none.
     """
     folders = [os.environ.get("KUBEBUILDER_ASSETS", ""), str(BUILT)]
     if name == "kubectl":
@@ -123,7 +120,7 @@ def program(name: str) -> str:
     for folder in folders:
         if found := shutil.which(name, path=folder):
             return os.path.abspath(found)
-    raise ClusterError(f"{BUILT / name} is missing. Build it: make cluster")
+    raise UserError(f"{BUILT / name} is missing", "make cluster, which builds it")
 
 
 class Access:
@@ -141,21 +138,21 @@ class Access:
         """The name of the current context.
 
         Raises:
-            ClusterError: there is no such file, or it names none.
+            UserError: there is no such file, or it names none.
         """
         try:
             return str(yaml.safe_load(self.kubeconfig.read_text())["current-context"])
         except (OSError, yaml.YAMLError, TypeError, KeyError):
-            raise ClusterError(
-                f"{self.kubeconfig} is no kubeconfig with a current context. Set one: "
-                "kubectl config use-context NAME"
+            raise UserError(
+                f"{self.kubeconfig} is not a kubeconfig with a current context",
+                "kubectl config use-context NAME",
             ) from None
 
     def kubectl(self, *arguments: str, stdin: str = "") -> str:
         """What kubectl prints.
 
         Raises:
-            ClusterError: it fails; the message is what it says.
+            UserError: it fails; the message is what it says.
         """
         done = subprocess.run(
             [program("kubectl"), f"--kubeconfig={self.kubeconfig}", *arguments],
@@ -166,7 +163,7 @@ class Access:
             check=False,
         )
         if done.returncode:
-            raise ClusterError(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")
+            raise UserError(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")
         return done.stdout
 
 
@@ -188,7 +185,7 @@ class Cluster(Access):
             True when this call started something, False when all of it was running.
 
         Raises:
-            ClusterError: it cannot be started; what this call started is stopped again.
+            UserError: it cannot be started; what this call started is stopped again.
         """
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._locked():
@@ -213,7 +210,7 @@ class Cluster(Access):
             True when this call stopped it, False when nothing of it was running.
 
         Raises:
-            ClusterError: it does not stop.
+            UserError: it does not stop.
         """
         if not self.directory.exists():
             return False
@@ -225,7 +222,7 @@ class Cluster(Access):
         """Stop it at once and remove its directory.
 
         Raises:
-            ClusterError: it does not stop, or its directory cannot be removed.
+            UserError: it does not stop, or its directory cannot be removed.
         """
         if self.directory.exists():
             with self._locked():
@@ -240,8 +237,7 @@ class Cluster(Access):
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 yield
         except OSError as error:
-            what = f"{error.filename or self.directory}: {error.strerror or error}."
-            raise ClusterError(f"{what} {HINTS.get(error.errno or 0, '')}".rstrip()) from error
+            raise system_error(error, self.directory) from error
 
     def _choose_port(self) -> None:
         """Keep a free port and a token on first use; see that the port is still free."""
@@ -264,10 +260,10 @@ class Cluster(Access):
             self._write("kubeconfig", yaml.safe_dump(config))
         port = self._port()
         if not is_free(port):
-            raise ClusterError(
-                f"Port {port} on 127.0.0.1, kept for this cluster in {self.kubeconfig}, is taken "
-                f"by {listener(port)}. Stop that program and start again, or delete that file to "
-                "have another port chosen."
+            raise UserError(
+                f"port {port} on 127.0.0.1, kept for this cluster in {self.kubeconfig}, is taken "
+                f"by {listener(port)}",
+                "stop that program; or delete that file to have another port chosen",
             )
 
     def _way_in(self) -> tuple[str, str]:
@@ -321,8 +317,11 @@ class Cluster(Access):
                 name = min(ended, default=list(programs)[-1])
                 what = "ended" if ended else f"was not ready within {TIMEOUT:g} seconds"
                 log = self.directory / f"{name}.log"
-                said = "\n  ".join(log.read_text(errors="replace").splitlines()[-8:])
-                raise ClusterError(f"{name} {what}. The last lines of {log}:\n  {said}")
+                lines = "\n  ".join(log.read_text(errors="replace").splitlines()[-8:])
+                raise UserError(
+                    f"{name} {what}; the last lines of {log}:\n  {lines}",
+                    "fix what these lines name, then start again",
+                )
             time.sleep(0.05)
 
     def _get(self, path: str) -> bytes | None:
@@ -371,9 +370,9 @@ class Cluster(Access):
             while alive(process):
                 if time.monotonic() > deadline:
                     if how == signal.SIGKILL:
-                        raise ClusterError(
+                        raise UserError(
                             f"{process.name()} (process {process.pid}) in {self.directory} did "
-                            f"not stop within {GRACE:g} seconds of being killed."
+                            f"not stop within {GRACE:g} seconds of being killed"
                         )
                     self._end(names, signal.SIGKILL)
                 time.sleep(0.02)

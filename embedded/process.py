@@ -13,17 +13,27 @@ from typing import IO
 
 import psutil  # type: ignore[import-untyped]
 
+from embedded.errors import UserError
+
 # Nothing else of our environment: it may hold secrets, and PG* variables meant for other servers.
 ENVIRONMENT = {"LC_ALL": "C", "PATH": os.environ.get("PATH", os.defpath)}
 # Below the ports that Linux and macOS hand out to outgoing connections: one of those could be in
 # use, for a moment, just when the server starts again.
 PORTS = range(20000, 32768)
-HINTS = {
-    errno.ENOSPC: "Free some space there, then start again.",
-    errno.EROFS: "It must be on a file system that can be written to.",
-    errno.EACCES: "It must belong to the user who starts the server.",
-    errno.EPERM: "It must belong to the user who starts the server.",
+_REMEDIES = {
+    errno.ENOSPC: "free some space there, then start again",
+    errno.EROFS: "choose a file system that can be written to",
+    errno.EACCES: "give it to the user who starts the server",
+    errno.EPERM: "give it to the user who starts the server",
 }
+
+
+def system_error(error: OSError, path: Path) -> UserError:
+    """A system's error about a path, or one below it, as a user can read it."""
+    return UserError(
+        f"{error.filename or path}: {error.strerror or error}",
+        _REMEDIES.get(error.errno or 0, ""),
+    )
 
 
 def spawn(

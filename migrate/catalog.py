@@ -9,8 +9,9 @@ appears as `us`, so that two databases made by different roles compare equal.
 import hashlib
 from collections.abc import Mapping
 
+from embedded.errors import with_remedy
 from migrate.connection import Connection, readable
-from migrate.errors import Difference, with_remedy
+from migrate.errors import Difference
 from migrate.ledger import SCHEMA
 
 _QUERY = f"""

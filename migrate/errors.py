@@ -4,10 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-
-def with_remedy(problem: str, remedy: str) -> str:
-    """A problem, with what to do about it in a line of its own."""
-    return f"{problem}\n  what to do: {remedy}" if remedy else problem
+from embedded.errors import UserError
 
 
 def _committed(names: Sequence[str] | None) -> str:
@@ -15,11 +12,8 @@ def _committed(names: Sequence[str] | None) -> str:
     return "" if names is None else f"\n  committed in this run: {', '.join(names) or 'nothing'}"
 
 
-class MigrateError(Exception):
-    """What is wrong and where, and what to do about it.  Never holds a password."""
-
-    def __init__(self, problem: str, remedy: str = "") -> None:
-        super().__init__(with_remedy(problem, remedy))
+class MigrateError(UserError):
+    """The engine cannot do what it was asked to."""
 
 
 class FilesError(MigrateError):

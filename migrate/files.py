@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from migrate.errors import FilesError, with_remedy
+from embedded.errors import with_remedy
+from migrate.errors import FilesError
 from migrate.parser import Script, parse
 
 PLATFORM = "platform"

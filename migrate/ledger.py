@@ -9,9 +9,9 @@ import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
+from embedded.errors import with_remedy
 from migrate import VERSION
 from migrate.connection import Connection, readable
-from migrate.errors import with_remedy
 from migrate.files import File
 
 SCHEMA = "migrate"

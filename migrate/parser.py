@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, NamedTuple
 
-from migrate.errors import with_remedy
+from embedded.errors import with_remedy
 
 _CONTROL = {
     "BEGIN": "BEGIN",

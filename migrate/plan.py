@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from embedded.errors import with_remedy
 from migrate import catalog, files, ledger
 from migrate.connection import Connection, readable
-from migrate.errors import with_remedy
 from migrate.files import PLATFORM, REPEATABLE, VERSIONED, File, Tree
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from embedded.errors import UserError
 from migrate.errors import NoRehearsalError
 
 _SETTINGS = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
@@ -19,14 +20,14 @@ def throwaway() -> Iterator[str]:
         NoRehearsalError: it does not come up.
     """
     # Here, because it takes 0.05 s to import, of 0.2 s in a run with nothing to do.
-    from embedded.postgres import PostgresError, Server, embedded_bin
+    from embedded.postgres import Server, embedded_bin
 
     with tempfile.TemporaryDirectory(prefix="throwaway-") as directory:
         try:
             server = Server(Path(directory, "server"), embedded_bin(), settings=_SETTINGS)
             server.start()
-        except PostgresError as error:
-            raise NoRehearsalError(f"not rehearsed: {error}") from error
+        except UserError as error:
+            raise NoRehearsalError(f"not rehearsed: {error.problem}", error.remedy) from error
         try:
             yield server.url()
         finally:

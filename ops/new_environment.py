@@ -13,7 +13,7 @@ import yaml
 
 from components import PROJECT, ROOT
 from components.config import SECRETS, parse
-from ops import UserError
+from embedded.errors import UserError
 
 TEMPLATE = "staging"
 OWN = ("databaseHost", "databaseUser", "kubernetesContext", "provisionerImage", "baseDomain")
@@ -44,8 +44,8 @@ def write(name: str) -> str:
     """
     if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
         raise UserError(
-            f"{name!r} is no name for an environment: say make new-env NAME=..., of small letters, "
-            "digits and hyphens, a letter first"
+            f"{name!r} cannot be the name of an environment",
+            "make new-env NAME=..., of small letters, digits and hyphens, a letter first",
         )
     declared = _config("Pulumi.yaml")
     template = _config(f"Pulumi.{TEMPLATE}.yaml")
@@ -63,7 +63,7 @@ def write(name: str) -> str:
         with path.open("x") as file:
             file.write("\n".join(lines) + "\n")
     except FileExistsError:
-        raise UserError(f"{path.name} is there already: edit it, or take another name") from None
+        raise UserError(f"{path.name} exists", "edit it, or take another name") from None
     try:
         parse({k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items()}, [], name)
     except pulumi.RunError as error:

@@ -19,9 +19,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import IO, NoReturn, TextIO, cast
 
-from ops import UserError, committed_config
+from embedded.errors import UserError, with_remedy
+from ops import committed_config
 
-USAGE = "usage: bin/tunnel [-s STACK] -- COMMAND [ARGUMENT...]"
+USAGE = "bin/tunnel [-s STACK] -- COMMAND [ARGUMENT...]"
 FAILED = 255
 """The exit code when there is no tunnel, as ssh has it."""
 
@@ -102,14 +103,14 @@ def parse(arguments: list[str]) -> tuple[str, list[str]]:
     if arguments[:1] == ["-s"]:
         stack, arguments = "".join(arguments[1:2]), arguments[2:]
     if arguments[:1] != ["--"] or not arguments[1:]:
-        raise UserError(USAGE)
+        raise UserError("no command follows `--`", USAGE)
     command = arguments[1:]
     if not stack and Path(command[0]).name == "pulumi":
         words = [part for word in command for part in word.split("=", 1)]
         given = [value for flag, value in pairwise(words) if flag in ("-s", "--stack")]
         stack = next(iter(given), "")
     if not stack:
-        raise UserError(f"the database of which stack?\n{USAGE}")
+        raise UserError("no stack is named, whose database the tunnel leads to", USAGE)
     return stack.rpartition("/")[2], command
 
 
@@ -123,18 +124,22 @@ def _open(stack: str) -> None:
     bastion, host, port = (config[f"database{key}"] for key in ("Bastion", "Host", "Port"))
     if not bastion:
         raise UserError(
-            f"Pulumi.{stack}.yaml names no bastion: if the database is not reached without one, "
-            "add below config\n  mindroom:databaseBastion: USER@HOST"
+            f"Pulumi.{stack}.yaml names no bastion",
+            "if the database is not reached without one, add below config "
+            "`mindroom:databaseBastion: USER@HOST`",
         )
     if not host:
-        raise UserError(f"Pulumi.{stack}.yaml has no databaseHost for the tunnel to lead to")
+        raise UserError(
+            f"Pulumi.{stack}.yaml has no databaseHost for the tunnel to lead to", "add it"
+        )
     if str(port) == "6543":
         raise UserError(
-            "databasePort 6543 is a transaction pooler, where the lock of a migration does not "
-            "hold: use the session mode port 5432"
+            f"databasePort 6543 of Pulumi.{stack}.yaml is a transaction pooler, where the lock of "
+            "a migration does not hold",
+            "use the session mode port 5432",
         )
     if not shutil.which("ssh"):
-        raise UserError("ssh is missing: install OpenSSH's client (Debian's openssh-client)")
+        raise UserError("ssh is missing", "install OpenSSH's client (Debian: openssh-client)")
     target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     for attempt in range(ATTEMPTS):
         near, proxy = _free_ports()
@@ -267,7 +272,7 @@ def _reason(said: list[str]) -> str:
     for part, (meaning, remedy) in REASONS.items():
         for line in said:
             if part in line:
-                return f"{meaning} ({line})\n  what to do: {remedy}"
+                return with_remedy(f"{meaning} ({line})", remedy)
     return said[-1] if said else "ssh ended without a word"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from components import PROJECT, ROOT
 from components.session import DatabaseTarget
-from ops import UserError
+from embedded.errors import UserError
 from ops.reviews import text
 from ops.reviews.github import GitHub
 
@@ -116,7 +116,10 @@ def _read(file: Path) -> str:
     """The text in a file that `preview` or `drift` was to print into."""
     written = file.read_text()
     if not written.startswith(text.MARK):
-        raise UserError(f"{file}: holds no preview and no drift")
+        raise UserError(
+            f"{file} holds neither a preview nor a drift",
+            "name a file that `preview` or `drift` of this command printed into",
+        )
     return written
 
 
@@ -183,7 +186,9 @@ def _github() -> GitHub:
             os.environ["GITHUB_TOKEN"],
         )
     except KeyError as missing:
-        raise UserError(f"{missing} is not set, as it is in GitHub's workflows") from None
+        raise UserError(
+            f"the variable {missing} is not set", "run this in a workflow of GitHub's, or set it"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from itertools import count
 from typing import Any
 
-from ops import UserError
+from embedded.errors import UserError
 
 AUTHOR = "github-actions[bot]"
 PAGE = 100

@@ -17,7 +17,8 @@ import pytest
 import yaml
 
 from components.instance_provisioner import RESTRICTED
-from embedded.cluster import Access, ClusterError
+from embedded.cluster import Access
+from embedded.errors import UserError
 from tests.support.manifests import (
     CHARTS,
     KUBERNETES,
@@ -685,7 +686,7 @@ class TestOnACluster:
             "run pod --image=a:1",
             "delete pod one",
         ):
-            with pytest.raises(ClusterError, match="is forbidden"):
+            with pytest.raises(UserError, match="is forbidden"):
                 service.kubectl(*words.split())
 
 

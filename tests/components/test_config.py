@@ -93,6 +93,7 @@ def problems(values: Mapping[str, str], exposed: list[str] | None = None) -> lis
     for block in blocks:
         match = re.fullmatch(rf"{PROJECT}:(\w+) (.+)\n((?:  .+\n?)+)", block)
         assert match, block
+        assert "\n  what to do: " in f"\n{match[3]}"
         assert "Pulumi.prod.yaml" in match[3]
         added = "".join(re.findall(r"^    (.+\n?)", match[3], re.MULTILINE))
         found.append(Problem(match[1], match[2], yaml.safe_load(added) if added else {}))
@@ -168,8 +169,8 @@ def test_missing_key_is_told(key: str, value: str | None) -> None:
         ("provisionerImage", "registry.example/provisioner:", "is not repository:tag or repositor"),
         ("provisionerImage", "registry.example/provisioner@sha256:0a", "is not repository:tag or"),
         ("provisionerImage", f"registry.example/provisioner{DIGEST}0", "is not repository:tag or"),
-        ("databaseSslrootcert", "certs/absent.crt", "'certs/absent.crt' is no file: put it there"),
-        ("databaseSslrootcert", "certs", "'certs' is no file: put it there"),
+        ("databaseSslrootcert", "certs/absent.crt", "'certs/absent.crt' is not a file"),
+        ("databaseSslrootcert", "certs", "'certs' is not a file"),
     ],
 )
 def test_wrong_value_is_told(key: str, value: str, text: str) -> None:
@@ -224,7 +225,7 @@ def test_image_with_tag_or_digest_is_accepted(image: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "key", "text"),
     [
-        ({"databasePort": "6543"}, "databasePort", "use the session mode port 5432"),
+        ({"databasePort": "6543"}, "databasePort", "6543 is Supabase's transaction pooler"),
         ({"databaseSslmode": "disable"}, "databaseSslmode", "disable sends passwords in the clear"),
         ({"databaseSslmode": "allow"}, "databaseSslmode", "allow sends passwords in the clear"),
         ({"databaseSslmode": "prefer"}, "databaseSslmode", "prefer sends passwords in the clear"),
@@ -281,7 +282,9 @@ def test_a_context_is_one_of_the_kubeconfigs(
         return
     problem = only_problem(VALID)
     assert problem.key == "kubernetesContext"
-    assert problem.text.startswith(f"'production' is no context of {tmp_path / 'nothing'}:{path}: ")
+    assert problem.text.startswith(
+        f"'production' is not a context of {tmp_path / 'nothing'}:{path}"
+    )
 
 
 def test_without_kubeconfig_it_is_kubectl_s_own(
@@ -289,7 +292,7 @@ def test_without_kubeconfig_it_is_kubectl_s_own(
 ) -> None:
     monkeypatch.delenv("KUBECONFIG")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert f"is no context of {tmp_path}/.kube/config" in only_problem(VALID).text
+    assert f"is not a context of {tmp_path}/.kube/config" in only_problem(VALID).text
     (tmp_path / ".kube").mkdir()
     (tmp_path / ".kube" / "config").write_text("contexts: [{name: production}]")
     assert keys_of_problems(VALID) == []
@@ -322,11 +325,11 @@ def test_no_contradiction_is_seen_where_there_is_none(changes: dict[str, str]) -
 )
 def test_typo_is_told_with_the_key_that_is_meant(key: str, meant: str) -> None:
     problem = only_problem(VALID | {key: "x"})
-    assert problem == (key, f"is no key of this project: {meant} is meant?", {})
+    assert problem == (key, f"is an unknown key; did you mean {meant}?", {})
 
 
 def test_unknown_key_like_no_other_is_told_without_a_guess() -> None:
-    assert only_problem(VALID | {"xyz": "x"}) == ("xyz", "is no key of this project", {})
+    assert only_problem(VALID | {"xyz": "x"}) == ("xyz", "is an unknown key", {})
 
 
 @pytest.mark.parametrize(
@@ -363,13 +366,14 @@ def test_secret_is_added_by_a_command_and_stands_encrypted(key: str) -> None:
     message = refusal({k: v for k, v in VALID.items() if k != key})
     (problem,) = problems({k: v for k, v in VALID.items() if k != key})
     secure = {"secure": "(ciphertext)"}
-    command = "\n  run: pulumi config set -s prod --secret "
+    command = "pulumi config set -s prod --secret "
     if key == "servicePasswords":
         assert problem.added == {f"{PROJECT}:{key}": dict.fromkeys(SERVICES, secure)}
-        assert all(f"{command}--path {key}.{role}\n" in message for role in SERVICES)
+        commands = "\n  and: ".join(f"{command}--path {key}.{role}" for role in SERVICES)
+        assert f"\n  what to do: {commands}\n" in message
     else:
         assert problem.added == {f"{PROJECT}:{key}": secure}
-        assert f"{command}{key}\n" in message
+        assert f"\n  what to do: {command}{key}\n" in message
 
 
 @pytest.mark.parametrize("key", SECRETS)

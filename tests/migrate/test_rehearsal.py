@@ -12,7 +12,7 @@ import psutil  # type: ignore[import-untyped]
 import psycopg
 import pytest
 
-from embedded.postgres import PostgresError
+from embedded.errors import UserError
 from migrate import files, rehearsal, run
 from migrate.bundle import bundle
 from migrate.connection import connect
@@ -134,10 +134,11 @@ def test_no_server_and_no_file_is_left(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_without_a_server_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> Path:
-        raise PostgresError("no server here")
+        raise UserError("no server here", "install one")
 
     monkeypatch.setattr("embedded.postgres.embedded_bin", missing)
-    with pytest.raises(NoRehearsalError, match="not rehearsed: no server here"):
+    told = "not rehearsed: no server here\n  what to do: install one"
+    with pytest.raises(NoRehearsalError, match=told):
         rehearsal.rehearse(write(tmp_path, APPLIED))
 
 

@@ -56,7 +56,7 @@ def test_what_is_said_to_be_left_is_all_that_is_left(project: Path) -> None:
     left = new_environment.write("qa")
     named = re.findall(rf"^{PROJECT}:(\w+) ", left, re.MULTILINE)
     assert sorted(named) == sorted([*SECRETS, *new_environment.OWN, "databaseSslrootcert"])
-    commands = re.findall(r"run: (.+)", left)
+    commands = re.findall(r"(?:what to do|and): (pulumi .+)", left)
     assert commands
     assert all(each.startswith("pulumi config set -s qa --secret ") for each in commands)
 
@@ -99,7 +99,9 @@ def test_file_is_as_the_checks_want_it(project: Path) -> None:
 def test_bad_name_is_refused(project: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     before = sorted(project.iterdir())
     assert new_environment.main([name] if name else []) == 1
-    assert capsys.readouterr().err.startswith(f"error: {name!r} is no name for an environment: ")
+    assert capsys.readouterr().err.startswith(
+        f"error: {name!r} cannot be the name of an environment\n"
+    )
     assert sorted(project.iterdir()) == before
 
 
@@ -110,7 +112,7 @@ def test_file_that_is_there_is_left_alone(
     before = path.read_text()
     assert new_environment.main([new_environment.TEMPLATE]) == 1
     assert capsys.readouterr().err == (
-        f"error: {path.name} is there already: edit it, or take another name\n"
+        f"error: {path.name} exists\n  what to do: edit it, or take another name\n"
     )
     assert path.read_text() == before
 

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from ops import UserError
+from embedded.errors import UserError
 from ops.reviews import text
 from ops.reviews.__main__ import main
 from ops.reviews.github import AUTHOR, PAGE, GitHub
@@ -221,7 +221,7 @@ def test_text_that_is_not_ours_is_not_written(
     file = tmp_path / "comment.md"
     file.touch()
     assert main([*command, str(file)]) == 1
-    assert f"error: {file}: holds no " in capsys.readouterr().err
+    assert f"error: {file} holds neither " in capsys.readouterr().err
     assert hub.requests == []
 
 

@@ -422,24 +422,24 @@ def test_without_ssh_it_says_what_to_install(site: Site, tmp_path: Path) -> None
     )
     assert (done.returncode, done.stdout) == (255, "")
     assert done.stderr == (
-        "error: ssh is missing: install OpenSSH's client (Debian's openssh-client)\n"
+        "error: ssh is missing\n  what to do: install OpenSSH's client (Debian: openssh-client)\n"
     )
 
 
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ((), tunnel.USAGE),
-        (("-s", "test"), tunnel.USAGE),
-        (("-s", "test", "--"), tunnel.USAGE),
-        (("-s", "test", "pulumi", "up"), tunnel.USAGE),
-        (("--", "pulumi", "up"), f"the database of which stack?\n{tunnel.USAGE}"),
-        (("-s", "prdo", "--", "true"), "Pulumi.prdo.yaml does not exist: the stacks here are "),
-        (("-s", "dev", "--", "true"), "Pulumi.dev.yaml names no bastion: "),
-        (("-s", "fresh", "--", "true"), "Pulumi.fresh.yaml names no bastion: "),
-        (("-s", "no-yaml", "--", "true"), "Pulumi.no-yaml.yaml is no YAML: "),
+        ((), "no command follows `--`\n"),
+        (("-s", "test"), "no command follows `--`\n"),
+        (("-s", "test", "--"), "no command follows `--`\n"),
+        (("-s", "test", "pulumi", "up"), "no command follows `--`\n"),
+        (("--", "pulumi", "up"), "no stack is named, whose database the tunnel leads to\n"),
+        (("-s", "prdo", "--", "true"), "Pulumi.prdo.yaml does not exist\n"),
+        (("-s", "dev", "--", "true"), "Pulumi.dev.yaml names no bastion\n"),
+        (("-s", "fresh", "--", "true"), "Pulumi.fresh.yaml names no bastion\n"),
+        (("-s", "no-yaml", "--", "true"), "Pulumi.no-yaml.yaml is not valid YAML: "),
         (("-s", "no-host", "--", "true"), "Pulumi.no-host.yaml has no databaseHost "),
-        (("-s", "pooler", "--", "true"), "databasePort 6543 is a transaction pooler, "),
+        (("-s", "pooler", "--", "true"), "databasePort 6543 of Pulumi.pooler.yaml is a "),
     ],
 )
 def test_what_cannot_be_done_is_told(site: Site, command: tuple[str, ...], message: str) -> None:
@@ -447,7 +447,9 @@ def test_what_cannot_be_done_is_told(site: Site, command: tuple[str, ...], messa
     (site.directory / "Pulumi.no-yaml.yaml").write_text("config: {\n")
     site.write_stack("no-host", databaseHost="")
     site.write_stack("pooler", databasePort="6543")
-    assert refused(site, *command or ("--",)).startswith(f"error: {message}")
+    text = refused(site, *command or ("--",))
+    assert text.startswith(f"error: {message}")
+    assert "\n  what to do: " in text
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 
 from dev.demo import Demo
-from ops import UserError
+from embedded.errors import UserError
 from tests.support.provisioning import TOKEN, World
 
 

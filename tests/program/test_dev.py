@@ -233,7 +233,7 @@ def test_config_typo(in_process: Clone) -> None:
     before = path.read_text()
     path.write_text(before.replace("mindroom:protect", "mindroom:protekt"))
     text = in_process.fails()
-    assert "mindroom:protekt is no key of this project: protect is meant?" in text
+    assert "mindroom:protekt is an unknown key; did you mean protect?" in text
     path.write_text(before)
     in_process.run("up")
 

@@ -12,7 +12,8 @@ import pytest
 
 from components import ROOT
 from dev.in_process import HELM
-from embedded.cluster import Access, ClusterError
+from embedded.cluster import Access
+from embedded.errors import UserError
 
 Object: TypeAlias = Any  # a manifest or a part of one, as YAML gives it
 Values: TypeAlias = dict[str, Any]
@@ -60,7 +61,7 @@ class Helm:
             create = ("create", "--dry-run=server", "-f-")
             self.kubectl(*create, stdin=json.dumps(pod))
             pod["spec"]["containers"][0]["securityContext"]["allowPrivilegeEscalation"] = True
-            with pytest.raises(ClusterError, match='violates PodSecurity "restricted'):
+            with pytest.raises(UserError, match='violates PodSecurity "restricted'):
                 self.kubectl(*create, stdin=json.dumps(pod))
 
 
