@@ -10,8 +10,9 @@ import secrets
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
@@ -19,10 +20,22 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from embedded.cluster import Access
-from ops import UserError
+from embedded.errors import UserError
 
 TIMEOUT = 120.0
+"""Seconds that the provisioner may take for what was asked of it."""
+
 STARTED = 1_700_000_000
+RUNNING = {"backend": "Running", "frontend": "Running"}
+AUDITED = {
+    "account.created": 1,
+    "subscription.created": 1,
+    "subscription.updated": 1,
+    "instance.created": 1,
+    "instance.updated": 5,
+    "usage.limit_exceeded": 1,
+}
+"""Action -> how often the audit log has it in the end."""
 
 
 @dataclass
@@ -45,6 +58,7 @@ class Demo:
     cluster: Access
     namespace: str
     step: int = 0
+    mark: str = field(default_factory=lambda: secrets.token_hex(4))
 
     def play(self) -> None:
         """Play it through.
@@ -52,12 +66,25 @@ class Demo:
         Raises:
             UserError: a step is not what it should be.
         """
-        mark = secrets.token_hex(4)
-        email = f"ada-{mark}@customers.example"
-        self.say(f"Ada signs up as {email}")
+        account = self.sign_up()
+        subscription, limit = self.subscribe(account)
+        instance, release = self.provision(account, subscription)
+        self.use_until_limit(instance, limit)
+        self.upgrade(instance)
+        self.stop_and_start(instance, release)
+        self.deprovision(instance)
+        self.show_audit_log(account)
+        print("\nThat was a customer's life: every step was as it should be.")
+
+    # ---- the steps
+
+    def sign_up(self) -> UUID:
+        """Sign a customer up; returns the id of her account."""
+        email = f"ada-{self.mark}@customers.example"
+        self.begin(f"Ada signs up as {email}")
         account = UUID(
             str(
-                self.ask(
+                self.value(
                     "insert into auth.users (id, email, raw_user_meta_data)"
                     " values (gen_random_uuid(), %s, %s) returning id",
                     email,
@@ -65,64 +92,68 @@ class Demo:
                 )
             )
         )
-        [found] = self.rows("select email, full_name from public.accounts where id = %s", account)
-        self.check(found == (email, "Ada"), f"the trigger made her account: {found}")
+        [row] = self.rows("select email, full_name from public.accounts where id = %s", account)
+        self.check(row == (email, "Ada"), f"the trigger made her account: {row}")
+        return account
 
-        self.say("Stripe: she has a customer and a subscription to the plan starter")
-        self.stripe(mark, 1, "customer.created", self.customer(mark, account))
-        self.stripe(mark, 2, "customer.subscription.created", self.subscription(mark, "starter"))
-        [(plan, tier, limit)] = self.rows(
+    def subscribe(self, account: UUID) -> tuple[UUID, int]:
+        """Subscribe to the plan starter; returns the subscription and its messages a day."""
+        self.begin("Stripe: she has a customer and a subscription to the plan starter")
+        self.stripe(1, "customer.created", self.customer(account))
+        self.stripe(2, "customer.subscription.created", self.subscription("starter"))
+        [(subscription, tier, limit)] = self.rows(
             "select id, tier, max_messages_per_day from public.subscriptions where account_id = %s",
             account,
         )
         self.check((tier, limit) == ("starter", 1000), f"{tier}: {limit} messages a day")
         self.check(
-            self.ask("select public.has_active_subscription(%s)", account) is True,
+            self.value("select public.has_active_subscription(%s)", account) is True,
             "the subscription is live",
         )
+        return subscription, limit
 
-        self.say("provision_instance")
+    def provision(self, account: UUID, subscription: UUID) -> tuple[str, str]:
+        """Provision an instance; returns its id and the name of its release."""
+        self.begin("provision_instance")
         row = self.request(
             "POST",
             "/api/v1/provision",
             {
                 "account_id": str(account),
-                "subscription_id": str(plan),
+                "subscription_id": str(subscription),
                 "config": {"agents": {"ada": {"model": "large"}}},
             },
         )
-        instance, name = row["instance_id"], row["app_name"]
-        self.check(row["status"] == "provisioning", f"instance {instance} is to be release {name}")
+        instance, release = row["instance_id"], row["app_name"]
+        self.check(
+            row["status"] == "provisioning", f"instance {instance} is to be release {release}"
+        )
         row = self.follow(instance, "running")
-        self.check(
-            row["frontend_url"].startswith(f"https://{name}."), f"it is at {row['frontend_url']}"
-        )
-        self.check(
-            self.pods(instance) == {"backend": "Running", "frontend": "Running"}, "its pods run"
-        )
-        release = self.kubectl("get", "secrets", f"-lowner=helm,name={name}", "-oname").split()
-        self.check(len(release) == 1, f"Helm has one revision: {release}")
+        url = row["frontend_url"]
+        self.check(url.startswith(f"https://{release}."), f"it is at {url}")
+        self.check(self.pods(instance) == RUNNING, "its pods run")
+        revisions = self.kubectl("get", "secrets", f"-lowner=helm,name={release}", "-oname").split()
+        self.check(len(revisions) == 1, f"Helm has one revision: {revisions}")
         self.wait("it is healthy", lambda: self.get(instance)["health_status"] == "healthy")
+        return instance, release
 
-        self.say(f"She uses it, until the limit of {limit} messages")
-        track = "select public.track_usage(%s, agent => 'ada', platform => 'matrix')"
+    def use_until_limit(self, instance: str, limit: int) -> None:
+        """Send as many messages as the plan allows, and one more."""
+        self.begin(f"She uses it, until the limit of {limit} messages")
         with self.as_service_role() as connection:
-            within = sum(
-                connection.execute(track, [instance]).fetchone() == (True,) for _ in range(limit)
-            )
+            within = sum(_track(connection, instance) for _ in range(limit))
             self.check(within == limit, f"{within} messages are within it")
-            [over] = connection.execute(track, [instance]).fetchone() or [None]
-            self.check(over is False, "one more is told to be over it")
+            self.check(not _track(connection, instance), "one more is reported to be over it")
             usage = connection.execute(
                 "select messages_used, within_limits from public.check_usage_limits(%s)", [instance]
             ).fetchone()
             self.check(usage == (limit + 1, False), f"check_usage_limits says {usage}")
 
-        self.say("Stripe: she upgrades to the plan professional, and her pods grow")
+    def upgrade(self, instance: str) -> None:
+        """Change to a larger plan, which the provisioner sees by itself."""
+        self.begin("Stripe: she upgrades to the plan professional, and her pods grow")
         before = self.memory(instance)
-        self.stripe(
-            mark, 3, "customer.subscription.updated", self.subscription(mark, "professional")
-        )
+        self.stripe(3, "customer.subscription.updated", self.subscription("professional"))
         row = self.follow(instance, "running")
         after = self.memory(instance)
         self.check(
@@ -130,24 +161,25 @@ class Demo:
             f"{before} MiB became {after} MiB, without a request to the provisioner",
         )
         with self.as_service_role() as connection:
-            [within_again] = connection.execute(track, [instance]).fetchone() or [None]
-        self.check(within_again is True, "her messages are within the limit again")
+            within = _track(connection, instance)
+        self.check(within, "her messages are within the limit again")
 
-        self.say("She takes a break: the instance is stopped, and started again")
-        volume = self.kubectl("get", "pvc", f"{name}-backend", "-ojsonpath={.metadata.uid}")
+    def stop_and_start(self, instance: str, release: str) -> None:
+        """Stop the instance and start it again, on the same volume."""
+        self.begin("She takes a break: the instance is stopped, and started again")
+        get_volume = ("get", "pvc", f"{release}-backend", "-ojsonpath={.metadata.uid}")
+        volume = self.kubectl(*get_volume)
         self.set_status(instance, "stopped")
         self.follow(instance, "stopped")
         self.wait("it has no pods", lambda: self.pods(instance) == {})
         self.set_status(instance, "running")
         self.follow(instance, "running")
-        self.wait(
-            "its pods run again",
-            lambda: self.pods(instance) == {"backend": "Running", "frontend": "Running"},
-        )
-        same = self.kubectl("get", "pvc", f"{name}-backend", "-ojsonpath={.metadata.uid}")
-        self.check(same == volume, "on the volume that they had")
+        self.wait("its pods run again", lambda: self.pods(instance) == RUNNING)
+        self.check(self.kubectl(*get_volume) == volume, "on the volume that they had")
 
-        self.say("deprovision_instance")
+    def deprovision(self, instance: str) -> None:
+        """Remove the instance; its volume stays for as long as the plan says."""
+        self.begin("deprovision_instance")
         self.request(
             "DELETE", "/api/v1/deprovision", {"instance_id": instance, "reason": "the demo is over"}
         )
@@ -155,15 +187,17 @@ class Demo:
         label = f"-lmindroom.chat/instance={instance}"
         left = self.kubectl("get", "all,ingress,cm,secret,netpol", label, "-oname")
         self.check(left == "", "nothing of the release is left")
-        kept = self.kubectl(
+        until = self.kubectl(
             "get",
             "pvc",
             label,
             r"-ojsonpath={.items[*].metadata.annotations.mindroom\.chat/delete-after}",
         )
-        self.check(kept != "", f"but her volume, until {kept}, as the plan says")
+        self.check(until != "", f"but her volume, until {until}, as the plan says")
 
-        self.say("What the audit log has of it")
+    def show_audit_log(self, account: UUID) -> None:
+        """Show what was recorded of all this."""
+        self.begin("What the audit log has of it")
         entries = self.rows(
             "select to_char(created_at, 'HH24:MI:SS'), actor_role, action, details"
             " from public.audit_logs where account_id = %s order by created_at, id",
@@ -171,42 +205,36 @@ class Demo:
         )
         for at, actor, action, details in entries:
             print(f"   {at}  {actor:<22}{action:<28}{_shorten(details)}")
-        actions = [action for _, _, action, _ in entries]
-        for wanted, times in (
-            ("account.created", 1),
-            ("subscription.created", 1),
-            ("subscription.updated", 1),
-            ("instance.created", 1),
-            ("instance.updated", 5),
-            ("usage.limit_exceeded", 1),
-        ):
-            count = actions.count(wanted)
-            self.check(count == times, f"{wanted}: {count}")
-        print("\nThat was a customer's life: every step was as it should be.")
+        counts = Counter(action for _, _, action, _ in entries)
+        for action, expected in AUDITED.items():
+            self.check(counts[action] == expected, f"{action}: {counts[action]}")
 
     # ---- what is shown
 
-    def say(self, what: str) -> None:
+    def begin(self, title: str) -> None:
         """Begin a step."""
         self.step += 1
-        print(f"\n{self.step}. {what}", flush=True)
+        print(f"\n{self.step}. {title}", flush=True)
 
-    def check(self, good: bool, what: str) -> None:
+    def check(self, good: bool, finding: str) -> None:
         """Show what was found.
 
         Raises:
             UserError: it is not as it should be.
         """
-        print(f"   {'ok' if good else 'WRONG'}: {what}", flush=True)
+        print(f"   {'ok' if good else 'WRONG'}: {finding}", flush=True)
         if not good:
-            raise UserError(f"step {self.step} is not what it should be: {what}")
+            raise UserError(
+                f"step {self.step} is not what it should be: {finding}",
+                "look at the provisioner's log and at what the step shows above",
+            )
 
-    def wait(self, what: str, good: Callable[[], bool]) -> None:
-        """Show what comes true."""
+    def wait(self, finding: str, good: Callable[[], bool]) -> None:
+        """Show what comes true within TIMEOUT."""
         deadline = time.monotonic() + TIMEOUT
         while not good() and time.monotonic() < deadline:
             time.sleep(0.2)
-        self.check(good(), what)
+        self.check(good(), finding)
 
     def follow(self, instance: str, status: str) -> dict[str, Any]:
         """Show what changes until an instance is settled with a status; its row."""
@@ -229,32 +257,32 @@ class Demo:
     # ---- what is asked
 
     def rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        """What the database has, as the administrator sees it."""
+        """What a query returns to the administrator."""
         with psycopg.connect(self.admin, autocommit=True) as connection:
             return connection.execute(query.encode(), values).fetchall()
 
-    def ask(self, query: str, *values: object) -> object:
-        """The one value that a query has."""
+    def value(self, query: str, *values: object) -> object:
+        """The one value that a query returns."""
         [[value]] = self.rows(query, *values)
         return value
 
     def as_service_role(self) -> psycopg.Connection:
-        """A connection with the role that requests of our own servers take through the API."""
+        """A connection with the role that our own servers have through Supabase's API."""
         connection = psycopg.connect(self.admin, autocommit=True)
         connection.execute("set role service_role")
         return connection
 
     def set_status(self, instance: str, status: str) -> None:
-        """As a server of ours would."""
+        """Ask for a status, as a server of ours would."""
         with self.as_service_role() as connection:
             connection.execute(
                 "update public.instances set status = %s where id = %s", [status, instance]
             )
 
-    def stripe(self, mark: str, number: int, kind: str, content: Mapping[str, Any]) -> None:
-        """An event, handed on as stripe-handler would."""
+    def stripe(self, number: int, kind: str, content: Mapping[str, Any]) -> None:
+        """Hand an event on, as stripe-handler would."""
         event = {
-            "id": f"evt_{mark}_{number}",
+            "id": f"evt_{self.mark}_{number}",
             "type": kind,
             "created": STARTED + number,
             "data": {"object": content},
@@ -265,22 +293,22 @@ class Demo:
             ).fetchone() or [None]
         self.check(outcome == "applied", f"{kind}: {outcome}")
 
-    def customer(self, mark: str, account: UUID) -> dict[str, Any]:
+    def customer(self, account: UUID) -> dict[str, Any]:
         """Stripe's customer, who names the account."""
         return {
-            "id": f"cus_{mark}",
+            "id": f"cus_{self.mark}",
             "object": "customer",
             "created": STARTED,
             "metadata": {"account_id": str(account)},
         }
 
-    def subscription(self, mark: str, tier: str) -> dict[str, Any]:
+    def subscription(self, tier: str) -> dict[str, Any]:
         """Stripe's subscription to a plan."""
         price = {"id": f"price_{tier}", "metadata": {"tier": tier}}
         return {
-            "id": f"sub_{mark}",
+            "id": f"sub_{self.mark}",
             "object": "subscription",
-            "customer": f"cus_{mark}",
+            "customer": f"cus_{self.mark}",
             "created": STARTED,
             "status": "active",
             "metadata": {},
@@ -290,7 +318,11 @@ class Demo:
     def request(
         self, method: str, path: str, body: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """What the provisioner's API answers."""
+        """What the provisioner's API answers.
+
+        Raises:
+            UserError: it refuses.
+        """
         request = urllib.request.Request(  # noqa: S310 - our own address
             f"{self.api}{path}",
             json.dumps(body).encode() if body else None,
@@ -309,7 +341,7 @@ class Demo:
         return self.request("GET", f"/api/v1/instances/{instance}")
 
     def kubectl(self, *arguments: str) -> str:
-        """What kubectl says of the instances' namespace."""
+        """What kubectl prints about the instances' namespace."""
         return self.cluster.kubectl(*arguments, "-n", self.namespace)
 
     def pods(self, instance: str) -> dict[str, str]:
@@ -330,6 +362,14 @@ class Demo:
             if "deletionTimestamp" not in pod["metadata"]
             for container in pod["spec"]["containers"]
         )
+
+
+def _track(connection: psycopg.Connection, instance: str) -> bool:
+    """Count a message; returns whether it is within the limit."""
+    [within] = connection.execute(
+        "select public.track_usage(%s, agent => 'ada', platform => 'matrix')", [instance]
+    ).fetchone() or [None]
+    return within is True
 
 
 def _shorten(details: Mapping[str, Any]) -> str:
