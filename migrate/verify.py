@@ -1,12 +1,23 @@
 """Verification of a database: no drift, and every check of verify/ passes."""
 
+from contextlib import closing
+from itertools import islice
 from typing import Any
 
 import psycopg
-from psycopg.pq import ExecStatus
+from psycopg.pq import TransactionStatus
 
 from migrate import catalog, ledger
-from migrate.connection import LOCK_WAIT, SESSION, Connection, lock, readable, send
+from migrate.connection import (
+    LOCK_WAIT,
+    SESSION,
+    Connection,
+    is_broken,
+    lock,
+    readable,
+    roll_back,
+    send,
+)
 from migrate.errors import (
     Difference,
     DriftError,
@@ -74,31 +85,40 @@ def check(connection: Connection, tree: Tree) -> int:
     passed = 0
     failed = []
     send(connection, SESSION)
-    with connection.transaction():
-        connection.execute("set transaction read only")
+    try:
         for file in tree[VERIFY]:
             for statement in file.script.statements():
+                if connection.info.transaction_status != TransactionStatus.INTRANS:
+                    roll_back(connection)
+                    send(connection, "begin read only")
                 if rows := _ask(connection, file, statement):
                     place = f"{file.path}:{statement.position()}"
                     failed.append(FailedCheck(place, _name(statement.comment), rows))
                 else:
                     passed += 1
+    finally:
+        roll_back(connection)
     if failed:
         raise FailedChecksError(failed)
     return passed
 
 
 def _ask(connection: Connection, file: File, statement: Statement) -> list[dict[str, Any]]:
+    """The first rows; the query is cancelled where there are more, and its transaction with it."""
     try:
-        cursor = connection.execute(statement.text.encode())
+        with (
+            connection.cursor() as cursor,
+            closing(cursor.stream(statement.text.encode())) as rows,
+        ):
+            found = list(islice(rows, _ROWS_SHOWN))
+            names = [column.name for column in cursor.description or []]
     except psycopg.Error as error:
+        if error.sqlstate is None and not is_broken(error):
+            return []  # a DO block has no rows, only an error
         position = error.diag.statement_position
         offset = None if position is None else int(position) - 1
         raise MigrateError(describe([file], statement, offset, error)) from error
-    if cursor.pgresult is None or cursor.pgresult.status != ExecStatus.TUPLES_OK:
-        return []  # a DO block has no rows, only an error
-    names = [column.name for column in cursor.description or []]
-    return [dict(zip(names, row, strict=True)) for row in cursor.fetchmany(_ROWS_SHOWN)]
+    return [dict(zip(names, row, strict=True)) for row in found]
 
 
 def _name(comment: str) -> str:

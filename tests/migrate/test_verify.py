@@ -1,5 +1,8 @@
 """Verification of a database: drift, and the checks of verify/."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import LiteralString
@@ -12,6 +15,7 @@ from migrate.connection import connect
 from migrate.errors import DriftError, FailedChecksError
 from tests.support.migrating import (
     ABSENT,
+    REPOSITORY,
     checks_passed,
     drifts,
     failure,
@@ -252,6 +256,34 @@ def test_of_many_rows_of_a_failed_check_twenty_are_shown(database: str, tmp_path
     write(tmp_path, {"verify/1.sql": text})
     message = failure(lambda: checks_passed(database, tmp_path), FailedChecksError)
     assert message.splitlines()[-2] == "  n=20"
+
+
+def test_of_two_million_rows_of_a_failed_check_only_those_are_fetched(
+    database: str, tmp_path: Path
+) -> None:
+    text = """-- check: none
+select n, repeat('x', 100) from generate_series(1, 2000000) as n;
+-- check: a check after it is asked, too
+select 1 as one;
+"""
+    write(tmp_path, {"verify/1.sql": text})
+    command = [sys.executable, "-m", "migrate", "--directory", tmp_path, "verify"]
+    with subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env=os.environ | {"DATABASE_URL": database},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr
+        message = process.stderr.read()
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 1
+    assert "  n=20, repeat=" in message
+    assert "  n=21, repeat=" not in message
+    assert "  one=1\n" in message
+    assert used.ru_maxrss < 150 << 10  # KiB; fetched as a whole, they are 600 MiB
 
 
 def test_a_row_without_columns_fails_a_check(database: str, tmp_path: Path) -> None:
