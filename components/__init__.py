@@ -7,3 +7,12 @@ ROOT = Path(__file__).parent.parent
 
 PROJECT = "mindroom"
 """The project's name in Pulumi.yaml, which is also the namespace of its config."""
+
+PROVISIONER = "instance-provisioner"
+"""The provisioner's release, Service and ServiceAccount."""
+
+NAMESPACE = "mindroom"
+"""The provisioner's Kubernetes namespace."""
+
+INSTANCES_NAMESPACE = "mindroom-instances"
+"""The Kubernetes namespace of the customers' instances."""

@@ -30,7 +30,7 @@ from pydantic.alias_generators import to_camel
 from components import PROJECT, ROOT
 from components.authorization import SERVICES
 from components.automation import Scheduler
-from components.session import DatabaseTarget, endpoint
+from components.database_target import DatabaseTarget, endpoint
 from policies.rules import PolicyException, parse_exceptions
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")

@@ -6,8 +6,9 @@ from typing import Literal
 import pulumi
 import pulumi_postgresql as postgresql
 
+from components.database_target import DatabaseTarget
 from components.schema import RepeatableSet
-from components.session import DatabaseTarget, existing_on_server
+from components.session import existing_on_server
 from migrate.files import PLATFORM
 
 MAINTENANCE = "postgres"

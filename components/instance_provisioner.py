@@ -10,13 +10,10 @@ from pulumi_kubernetes.core.v1 import Namespace, Secret
 from pulumi_kubernetes.helm.v4 import Chart
 from pulumi_kubernetes.meta.v1 import ObjectMetaArgs
 
-from components import ROOT
+from components import INSTANCES_NAMESPACE, NAMESPACE, PROVISIONER, ROOT
 from components.automation import Jobs
 
-CHART = ROOT / "charts" / "instance-provisioner"
-NAME = "instance-provisioner"
-NAMESPACE = "mindroom"
-INSTANCES_NAMESPACE = "mindroom-instances"
+CHART = ROOT / "charts" / PROVISIONER
 PORT = 8080
 
 VERSION = importlib.metadata.version("pulumi-kubernetes")
@@ -101,8 +98,8 @@ class InstanceProvisioner(pulumi.ComponentResource):
         if args.database_ca:
             content["ca.crt"] = args.database_ca
         secret = Secret(
-            NAME,
-            metadata=ObjectMetaArgs(name=NAME, namespace=NAMESPACE),
+            PROVISIONER,
+            metadata=ObjectMetaArgs(name=PROVISIONER, namespace=NAMESPACE),
             string_data=content,
             opts=pulumi.ResourceOptions(parent=self, provider=cluster, depends_on=namespace),
         )
@@ -114,7 +111,7 @@ class InstanceProvisioner(pulumi.ComponentResource):
                 "repository": repository,
                 "digest" if separator else "tag": reference,
             },
-            "existingSecret": NAME,
+            "existingSecret": PROVISIONER,
             "databaseCa": bool(args.database_ca),
             # Only a digest of long random passwords: no secret, and a diff may show it.
             "secretChecksum": pulumi.Output.unsecret(pulumi.Output.json_dumps(content)).apply(
@@ -126,7 +123,7 @@ class InstanceProvisioner(pulumi.ComponentResource):
             "automation": {"jobs": args.jobs},
         }
         Chart(
-            NAME,
+            PROVISIONER,
             chart=str(CHART.relative_to(ROOT)),
             namespace=NAMESPACE,
             values=values,
@@ -139,8 +136,8 @@ class InstanceProvisioner(pulumi.ComponentResource):
         self.description = pulumi.Output.from_input(
             {
                 "namespace": NAMESPACE,
-                "service_url": f"http://{NAME}.{NAMESPACE}.svc:{PORT}",
-                "service_account": NAME,
+                "service_url": f"http://{PROVISIONER}.{NAMESPACE}.svc:{PORT}",
+                "service_account": PROVISIONER,
                 "chart_version": yaml.safe_load((CHART / "Chart.yaml").read_text())["version"],
             }
         )

@@ -32,7 +32,7 @@ from pulumi.runtime import mocks, rpc
 from pulumi.runtime.settings import get_root_resource
 
 from components import PROJECT, ROOT
-from components.session import endpoint
+from components.database_target import endpoint
 from embedded.cluster import Access
 from embedded.errors import UserError
 

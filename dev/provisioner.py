@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 import yaml
 
-from components import ROOT
+from components import INSTANCES_NAMESPACE, NAMESPACE, PROVISIONER, ROOT
 from embedded.cluster import Access
 from embedded.errors import UserError
 from embedded.process import PORTS, is_free
@@ -43,12 +43,9 @@ def start(directory: Path, cluster: Access, settings: Mapping[str, str]) -> str:
     Raises:
         UserError: it does not become ready.
     """
-    # Here, because it takes half a second to import.
-    from components.instance_provisioner import INSTANCES_NAMESPACE, NAME, NAMESPACE
-
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     stop(directory)
-    create_token = ["create", "token", NAME, "-n", NAMESPACE, f"--duration={TOKEN_HOURS}h"]
+    create_token = ["create", "token", PROVISIONER, "-n", NAMESPACE, f"--duration={TOKEN_HOURS}h"]
     _write_kubeconfig(directory, cluster, cluster.kubectl(*create_token))
     port = next(port for port in random.sample(PORTS, len(PORTS)) if is_free(port))
     (directory / "port").write_text(str(port))

@@ -15,8 +15,10 @@ import random
 import secrets
 import shutil
 import signal
+import ssl
 import subprocess
 import time
+import urllib.request
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -326,9 +328,6 @@ class Cluster(Access):
 
     def _get(self, path: str) -> bytes | None:
         """What the API server answers; None where it doesn't, or with an error."""
-        import ssl  # here, because `make up` without a cluster would wait for it
-        import urllib.request
-
         server, token = self._way_in()
         try:
             trusted = ssl.create_default_context(cafile=self.directory / "pki" / "apiserver.crt")

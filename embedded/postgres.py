@@ -400,7 +400,7 @@ class Server:
         return False
 
     def _answers(self, pid: int, port: int) -> bool:
-        import psycopg  # here, because it takes longer than all the rest where the server runs
+        import psycopg  # spares a start that finds the server running 0.05 s
 
         try:
             psycopg.connect(

@@ -325,7 +325,7 @@ def _progress(options: argparse.Namespace, steps: list[Step]) -> Iterator[run.Re
 
             def show(step: Step) -> None:
                 if not shown:
-                    from rich.progress import Progress  # 0.08 s, and most runs have no step
+                    from rich.progress import Progress  # spares a run without a step 0.02 s
 
                     bar = stack.enter_context(Progress(*Progress.get_default_columns()[:2]))
                     shown.extend([bar, bar.add_task("waiting", total=None)])

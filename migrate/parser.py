@@ -45,7 +45,7 @@ _LINES_BEFORE, _LINES_AFTER, _LONGEST = 4, 2, 200
 def _postgast() -> Any:
     """The parser.
 
-    Imported here, because that takes 0.1 s, of 0.2 s in a run with nothing to do.
+    Imported here, which spares a run with nothing to do 0.03 s of 0.13 s.
     """
     import postgast
     from google._upb import _message  # type: ignore[import-untyped]

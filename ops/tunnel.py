@@ -19,6 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import IO, NoReturn, TextIO, cast
 
+from components.database_target import DatabaseTarget
 from embedded.errors import UserError, with_remedy
 from ops import committed_config
 
@@ -150,8 +151,6 @@ def _open(stack: str) -> None:
             break
         if TAKEN not in said or attempt == ATTEMPTS - 1:
             raise UserError(f"no tunnel through the bastion {bastion}: {said}")
-    from components.session import DatabaseTarget  # here, because it takes half a second to import
-
     os.environ |= {
         "DATABASE_TUNNEL": f"{near}:{host}:{port}",
         "DATABASE_PROXY": f"socks5://127.0.0.1:{proxy}",

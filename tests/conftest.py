@@ -21,7 +21,8 @@ import yaml
 from hypothesis import settings
 from psycopg.conninfo import make_conninfo
 
-from components.instance_provisioner import INSTANCES_NAMESPACE, NAMESPACE, RESTRICTED
+from components import INSTANCES_NAMESPACE, NAMESPACE
+from components.instance_provisioner import RESTRICTED
 from dev.in_process import HELM
 from embedded.cluster import Access, Cluster
 from embedded.postgres import Server, embedded_bin

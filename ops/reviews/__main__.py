@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from components import PROJECT, ROOT
-from components.session import DatabaseTarget
+from components.database_target import DatabaseTarget
 from embedded.errors import UserError
 from ops.reviews import text
 from ops.reviews.github import GitHub

@@ -24,8 +24,8 @@ import yaml
 
 from components import PROJECT, ROOT
 from components.automation import SCHEDULES, PgCronProvider, jobs
+from components.database_target import DatabaseTarget
 from components.providers import pg_cron
-from components.session import DatabaseTarget
 from dev.in_process import InProcessError
 from embedded.postgres import Server
 from migrate import catalog

@@ -24,7 +24,7 @@ from components import PROJECT, ROOT
 from components import config as stack_config
 from components.authorization import SERVICES
 from components.config import Config, parse
-from components.session import DatabaseTarget
+from components.database_target import DatabaseTarget
 from dev import __main__ as dev
 from policies.rules import PolicyException
 
