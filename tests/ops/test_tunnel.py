@@ -500,7 +500,7 @@ print(json.dumps(result.outputs["database"]))
     folder = site.directory / "sql" / "migrations"
     name = f"{len(list(folder.glob('*.sql'))) + 1:04d}_added.sql"
     (folder / name).write_text("comment on table public.accounts is 'Customers';\n")
-    code, text = site.run("whole", program="scripts/database/run-migrations.sh")
+    code, text = site.run("whole", program="bin/run-migrations")
     assert code == 0, text
     assert f"applied migrations/{name}" in text
     assert "no drift" in text
@@ -551,7 +551,7 @@ class TestPulumi:
         assert "127.0.0.1" not in text.replace(deployed.bastion.url, "")
 
     def test_migrations_take_the_password_from_the_stack(self, deployed: Site) -> None:
-        code, text = deployed.run("test", program="scripts/database/run-migrations.sh")
+        code, text = deployed.run("test", program="bin/run-migrations")
         assert code == 0, text
         assert "no drift" in text
 
