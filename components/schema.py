@@ -66,6 +66,9 @@ class FilesProvider(DatabaseProvider):
         """
         folder, tree = news["folder"], files.read_tree(SQL)
         changed = olds.get("files") != news["files"]
+        for name in files.unread(SQL):
+            if name.startswith(f"{folder}/"):
+                print(f"not read: {name}")
         try:
             with self.session() as session:
                 if (known := plan.compare(session, tree, [folder])).folders[0].recorded:

@@ -172,11 +172,14 @@ def main(arguments: list[str]) -> int:
             "interrupted: the file in progress was rolled back, unless it is `no-transaction`"
         )
         result = _failed(interrupted, {})
+    unread = [] if options.command == "bundle" else files.unread(options.directory)
     if options.json:
+        result.document["not_read"] = unread
         print(json.dumps(result.document | {"exit_code": result.code}, indent=2, default=str))
     else:
-        if result.text:
-            print(result.text, flush=True)
+        told = [*filter(None, [result.text]), *(f"not read  {name}" for name in unread)]
+        if told:
+            print("\n".join(told), flush=True)
         if result.error:
             print(result.error, file=sys.stderr)
     return result.code

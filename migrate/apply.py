@@ -35,6 +35,9 @@ _REFUSALS = (
 
 _THIS_MESSAGE = "extract(epoch from clock_timestamp() - statement_timestamp()) * 1000"
 
+_OPENING = f"{CLEAN}begin;commit;begin;"
+"""Its commit ends the transaction that CLEAN has begun, in which SET TRANSACTION comes too late."""
+
 RETRIES = 4
 """How often a file is tried again after a lock timeout, the wait doubling from one second."""
 
@@ -64,8 +67,13 @@ class _ApplyError(Exception):
 
 
 def batches(pending: Sequence[File], *, together: bool) -> list[Sequence[File]]:
-    """Files as they commit: each by itself or, where all run in a transaction, together."""
-    if pending and together and all(file.script.transactional for file in pending):
+    """Files as they commit: each by itself or, where all can run in one transaction, together."""
+    if (
+        pending
+        and together
+        and all(file.script.transactional for file in pending)
+        and not any(file.script.sets_transaction for file in pending[1:])
+    ):
         return [pending]
     return [[file] for file in pending]
 
@@ -146,7 +154,7 @@ def _in_one_transaction(connection: Connection, batch: Sequence[File]) -> None:
     try:
         for file in batch:
             started = time.monotonic()
-            opening = f"{CLEAN}begin;" if file is batch[0] else ""
+            opening = _OPENING if file is batch[0] else ""
             for span, piece in zip(file.script.spans, file.script.pieces(), strict=True):
                 committing, closing = [file], ""
                 if span is file.script.spans[-1]:

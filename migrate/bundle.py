@@ -43,10 +43,15 @@ def _script(every: list[File]) -> Iterator[str]:
     begin = f"begin;\n{SESSION}select pg_advisory_xact_lock({LOCK_KEY});\n"
     yield _HEADER + begin + _GUARD.format(schema=ledger.SCHEMA) + ledger.CREATE
     for file in every:
-        transactional = file.script.transactional
-        yield f"\n-- {file.label}\n\n" + ("" if transactional else "commit;\n")
-        for piece in file.script.pieces():
+        script = file.script
+        before, after = "", ""
+        if script.sets_transaction:  # which is to come before anything else
+            before, after = "commit;\nbegin;\n", f"commit;\n{begin}"
+        elif not script.transactional:
+            before, after = "commit;\n", begin
+        yield f"\n-- {file.label}\n\n{before}"
+        for piece in script.pieces():
             yield piece.text
         yield "\n" if is_closed(piece, split(piece)) else "\n;\n"
-        yield f"\n{SESSION}{ledger.record(file)}" + ("" if transactional else begin)
+        yield f"\n{SESSION}{ledger.record(file)}{after}"
     yield "\ncommit;\n"

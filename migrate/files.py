@@ -5,11 +5,13 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from embedded.errors import with_remedy
+from migrate import foreign
 from migrate.errors import FilesError
 from migrate.parser import Script, parse
 
@@ -90,7 +92,7 @@ def read(folder: Path) -> list[File]:
     """All `*.sql` files of a folder in name order; an absent folder holds none.
 
     Raises:
-        FilesError: a file cannot be read.
+        FilesError: a file cannot be read, or is another tool's.
     """
     found: list[File] = []
     problems: list[str] = []
@@ -102,7 +104,9 @@ def read(folder: Path) -> list[File]:
         raise FilesError([_unreadable(folder, error)]) from None
     try:
         for name in sorted(os.listdir(within)):
-            if name.endswith(".sql"):
+            if problem := _name_problem(folder, name):
+                problems.append(problem)
+            elif _is_read(name):
                 try:
                     found.append(File(folder, name, _content(name, within)))
                 except OSError as error:
@@ -110,6 +114,27 @@ def read(folder: Path) -> list[File]:
     finally:
         os.close(within)
     refuse(problems)
+    return found
+
+
+def _is_read(name: str) -> bool:
+    """Whether it is SQL, and not what an editor or a file system keeps beside it."""
+    return name.endswith(".sql") and not name.startswith(".")
+
+
+def _name_problem(folder: Path, name: str) -> str | None:
+    if name.lower().endswith(".sql") and not name.endswith(".sql") and not name.startswith("."):
+        return with_remedy(f"{folder / name}: does not end in .sql", "rename it")
+    return foreign.name_problem(folder, name)
+
+
+def unread(directory: Path) -> list[str]:
+    """Paths of what lies in the folders and is not read, below the directory, in their order."""
+    found: list[str] = []
+    for folder in FOLDERS:
+        with suppress(OSError):
+            names = sorted(os.listdir(directory / folder))
+            found += [f"{folder}/{name}" for name in names if not _is_read(name)]
     return found
 
 
@@ -134,7 +159,7 @@ def read_tree(directory: Path) -> Tree:
     """The files of all folders that the engine knows.
 
     Raises:
-        FilesError: a file cannot be read.
+        FilesError: a file cannot be read, or is another tool's.
     """
     return {name: read(directory / name) for name in FOLDERS}
 

@@ -3,11 +3,13 @@
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 from embedded.errors import with_remedy
+from migrate import foreign
 
 _CONTROL = {
     "BEGIN": "BEGIN",
@@ -25,8 +27,8 @@ _CONTROL = {
 
 _SUSPECT = re.compile(
     r"(begin|start|commit|end|abort|rollback|savepoint|release|prepare|copy|reindex|vacuum|cluster"
-    r"|discard|set\s+local"
-    r"|(create|drop|alter)\s+(database|tablespace|system))\b"
+    r"|discard|set\s+(local|transaction)"
+    r"|(create|drop|alter)\s+(database|tablespace|system|subscription))\b"
     r"|(create|drop|alter)\b.*\bconcurrently\b",
     re.IGNORECASE | re.DOTALL,
 )
@@ -226,6 +228,12 @@ def problem(statement: Statement, transactional: bool) -> tuple[str, str] | None
                 "SET LOCAL in a file without a transaction, where it holds for itself alone",
                 "write SET, which holds to the end of the file",
             )
+        case "VariableSetStmt" if node.name == "TRANSACTION" and not transactional:
+            return (
+                "SET TRANSACTION in a file without one",
+                "write SET SESSION CHARACTERISTICS AS TRANSACTION, which holds to the end of the "
+                "file",
+            )
     if transactional and (by_itself := alone(statement)):
         return (
             f"{by_itself} cannot run inside a transaction",
@@ -280,7 +288,26 @@ def alone(statement: Statement) -> str | None:
             getattr(command.def_, "concurrent", False) for command in node.cmds
         ):
             return "DETACH PARTITION CONCURRENTLY"
+        case "AlterDatabaseStmt" if has_option(node.options, "tablespace"):
+            return "ALTER DATABASE ... SET TABLESPACE"
+        case "CreateSubscriptionStmt" if not (
+            _is_off(node.options, "connect") or _is_off(node.options, "create_slot")
+        ):
+            return "CREATE SUBSCRIPTION that creates its slot"
+        case "DropSubscriptionStmt" if not _NO_SLOT.search(
+            statement.piece.text, 0, statement.start
+        ):
+            return "DROP SUBSCRIPTION that drops its slot"
+        case "AlterSubscriptionStmt" if (
+            node.kind == postgres.ALTER_SUBSCRIPTION_REFRESH
+            or (node.publication and not _is_off(node.options, "refresh"))
+            or any(option.defname in ("failover", "two_phase") for option in node.options)
+        ):
+            return "ALTER SUBSCRIPTION that asks the publisher"
     return _ALONE.get(statement.kind)
+
+
+_NO_SLOT = re.compile(r"\balter\s+subscription\b[^;]*\bslot_name\s*=\s*none\b", re.IGNORECASE)
 
 
 def has_option(options: Any, name: str) -> bool:
@@ -293,6 +320,10 @@ def has_option(options: Any, name: str) -> bool:
     )
 
 
+def _is_off(options: Any, name: str) -> bool:
+    return any(option.defname == name for option in options) and not has_option(options, name)
+
+
 _COPY_DATA = re.compile(
     r"(?:^|;)\s*(copy\s[^;]*\sfrom\s+stdin\b[^;]*);[ \t]*\n[^;]*\Z",
     re.IGNORECASE | re.MULTILINE,
@@ -300,6 +331,7 @@ _COPY_DATA = re.compile(
 _CLOSING = re.compile(r"\s*;[ \t]*\n")
 _LONGEST_MESSAGE = 200
 
+_SET_TRANSACTION = re.compile(r"set\s+transaction\b", re.IGNORECASE)
 _NO_TRANSACTION = re.compile(r"^--\s*migrate:\s*no-transaction\s*$", re.MULTILINE)
 
 
@@ -331,12 +363,14 @@ class Script:
     Attributes:
         transactional: False where the comment that opens the file says
             `-- migrate: no-transaction`.
+        sets_transaction: by SET TRANSACTION, which has to come before anything else in it.
         problems: each with `line:column: ` before it.
     """
 
     content: bytes
     spans: Sequence[Span]
     transactional: bool
+    sets_transaction: bool
     problems: Sequence[str]
 
     @property
@@ -359,7 +393,7 @@ def parse(content: bytes) -> Script:
     """Cut a file's content into pieces, and check each statement."""
     spans: list[Span] = []
     problems: list[str] = []
-    transactional = True
+    transactional, sets_transaction = True, False
     start, line, first, size = 0, 1, 1, PIECE_SIZE
     while start < len(content):
         last = start + size >= len(content)
@@ -387,17 +421,20 @@ def parse(content: bytes) -> Script:
             stop = start + len(piece.text[:length].encode())
         if found and first == 1:
             transactional = not _NO_TRANSACTION.search(found[0].comment)
+            sets_transaction = any(_SET_TRANSACTION.match(each.text) for each in found)
         for statement in found:
             if found_problem := problem(statement, transactional):
                 text, remedy = found_problem
                 text = f"{statement.position()}: {text}\n{statement.frame()}"
                 problems.append(with_remedy(text, remedy))
+        if marker := foreign.marker(piece.text, _comments, length):
+            problems.append(_foreign_problem(piece, *marker))
         spans.append(Span(start, stop, line, first, len(found)))
         start, size = stop, PIECE_SIZE
         line, first = line + piece.text.count("\n", 0, length), first + len(found)
     if first == 1 and not problems:
         problems.append(with_remedy(" holds no statement", "delete the file or fill it"))
-    return Script(content, spans, transactional, problems)
+    return Script(content, spans, transactional, sets_transaction, problems)
 
 
 class _NoTextError(Exception):
@@ -427,8 +464,25 @@ def _closed_length(text: str, found: list[Statement]) -> int:
     return 0
 
 
+def _comments(text: str) -> Iterator[int]:
+    """Where the comments of a text that begin with `--` begin; nothing where it has no end."""
+    encoded = text.encode()
+    with suppress(_postgast().PgQueryError):
+        for token in _postgast().scan(text).tokens:
+            if token.token == _postgast().pg_query_pb2.SQL_COMMENT:
+                yield len(encoded[: token.start].decode())
+
+
+def _foreign_problem(piece: Piece, offset: int, message: str, remedy: str) -> str:
+    return with_remedy(f"{piece.position(offset)}: {message}\n{piece.frame(offset)}", remedy)
+
+
 def _syntax_problem(piece: Piece, error: ParseError) -> str:
     message, remedy, offset = str(error), "", error.offset
+    if marker := foreign.marker(piece.text, _comments):  # ... or its statements lack semicolons
+        return _foreign_problem(piece, *marker)
+    if template := foreign.placeholder(piece.text, offset):
+        message, remedy = template
     if piece.text.startswith("\\", offset):
         message = "psql meta-commands are not SQL and only psql runs them"
         remedy = "remove the line"

@@ -134,6 +134,7 @@ def migrations(plan: Json) -> Section:
         told += f", rehearsed in {rehearsed['seconds']:.2f} s"
     lines = [f"pending  {name}" for name in pending]
     lines += [f"removed  {name}" for name in plan.get("removed", ())]
+    lines += [f"not read  {name}" for name in plan.get("not_read", ())]
     lines += [f"finding: {finding}" for finding in findings]
     lines += [f"drift: {difference}" for difference in drift]
     lines += [str(Rehearsal(**rehearsed))] if rehearsed else []

@@ -391,14 +391,20 @@ def test_every_command_gives_one_json_document(database: str, tmp_path: Path) ->
     applied = ask("up")["applied"]
     assert [row["file"] for row in applied] == ["migrations/0001_a.sql", "repeatable/a.sql"]
     assert all(isinstance(row["milliseconds"], int) for row in applied)
-    assert ask("up") == {"applied": []}
+    assert ask("up") == {"applied": [], "not_read": []}
     status = ask("status")
     assert [(row["file"], row["state"], row["applied_by"]) for row in status["files"]] == [
         ("migrations/0001_a.sql", "applied", "postgres"),
         ("repeatable/a.sql", "applied", "postgres"),
     ]
     assert (status["complete"], status["problems"]) == (True, [])
-    assert ask("verify") == {"accepted": [], "drift": [], "failed_checks": [], "checks": 1}
+    assert ask("verify") == {
+        "accepted": [],
+        "drift": [],
+        "failed_checks": [],
+        "checks": 1,
+        "not_read": [],
+    }
 
 
 def test_what_goes_wrong_is_json_for_a_machine(database: str, tmp_path: Path) -> None:
@@ -412,7 +418,7 @@ def test_what_goes_wrong_is_json_for_a_machine(database: str, tmp_path: Path) ->
     assert failed == {"place": place, "check": "none", "rows": [{"n": 1}]}
     query(database, "alter table t1 add b int")
     drift = [{"object": "column public.t1.b", "expected": None, "found": "integer"}]
-    assert ask("verify") == {"drift": drift}
+    assert ask("verify") == {"drift": drift, "not_read": []}
     assert ask("plan")["drift"] == drift
     write(tmp_path, {"migrations/0002_b.sql": "select 1 / 0;"})
     assert f"{tmp_path}/migrations/0002_b.sql:1:1: division by zero" in ask("up")["error"]

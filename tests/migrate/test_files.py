@@ -425,6 +425,8 @@ def test_a_statement_shows_the_lines_around_a_place_in_it_and_no_other_s() -> No
     )
 
 
+PUBLISHER = "connection 'host=127.0.0.1 port=1' publication p"
+
 ALONE = [
     ("create index concurrently i on t (a)", "CREATE INDEX CONCURRENTLY"),
     ("Create Unique Index /* so that */ Concurrently i on t (a)", "CREATE INDEX CONCURRENTLY"),
@@ -443,6 +445,20 @@ ALONE = [
     ("drop tablespace s", "DROP TABLESPACE"),
     ("alter system set work_mem = '1GB'", "ALTER SYSTEM"),
     ("alter table t detach partition p concurrently", "DETACH PARTITION CONCURRENTLY"),
+    ("alter database d set tablespace s", "ALTER DATABASE ... SET TABLESPACE"),
+    (f"create subscription s {PUBLISHER}", "CREATE SUBSCRIPTION that creates its slot"),
+    (
+        f"create subscription s {PUBLISHER} with (enabled = false)",
+        "CREATE SUBSCRIPTION that creates its slot",
+    ),
+    ("drop subscription if exists s", "DROP SUBSCRIPTION that drops its slot"),
+    ("alter subscription s refresh publication", "ALTER SUBSCRIPTION that asks the publisher"),
+    ("alter subscription s set publication p", "ALTER SUBSCRIPTION that asks the publisher"),
+    (
+        "alter subscription s add publication p with (copy_data = false)",
+        "ALTER SUBSCRIPTION that asks the publisher",
+    ),
+    ("alter subscription s set (failover = true)", "ALTER SUBSCRIPTION that asks the publisher"),
 ]
 
 
@@ -468,6 +484,11 @@ def test_what_refuses_a_transaction_is_refused_in_a_file_with_one(
         "reindex (concurrently false, verbose) table t",
         "analyze t",
         "cluster t using i",
+        f"create subscription s {PUBLISHER} with (connect = false)",
+        f"create subscription s {PUBLISHER} with (create_slot = false, slot_name = none)",
+        "alter subscription s set publication p with (refresh = false)",
+        "alter subscription s disable; alter subscription s set (slot_name = NONE); "
+        "drop subscription s",
         "alter table t detach partition p",
         "create index concurrently_made on t (a)",
         "comment on index i is 'made concurrently'",

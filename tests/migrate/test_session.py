@@ -15,9 +15,11 @@ from migrate.connection import LOCK_KEY, connect
 from migrate.errors import FilesError
 from tests.support.migrating import (
     ROWS,
+    bundled,
     failure,
     large,
     made,
+    psql,
     query,
     recorded,
     sent,
@@ -262,3 +264,67 @@ def test_files_are_utf8_whatever_the_database_s_encoding_is(server: Server, tmp_
         assert query(server.url(name), "select ascii(a), length(a) from t") == [(0xFC, 1)]
     finally:
         query(server.url(), f"drop database {name} with (force)")
+
+
+# --- SET TRANSACTION ---------------------------------------------------------------------------
+
+SERIALIZABLE = "set transaction isolation level serializable;\n"
+NOTES = "insert into notes values (current_setting('transaction_isolation'));\n"
+ISOLATED = {
+    "migrations/0001_notes.sql": "create table notes (level text);\n" + NOTES,
+    "migrations/0002_serializable.sql": f"-- why\n{SERIALIZABLE}{NOTES}",
+    "migrations/0003_after.sql": f"set lock_timeout = '9s';\n{SERIALIZABLE}{NOTES}",
+    "repeatable/a.sql": NOTES,
+    "repeatable/b.sql": SERIALIZABLE + NOTES,
+    "repeatable/c.sql": NOTES,
+}
+LEVELS = ["read committed", *["serializable"] * 2, "read committed", "serializable"]
+
+
+def test_a_file_may_set_its_transaction_first(
+    database: str, other_database: str, tmp_path: Path, postgres_bin: Path
+) -> None:
+    up(database, write(tmp_path, ISOLATED))
+    assert query(database, "select level from notes") == [*LEVELS, "read committed"]
+    assert psql(postgres_bin, other_database, bundled(tmp_path), tmp_path) == (0, "")
+    assert query(other_database, "select level from notes") == [*LEVELS, "read committed"]
+
+
+def test_a_file_that_sets_its_transaction_fails_in_its_place(database: str, tmp_path: Path) -> None:
+    text = f"{SERIALIZABLE}select 1;\nselect nothing;\n"
+    message = up_fails(database, write(tmp_path, {"migrations/0001_a.sql": text}))
+    assert f'{tmp_path}/migrations/0001_a.sql:3:8: column "nothing" does not exist' in message
+    assert "statement 3 of 3" in message
+    text = "-- migrate: no-transaction\n" + SERIALIZABLE
+    message = failure(
+        lambda: up(database, write(tmp_path, {"migrations/0001_a.sql": text})), FilesError
+    )
+    assert ":2:1: SET TRANSACTION in a file without one\n" in message
+
+
+# --- subscriptions -----------------------------------------------------------------------------
+
+
+def test_a_server_refuses_what_is_said_to_refuse_a_transaction(database: str) -> None:
+    publisher = f"subscription s connection 'host=127.0.0.1 port=1 dbname={secrets.token_hex(4)}'"
+    with psycopg.connect(database, autocommit=True) as session:
+
+        def refused(*statements: str) -> bool:
+            try:
+                with session.transaction(force_rollback=True):
+                    for statement in statements:
+                        session.execute(statement.encode())
+            except psycopg.errors.ActiveSqlTransaction:
+                return True
+            return False
+
+        made = f"create {publisher} publication p with (connect = false)"
+        assert refused(f"create {publisher} publication p")
+        assert not refused(made)
+        assert not refused(made, "alter subscription s set publication q with (refresh = false)")
+        assert refused(made, "drop subscription s")
+        detached = "alter subscription s set (slot_name = none)"
+        assert not refused(made, detached, "drop subscription s")
+        enabled = "alter subscription s enable"
+        assert refused(made, enabled, "alter subscription s refresh publication")
+        assert refused(made, enabled, "alter subscription s add publication q")
