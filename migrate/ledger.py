@@ -223,7 +223,7 @@ def advance(
 ) -> None:
     """Remember how far a file without a transaction has come, whatever role it has taken on."""
     with connection.transaction():
-        connection.execute("set local session authorization default; set local role none")
+        connection.execute("set local session authorization default; set local role to default")
         connection.execute(
             f"""insert into {SCHEMA}.progress values (%s, %s, %s, %s, %s)
                 on conflict (folder, name) do update

@@ -1,6 +1,5 @@
 """Verification of a database: no drift, and every check of verify/ passes."""
 
-from contextlib import closing
 from itertools import islice
 from typing import Any
 
@@ -106,11 +105,10 @@ def check(connection: Connection, tree: Tree) -> int:
 def _ask(connection: Connection, file: File, statement: Statement) -> list[dict[str, Any]]:
     """The first rows; the query is cancelled where there are more, and its transaction with it."""
     try:
-        with (
-            connection.cursor() as cursor,
-            closing(cursor.stream(statement.text.encode())) as rows,
-        ):
+        with connection.cursor() as cursor:
+            rows = cursor.stream(statement.text.encode())
             found = list(islice(rows, _ROWS_SHOWN))
+            rows.close()  # type: ignore[attr-defined]  # a generator
             names = [column.name for column in cursor.description or []]
     except psycopg.Error as error:
         if error.sqlstate is None and not is_broken(error):

@@ -65,6 +65,7 @@ ON_EACH = {
     "migrate/bundle": "psql's own",
     "migrate/failures": _TEXTS,
     "migrate/lint_server": _LOCKS,
+    "migrate/login_role": _OWNERS,
     "migrate/no_transaction": _LOCKS,
     "migrate/rehearsal": _CATALOGS,
     "migrate/session": "transaction_timeout is a setting from 17",

@@ -267,7 +267,7 @@ select n, repeat('x', 100) from generate_series(1, 2000000) as n;
 select 1 as one;
 """
     write(tmp_path, {"verify/1.sql": text})
-    command = [sys.executable, "-m", "migrate", "--directory", tmp_path, "verify"]
+    command = [sys.executable, "-m", "migrate", "--directory", str(tmp_path), "verify"]
     with subprocess.Popen(
         command,
         cwd=REPOSITORY,
