@@ -10,20 +10,21 @@ import structlog
 import uvicorn
 from lightkube.core.exceptions import ConfigError
 
-from provisioner import api, health, listener, log, resync
+from provisioner import health_watch, listener, log, resync
+from provisioner.api import Dependencies, create_app
 from provisioner.cluster import Cluster
+from provisioner.context import Context
 from provisioner.database import Database
-from provisioner.handlers import Parts
-from provisioner.health import HealthWatch
+from provisioner.health_watch import HealthWatch
 from provisioner.listener import Listener
-from provisioner.reach import Reach
-from provisioner.reconcile import Loop
+from provisioner.reachability import Reachability
+from provisioner.reconciler import Reconciler
 from provisioner.resync import Resync
 from provisioner.settings import Settings, SettingsError, load
 
 
 class Server(uvicorn.Server):
-    """Leaves the signals to us."""
+    """A server that leaves the handling of signals to `serve`."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -34,43 +35,61 @@ class Server(uvicorn.Server):
 async def serve(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT."""
     stopping = asyncio.Event()
-    for each in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(each, stopping.set)
-    reach_database = Reach("database", (listener.TASK,))
-    reach_cluster = Reach("cluster", (*health.TASKS, resync.TASK))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     async with Database(settings) as database, Cluster(settings) as cluster:
-        parts = Parts(settings, database, cluster)
-        watch = HealthWatch(database, cluster, reach_cluster)
-        loop = Loop(parts, watch, reach_database, reach_cluster)
-        syncing = Resync(parts, watch, reach_database, reach_cluster)
-        listening = Listener(settings, database, reach_database)
-        app = api.create(settings, database, listening, [reach_database, reach_cluster], stopping)
-        server = Server(
-            uvicorn.Config(
-                app,
-                settings.host,
-                settings.port,
-                log_config=None,
-                access_log=False,
-                lifespan="off",
-                timeout_graceful_shutdown=1,
-            )
+        context = Context(
+            settings,
+            database,
+            cluster,
+            Reachability("database", [listener.TASK]),
+            Reachability("cluster", [*health_watch.TASKS, resync.TASK]),
         )
-        structlog.get_logger().info("started", worker=settings.worker, workers=settings.workers)
-        async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(watch.run()),
-                group.create_task(syncing.run(loop.wake.set)),
-                group.create_task(listening.run(loop.wake.set, syncing.wanted.set)),
-                group.create_task(server.serve()),
-            ]
-            await loop.run(stopping)
-            listening.wake_all()
-            server.should_exit = True
-            await tasks.pop()
-            for task in tasks:
-                task.cancel()
-        structlog.get_logger().info("stopped")
+        await _run_tasks(context, stopping)
+
+
+async def _run_tasks(context: Context, stopping: asyncio.Event) -> None:
+    settings = context.settings
+    watch = HealthWatch(context)
+    reconciler = Reconciler(context, watch)
+    resyncs = Resync(context, watch)
+    notifications = Listener(context)
+    app = create_app(
+        Dependencies(
+            settings.api_token,
+            context.database,
+            notifications,
+            (context.database_reachability, context.cluster_reachability),
+            stopping,
+        )
+    )
+    server = Server(
+        uvicorn.Config(
+            app,
+            settings.host,
+            settings.port,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=1,
+        )
+    )
+    logger = structlog.get_logger()
+    logger.info("started", worker=settings.worker, workers=settings.workers)
+    async with asyncio.TaskGroup() as group:
+        background = [
+            group.create_task(watch.run()),
+            group.create_task(resyncs.run(reconciler.wake.set)),
+            group.create_task(notifications.run(reconciler.wake.set, resyncs.requested.set)),
+        ]
+        serving = group.create_task(server.serve())
+        await reconciler.run(stopping)
+        notifications.wake_all()
+        server.should_exit = True
+        await serving
+        for task in background:
+            task.cancel()
+    logger.info("stopped")
 
 
 def main() -> int:

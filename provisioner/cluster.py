@@ -1,4 +1,4 @@
-"""The namespace of the instances, as far as Helm does not see to it."""
+"""The Kubernetes objects of instances, as far as Helm does not manage them."""
 
 import asyncio
 import hashlib
@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from typing import Any
 
 import httpx2
@@ -26,13 +27,13 @@ from lightkube.resources.networking_v1 import Ingress, NetworkPolicy
 
 from provisioner.settings import Settings
 
-INSTANCE = "mindroom.chat/instance"
-"""The label of every object that belongs to an instance: the id of its row."""
+INSTANCE_LABEL = "mindroom.chat/instance"
+"""The label of every object of an instance: the id of its row."""
 
 DELETE_AFTER = "mindroom.chat/delete-after"
-"""The annotation of a volume whose instance was removed: until when it is kept."""
+"""The annotation of a volume that outlives its instance: until when it is kept."""
 
-MANAGER = "instance-provisioner"
+FIELD_MANAGER = "instance-provisioner"
 KINDS: tuple[type[NamespacedResource], ...] = (
     ConfigMap,
     PersistentVolumeClaim,
@@ -43,18 +44,18 @@ KINDS: tuple[type[NamespacedResource], ...] = (
     Ingress,
     NetworkPolicy,
 )
-UNFINISHED = ("pending-install", "pending-upgrade", "pending-rollback", "uninstalling")
-"""Helm's own statuses of a release that it died over, and that it refuses to touch."""
+INTERRUPTED = ("pending-install", "pending-upgrade", "pending-rollback", "uninstalling")
+"""Helm's statuses of a revision whose run was interrupted, and that blocks further runs."""
 
 METADATA_ONLY = {"Accept": "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"}
 TIMEOUT = httpx2.Timeout(10)
 
 ClusterError = (httpx2.HTTPError, ConfigError)
-"""What the client raises, whether the cluster is away or refuses something."""
+"""The exceptions of the client: the API server cannot be reached, or refuses a request."""
 
 
 class Metadata(msgspec.Struct, frozen=True):
-    """What is read of an object's metadata; the rest is skipped."""
+    """The metadata of an object, as far as it is used."""
 
     name: str
     uid: str
@@ -68,64 +69,65 @@ class _Item(msgspec.Struct):
     metadata: Metadata
 
 
-class _Listing(msgspec.Struct):
+class _List(msgspec.Struct):
     items: list[_Item] | None
 
 
 @dataclass(frozen=True)
-class Object:
-    """What is compared of an object of an instance."""
+class KubernetesObject:
+    """The kind and metadata of an object."""
 
     kind: type[NamespacedResource]
     metadata: Metadata
 
-    def __str__(self) -> str:
-        """Says the same for as long as nobody changes it; a claim's binding is no change."""
-        version: object = ""
-        if self.kind is not PersistentVolumeClaim:
-            version = self.metadata.generation or self.metadata.resourceVersion
+    @property
+    def identity(self) -> str:
+        """Text that changes when the object is replaced or its content is changed."""
+        version: object = self.metadata.generation or self.metadata.resourceVersion
+        if self.kind is PersistentVolumeClaim:
+            version = ""  # binding a claim changes its version
         return f"{self.kind.__name__} {self.metadata.name} {self.metadata.uid} {version}"
 
+    @property
+    def delete_after(self) -> datetime | None:
+        """Until when the volume of a removed instance is kept; None without a valid annotation."""
+        try:
+            until = datetime.fromisoformat(self.metadata.annotations.get(DELETE_AFTER, ""))
+        except ValueError:
+            return None
+        return until if until.tzinfo else until.replace(tzinfo=UTC)
 
-Objects = Mapping[str, list[Object]]
-"""Value of the label INSTANCE -> its objects."""
+
+ObjectsByInstance = Mapping[str, list[KubernetesObject]]
+"""Instance id -> its objects."""
 
 
-def fingerprint(objects: Iterable[Object]) -> str:
-    """A digest that changes when any of the objects is made, changed or removed."""
-    text = "\n".join(sorted(str(each) for each in objects))
+def fingerprint(objects: Iterable[KubernetesObject]) -> str:
+    """A digest that changes when an object is added, replaced, changed or removed."""
+    text = "\n".join(sorted(obj.identity for obj in objects))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def delete_after(each: Object) -> datetime | None:
-    """Until when a volume of a removed instance is kept; None where nothing says so."""
-    try:
-        until = datetime.fromisoformat(each.metadata.annotations.get(DELETE_AFTER, ""))
-    except ValueError:
-        return None
-    return until if until.tzinfo else until.replace(tzinfo=UTC)
-
-
 class Cluster(AsyncClient):
-    """A client of the instances' namespace; re-reads its token file when it was rotated."""
+    """A client of the instances' namespace; it reads a rotated token again."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(
-            namespace=settings.instances_namespace, field_manager=MANAGER, timeout=TIMEOUT
+            namespace=settings.instances_namespace, field_manager=FIELD_MANAGER, timeout=TIMEOUT
         )
 
     async def __aenter__(self) -> "Cluster":
-        """Nothing is asked yet."""
+        """Connect to nothing yet."""
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Close all connections."""
         await self.close()
 
-    async def answers(self) -> bool:
-        """Whether it can be worked with at this moment."""
+    async def is_reachable(self) -> bool:
+        """Whether the API server grants a request at this moment."""
         try:
-            await self._metadata(Secret, {INSTANCE: "none"})
+            await self._metadata(Secret, {INSTANCE_LABEL: "none"})
         except ClusterError:
             return False
         return True
@@ -133,12 +135,12 @@ class Cluster(AsyncClient):
     async def write_secret(
         self, release: str, instance_id: str, account_id: str, content: Mapping[str, str]
     ) -> str:
-        """Make the release's Secret hold just this; its name."""
+        """Create or replace the Secret of a release; returns its name."""
         name = f"{release}-secrets"
         labels = {
-            INSTANCE: instance_id,
+            INSTANCE_LABEL: instance_id,
             "mindroom.chat/account": account_id,
-            "app.kubernetes.io/managed-by": MANAGER,
+            "app.kubernetes.io/managed-by": FIELD_MANAGER,
         }
         await self.apply(
             Secret(
@@ -149,21 +151,21 @@ class Cluster(AsyncClient):
         )
         return name
 
-    async def forget_unfinished(self, release: str) -> None:
-        """Remove the records of Helm runs that died; the next run adopts what they made."""
-        labels = {"owner": "helm", "name": release, "status": UNFINISHED}
-        for record in await self._metadata(Secret, labels):
-            await self.remove(Object(Secret, record))
+    async def delete_interrupted_revisions(self, release: str) -> None:
+        """Delete Helm's records of interrupted runs; the next run adopts their objects."""
+        labels = {"owner": "helm", "name": release, "status": INTERRUPTED}
+        for metadata in await self._metadata(Secret, labels):
+            await self.delete_object(KubernetesObject(Secret, metadata))
 
-    async def objects(self, instance_id: str | None = None) -> Objects:
-        """The objects of one instance, or of all."""
+    async def objects(self, instance_id: str | None = None) -> ObjectsByInstance:
+        """The objects of one instance or, by default, of all."""
         found = defaultdict(list)
-        listings = await asyncio.gather(
-            *(self._metadata(kind, {INSTANCE: instance_id}) for kind in KINDS)
+        lists = await asyncio.gather(
+            *(self._metadata(kind, {INSTANCE_LABEL: instance_id}) for kind in KINDS)
         )
-        for kind, listing in zip(KINDS, listings, strict=True):
-            for metadata in listing:
-                found[metadata.labels[INSTANCE]].append(Object(kind, metadata))
+        for kind, items in zip(KINDS, lists, strict=True):
+            for metadata in items:
+                found[metadata.labels[INSTANCE_LABEL]].append(KubernetesObject(kind, metadata))
         return found
 
     async def releases(self) -> set[str]:
@@ -171,43 +173,44 @@ class Cluster(AsyncClient):
         records = await self._metadata(Secret, {"owner": "helm"})
         return {record.labels["name"] for record in records}
 
-    async def remove_rest(self, instance_id: str, retention_days: int) -> None:
-        """Remove what Helm left of an instance; its volumes may be kept for a while."""
-        for each in (await self.objects(instance_id))[instance_id]:
-            if each.kind is not PersistentVolumeClaim or not retention_days:
-                await self.remove(each)
-            elif not delete_after(each):
+    async def delete_remaining_objects(self, instance_id: str, retention_days: int) -> None:
+        """Delete the objects of an instance that Helm left; its volumes after so many days."""
+        for obj in (await self.objects(instance_id))[instance_id]:
+            if obj.kind is not PersistentVolumeClaim or not retention_days:
+                await self.delete_object(obj)
+            elif not obj.delete_after:
                 until = datetime.now(UTC) + timedelta(days=retention_days)
                 annotation = {DELETE_AFTER: until.isoformat(timespec="seconds")}
                 await self.patch(
                     PersistentVolumeClaim,
-                    each.metadata.name,
+                    obj.metadata.name,
                     {"metadata": {"annotations": annotation}},
                 )
 
-    async def remove(self, each: Object) -> None:
-        """Delete an object, if it is still there."""
+    async def delete_object(self, obj: KubernetesObject) -> None:
+        """Delete an object, if it still exists."""
         try:
-            await self.delete(each.kind, each.metadata.name)
+            await self.delete(obj.kind, obj.metadata.name)
         except ApiError as error:
-            if error.status.code != 404:
+            if error.status.code != HTTPStatus.NOT_FOUND:
                 raise
 
     async def _metadata(
         self, kind: type[NamespacedResource], labels: Mapping[str, Any]
     ) -> list[Metadata]:
-        """The metadata of all objects of a kind with these labels; any value where it is None.
+        """The metadata of all objects of a kind with these labels; None stands for any value.
 
-        Without the content: Helm's records of a thousand releases would be a hundred megabytes.
+        Content is not requested: Helm's records of a thousand releases would be a hundred
+        megabytes.
         """
-        client: Any = self._client  # untyped, for the most part
+        client: Any = self._client  # lightkube has no call for this; its inner client is untyped
         request = client.prepare_request(
             "list",
             kind,
             params={"labelSelector": build_selector(dict(labels))},
             headers=METADATA_ONLY,
         )
-        answer = await client.send(client.build_adapter_request(request))
-        client.raise_for_status(answer)
-        listing = msgspec.json.decode(answer.content, type=_Listing)
-        return [item.metadata for item in listing.items or []]
+        response = await client.send(client.build_adapter_request(request))
+        client.raise_for_status(response)
+        listed = msgspec.json.decode(response.content, type=_List)
+        return [item.metadata for item in listed.items or []]

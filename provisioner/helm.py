@@ -1,4 +1,4 @@
-"""The Helm program, as a child that does not outlive this process."""
+"""Runs the Helm program, which never outlives this process."""
 
 import asyncio
 import contextlib
@@ -18,16 +18,17 @@ from provisioner.settings import Settings
 
 log = structlog.get_logger()
 
-KEPT_REVISIONS = 3
-END_SECONDS = 5
-LONGEST_ERROR = 1000
+MAX_REVISIONS = 3
+TERMINATE_SECONDS = 5
+MAX_ERROR_LENGTH = 1000
 PR_SET_PDEATHSIG = 1
+"""An option of prctl(2): the signal that a process gets when its parent dies."""
 
 _libc = ctypes.CDLL(None)
 
 
 class HelmError(Exception):
-    """What Helm said."""
+    """Helm failed, with this message, or was killed."""
 
 
 async def upgrade(
@@ -36,42 +37,43 @@ async def upgrade(
     """Install or upgrade a release, and wait until its pods are ready.
 
     Args:
-        settings: the chart, the namespace and the time limit are from here.
+        settings: for the chart, the namespace and the time limit.
         release: its name.
         values: of the chart.
-        roll_back: whether a failure leaves the release as it was before.
+        roll_back: whether to restore the previous revision after a failure.
 
     Raises:
         HelmError: it failed.
     """
-    limit = settings.helm_timeout_seconds
+    seconds = settings.helm_timeout_seconds
     await _run(
         settings,
         ["upgrade", release, str(settings.instance_chart), "--install", "--wait"]
-        + [f"--timeout={limit}s", f"--history-max={KEPT_REVISIONS}", "--values=-"]
+        + [f"--timeout={seconds}s", f"--history-max={MAX_REVISIONS}", "--values=-"]
         + (["--atomic"] if roll_back else []),
-        limit * (2 if roll_back else 1),
+        seconds * (2 if roll_back else 1),
         json.dumps(values).encode(),
     )
 
 
 async def uninstall(settings: Settings, release: str) -> None:
-    """Remove a release, if it is there, and wait until its pods are gone.
+    """Uninstall a release, if it exists, and wait until its pods have ended.
 
     Raises:
         HelmError: it failed.
     """
-    limit = settings.helm_timeout_seconds
+    seconds = settings.helm_timeout_seconds
     await _run(
         settings,
-        ["uninstall", release, "--ignore-not-found", "--wait", f"--timeout={limit}s"],
-        limit,
+        ["uninstall", release, "--ignore-not-found", "--wait", f"--timeout={seconds}s"],
+        seconds,
     )
 
 
 async def _run(
-    settings: Settings, arguments: list[str], limit: float, stdin: bytes | None = None
+    settings: Settings, arguments: list[str], seconds: float, stdin: bytes | None = None
 ) -> None:
+    """Run Helm with its own time limit in seconds; killed if it exceeds that by too much."""
     command = arguments[0]
     started = time.monotonic()
     log.info("helm started", command=command)
@@ -82,38 +84,44 @@ async def _run(
         stdin=asyncio.subprocess.PIPE if stdin is not None else asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
-        env=_environment(),
+        env=_environment_without_secrets(),
         preexec_fn=_die_with_parent if sys.platform == "linux" else None,
     )
     try:
-        async with asyncio.timeout(limit + settings.helm_slack_seconds):
+        async with asyncio.timeout(seconds + settings.helm_slack_seconds):
             _, stderr = await process.communicate(stdin)
     except TimeoutError:
         raise HelmError(
-            f"helm {command} hung: it was killed beyond its time limit of {limit:g} s"
+            f"helm {command} hung: killed {settings.helm_slack_seconds:g} s after its time limit "
+            f"of {seconds:g} s"
         ) from None
     finally:
-        await asyncio.shield(_end(process))
+        await asyncio.shield(_terminate(process))
         metrics.helm_duration.labels(command).observe(time.monotonic() - started)
     if process.returncode:
-        text = stderr.decode(errors="replace").strip().removeprefix("Error: ")
-        raise HelmError(text[-LONGEST_ERROR:] or f"helm {command} ended with {process.returncode}")
+        message = stderr.decode(errors="replace").strip().removeprefix("Error: ")
+        raise HelmError(
+            message[-MAX_ERROR_LENGTH:] or f"helm {command}: exit code {process.returncode}"
+        )
 
 
-def _environment() -> dict[str, str]:
-    """Ours without its secrets."""
-    return {k: v for k, v in os.environ.items() if k not in ("API_TOKEN", "DATABASE_URL")}
+def _environment_without_secrets() -> dict[str, str]:
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("API_TOKEN", "DATABASE_URL")
+    }
 
 
 def _die_with_parent() -> None:
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """Ask it to end, then make it; Helm notes in the release that it was interrupted."""
-    for ask in (process.terminate, process.kill):
+async def _terminate(process: asyncio.subprocess.Process) -> None:
+    """End a process, first so that Helm can record the interruption in the release."""
+    for send_signal in (process.terminate, process.kill):
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                ask()
+                send_signal()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), END_SECONDS)
+                await asyncio.wait_for(process.wait(), TERMINATE_SECONDS)

@@ -1,7 +1,7 @@
-"""One job of the database, run to its end: `python -m provisioner.job FILE`.
+"""Runs one job on the database: `python -m provisioner.job FILE`.
 
-FILE holds one SQL statement, or a block that commits as it goes; DATABASE_URL says where to run it.
-What came of it is one line of JSON on stdout.  The exit code is 0 when the job was done.
+FILE holds one SQL statement, or a DO block that commits in between; DATABASE_URL names the
+database. The result is one line of JSON on stdout; the exit code is 0 if the job succeeded.
 """
 
 import json
@@ -14,38 +14,40 @@ from typing import Any
 
 import psycopg
 
-LONGEST = "1h"
-"""How long a job may take; the role's own limit is meant for a service's requests."""
+STATEMENT_TIMEOUT = "1h"
+"""Instead of the role's own limit, which is meant for the requests of a service."""
 
 
 def main(file: Path, url: str) -> int:
-    """Run the job in a file on the database of a URL; returns the exit code."""
-    began, messages = time.monotonic(), []
-    outcome: dict[str, Any] = {}
+    """Run the SQL in a file on the database of a URL; returns the exit code."""
+    started, messages = time.monotonic(), []
+    result: dict[str, Any] = {}
     try:
-        with psycopg.connect(url, autocommit=True, application_name=f"job {file.stem}") as database:
-            database.add_notice_handler(lambda notice: messages.append(notice.message_primary))
-            database.execute(f"set statement_timeout = '{LONGEST}'")
-            cursor = database.execute(file.read_bytes())
+        with psycopg.connect(
+            url, autocommit=True, application_name=f"job {file.stem}"
+        ) as connection:
+            connection.add_notice_handler(lambda notice: messages.append(notice.message_primary))
+            connection.execute(f"set statement_timeout = '{STATEMENT_TIMEOUT}'")
+            cursor = connection.execute(file.read_bytes())
             if cursor.description:
-                outcome["rows"] = cursor.fetchall()
+                result["rows"] = cursor.fetchall()
     except (OSError, psycopg.Error) as error:
-        outcome["error"] = _readable(error)
+        result["error"] = _error_message(error)
     line = {
         "timestamp": datetime.now(UTC).isoformat(),
-        "level": "error" if "error" in outcome else "info",
-        "event": "job failed" if "error" in outcome else "job done",
+        "level": "error" if "error" in result else "info",
+        "event": "job failed" if "error" in result else "job done",
         "job": file.stem,
-        "seconds": round(time.monotonic() - began, 3),
+        "seconds": round(time.monotonic() - started, 3),
         "messages": messages,
-        **outcome,
+        **result,
     }
-    print(json.dumps(line, default=str), flush=True)  # noqa: T201 its log
-    return 1 if "error" in outcome else 0
+    print(json.dumps(line, default=str), flush=True)  # noqa: T201 - its log
+    return 1 if "error" in result else 0
 
 
-def _readable(error: Exception) -> str:
-    """What went wrong, without the URL, which holds a password."""
+def _error_message(error: Exception) -> str:
+    """The message of an error, without the URL, which holds a password."""
     if isinstance(error, psycopg.ProgrammingError) and error.sqlstate is None:
         return "DATABASE_URL cannot be parsed (it is not shown, since it holds a password)"
     if isinstance(error, psycopg.Error) and error.sqlstate:

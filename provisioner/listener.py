@@ -1,72 +1,70 @@
-"""Hears of every change of an instance, and tells whoever waits for one."""
+"""Receives the notifications of changed instances and wakes the tasks that wait for them."""
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from uuid import UUID
 
 import psycopg
 
-from provisioner.database import CONNECT_SECONDS, Database
-from provisioner.reach import Reach
-from provisioner.settings import Settings
+from provisioner.context import Context
+from provisioner.database import CONNECT_TIMEOUT_SECONDS
 
 TASK = "listener"
 RECONNECT_SECONDS = 1.0
 
 
 class Listener:
-    """The listening connection."""
+    """The connection that listens, and who waits for which instance."""
 
-    def __init__(self, settings: Settings, database: Database, reach: Reach) -> None:
-        self._settings = settings
-        self._database = database
-        self._reach = reach
-        self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._subscribers: dict[str, set[asyncio.Event]] = defaultdict(set)
 
-    async def run(self, heard: Callable[[], None], connected: Callable[[], None]) -> None:
+    async def run(self, on_change: Callable[[], None], on_connect: Callable[[], None]) -> None:
         """Listen until cancelled.
 
         Args:
-            heard: called on every change.
-            connected: called when changes may have been missed.
+            on_change: called for every changed instance.
+            on_connect: called after each connect, since changes before it may have been missed.
         """
         while True:
             try:
-                async with self._database.listening() as connection:
-                    self._reach.found(TASK)
-                    connected()
+                async with self._context.database.listening() as connection:
+                    self._context.database_reachability.ok(TASK)
+                    on_connect()
                     self.wake_all()
                     while True:
-                        async for change in connection.notifies(
-                            timeout=self._settings.keepalive_seconds
+                        async for notification in connection.notifies(
+                            timeout=self._context.settings.keepalive_seconds
                         ):
-                            heard()
-                            for event in self._waiting.get(change.payload, ()):
+                            on_change()
+                            for event in self._subscribers.get(notification.payload, ()):
                                 event.set()
-                        async with asyncio.timeout(CONNECT_SECONDS):
+                        async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
                             await connection.execute("select 1")
             except (psycopg.Error, TimeoutError) as error:
-                self._reach.lost(TASK, error)
+                self._context.database_reachability.failed(TASK, error)
                 await asyncio.sleep(RECONNECT_SECONDS)
 
     @contextmanager
-    def waiting(self, instance_ids: Iterable[object]) -> Iterator[asyncio.Event]:
+    def subscribe(self, instance_ids: Sequence[UUID]) -> Iterator[asyncio.Event]:
         """An event that is set whenever one of these instances changes."""
         event = asyncio.Event()
-        names = [str(each) for each in instance_ids]
-        for name in names:
-            self._waiting[name].add(event)
+        for instance_id in instance_ids:
+            self._subscribers[str(instance_id)].add(event)
         try:
             yield event
         finally:
-            for name in names:
-                self._waiting[name].discard(event)
-                if not self._waiting[name]:
-                    del self._waiting[name]
+            for instance_id in instance_ids:
+                subscribers = self._subscribers[str(instance_id)]
+                subscribers.discard(event)
+                if not subscribers:
+                    del self._subscribers[str(instance_id)]
 
     def wake_all(self) -> None:
-        """Have everybody who waits look again."""
-        for events in self._waiting.values():
+        """Set the events of all subscribers."""
+        for events in self._subscribers.values():
             for event in events:
                 event.set()

@@ -1,4 +1,4 @@
-"""One JSON line per event on standard output, with the instance and attempt that it belongs to."""
+"""Logging: one JSON line per event on standard output, with the instance id and the attempt."""
 
 import logging
 import sys
@@ -7,7 +7,7 @@ import structlog
 
 
 def configure(level: str) -> None:
-    """Set up structlog; libraries log their warnings in the same form."""
+    """Configure structlog for events from this level on; warnings of libraries look the same."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,

@@ -1,4 +1,4 @@
-"""The whole table beside the whole namespace: what was missed, and what was changed by hand."""
+"""Compares all rows with all objects in the cluster: finds missed and manual changes."""
 
 import asyncio
 import time
@@ -10,116 +10,128 @@ import psycopg
 import structlog
 from lightkube.resources.core_v1 import PersistentVolumeClaim
 
-from provisioner import metrics
-from provisioner.cluster import ClusterError, Objects, delete_after, fingerprint
-from provisioner.database import State
-from provisioner.handlers import Parts, applied
-from provisioner.health import HealthWatch
-from provisioner.reach import Reach
+from provisioner import instances, metrics
+from provisioner.actions import applied_state
+from provisioner.cluster import ClusterError, ObjectsByInstance, fingerprint
+from provisioner.context import Context
+from provisioner.health_watch import HealthWatch
+from provisioner.instances import RecordedState
 
 log = structlog.get_logger()
 
 TASK = "resync"
-AGAIN_SECONDS = 5.0
-"""After a resync that failed."""
+RETRY_SECONDS = 5.0
+"""Until the next resync after one that failed."""
 
 
 class Resync:
-    """Looks at everything once in a while, and when asked.
+    """Compares once per `resync_seconds`, and on request.
 
     Attributes:
-        wanted: set to have it done at once.
+        requested: set to have it done at once.
     """
 
-    def __init__(self, parts: Parts, health: HealthWatch, database: Reach, cluster: Reach) -> None:
-        self.wanted = asyncio.Event()
-        self._parts = parts
-        self._health = health
-        self._database = database
-        self._cluster = cluster
+    def __init__(self, context: Context, health_watch: HealthWatch) -> None:
+        self.requested = asyncio.Event()
+        self._context = context
+        self._health_watch = health_watch
         self._orphans: set[str] = set()
 
-    async def run(self, wake: Callable[[], None]) -> None:
-        """Resync until cancelled, each time waking the loop, whatever came of it."""
+    async def run(self, on_end: Callable[[], None]) -> None:
+        """Resync until cancelled; `on_end` is called after each, also if it failed."""
         while True:
-            seconds = AGAIN_SECONDS
-            self.wanted.clear()
+            seconds = RETRY_SECONDS
+            self.requested.clear()
             try:
                 await self._resync()
             except psycopg.Error as error:
-                self._database.lost(TASK, error)
+                self._context.database_reachability.failed(TASK, error)
             except ClusterError as error:
-                self._cluster.lost(TASK, error)
+                self._context.cluster_reachability.failed(TASK, error)
             else:
-                self._database.found(TASK)
-                self._cluster.found(TASK)
+                self._context.database_reachability.ok(TASK)
+                self._context.cluster_reachability.ok(TASK)
                 metrics.resync_time.set_to_current_time()
-                seconds = self._parts.settings.resync_seconds
-            wake()
+                seconds = self._context.settings.resync_seconds
+            on_end()
             try:
                 async with asyncio.timeout(seconds):
-                    await self.wanted.wait()
+                    await self.requested.wait()
             except TimeoutError:
                 continue
 
     async def _resync(self) -> None:
         started = time.monotonic()
-        # The rows first: what is done between the two looks is seen in the row when it is repaired.
-        states = await self._parts.database.states()
+        # The rows are read first: work that ends before the objects are read has then changed
+        # `applied`, and request_repair() refuses.
+        states = await instances.recorded_states(self._context.database)
         objects, releases = await asyncio.gather(
-            self._parts.cluster.objects(), self._parts.cluster.releases()
+            self._context.cluster.objects(), self._context.cluster.releases()
         )
         _count(states)
         repaired = 0
         for state in states:
             if state.status in ("running", "stopped"):
-                now = applied(state.checksum, fingerprint(objects.get(str(state.id), [])))
-                if not state.due and (state.applied != now or state.app_name not in releases):
-                    repaired += await self._repair(state)
-                self._health.check(state.id, state.health_status)
+                repaired += await self._repair_if_changed(state, objects, releases)
+                self._health_watch.correct(state.id, state.health_status)
         self._report_orphans(states, objects, releases)
-        await self._remove_expired_volumes(objects)
+        await self._delete_expired_volumes(objects)
         log.debug("resync", seconds=round(time.monotonic() - started, 3), repaired=repaired)
 
-    async def _repair(self, state: State) -> bool:
-        asked = await self._parts.database.repair(state)
-        if asked:
+    async def _repair_if_changed(
+        self, state: RecordedState, objects: ObjectsByInstance, releases: set[str]
+    ) -> bool:
+        """Request work on an instance that the cluster does not have as it was applied."""
+        found = fingerprint(objects.get(str(state.id), []))
+        is_unchanged = (
+            state.applied == applied_state(state.secrets_checksum, found)
+            and state.app_name in releases
+        )
+        if state.due or is_unchanged:
+            return False
+        requested = await instances.request_repair(self._context.database, state)
+        if requested:
             metrics.repairs.inc()
             log.warning(
-                "not as it was made: it will be put right",
+                "not as it was made: it will be repaired",
                 instance_id=str(state.id),
                 release=state.app_name,
             )
-        return asked
+        return requested
 
     def _report_orphans(
-        self, states: Sequence[State], objects: Objects, releases: set[str]
+        self, states: Sequence[RecordedState], objects: ObjectsByInstance, releases: set[str]
     ) -> None:
-        """Report what no row speaks of; it is never touched."""
+        """Report releases and objects without a row, once each; they are never touched."""
         ids = {str(state.id) for state in states}
-        orphans = {f"release {each}" for each in releases - {state.app_name for state in states}}
+        orphans = {f"release {name}" for name in releases - {state.app_name for state in states}}
         orphans |= {
-            f"{each.kind.__name__} {each.metadata.name}"
-            for instance_id, those in objects.items()
+            f"{obj.kind.__name__} {obj.metadata.name}"
+            for instance_id, objects_of_instance in objects.items()
             if instance_id not in ids
-            for each in those
-            if not delete_after(each)
+            for obj in objects_of_instance
+            if not obj.delete_after
         }
         for orphan in sorted(orphans - self._orphans):
             log.warning("orphan: no row speaks of it", orphan=orphan)
         self._orphans = orphans
         metrics.orphans.set(len(orphans))
 
-    async def _remove_expired_volumes(self, objects: Objects) -> None:
-        for instance_id, those in objects.items():
-            for each in those:
-                until = delete_after(each)
-                if each.kind is PersistentVolumeClaim and until and until < datetime.now(UTC):
-                    await self._parts.cluster.remove(each)
-                    log.info("volume removed", instance_id=instance_id, volume=each.metadata.name)
+    async def _delete_expired_volumes(self, objects: ObjectsByInstance) -> None:
+        now = datetime.now(UTC)
+        for instance_id, objects_of_instance in objects.items():
+            for obj in objects_of_instance:
+                if (
+                    obj.kind is PersistentVolumeClaim
+                    and obj.delete_after
+                    and obj.delete_after < now
+                ):
+                    await self._context.cluster.delete_object(obj)
+                    log.info("volume removed", instance_id=instance_id, volume=obj.metadata.name)
 
 
-def _count(states: Sequence[State]) -> None:
+def _count(states: Sequence[RecordedState]) -> None:
+    """Set the gauges of instances by status, and by health."""
     running = [state for state in states if state.status == "running"]
     for gauge, values in (
         (metrics.instances, Counter(state.status for state in states)),

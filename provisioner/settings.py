@@ -1,4 +1,4 @@
-"""The service's settings: environment variables of the same names, in capitals."""
+"""The service's settings, from environment variables of the same names in capitals."""
 
 import os
 import socket
@@ -10,19 +10,19 @@ from psycopg.conninfo import conninfo_to_dict
 from pydantic import AfterValidator, Field, Json, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-LOWEST_LEVELS = ("debug", "info", "warning", "error")
-SHORTEST_TOKEN = 16
+LOG_LEVELS = ("debug", "info", "warning", "error")
+MIN_TOKEN_BYTES = 16
 
 
 def _known_level(value: str) -> str:
-    if value not in LOWEST_LEVELS:
-        raise ValueError(f"must be one of {', '.join(LOWEST_LEVELS)}")
+    if value not in LOG_LEVELS:
+        raise ValueError(f"must be one of {', '.join(LOG_LEVELS)}")
     return value
 
 
 def _long_enough(value: SecretStr) -> SecretStr:
-    if len(value.get_secret_value().encode()) < SHORTEST_TOKEN:
-        raise ValueError(f"must have at least {SHORTEST_TOKEN} bytes")
+    if len(value.get_secret_value().encode()) < MIN_TOKEN_BYTES:
+        raise ValueError(f"must have at least {MIN_TOKEN_BYTES} bytes")
     return value
 
 
@@ -35,34 +35,34 @@ def _database_url(value: SecretStr) -> SecretStr:
 
 
 class SettingsError(Exception):
-    """What is wrong with which variable."""
+    """Variables that are missing or wrong, and why."""
 
 
 class Settings(BaseSettings):
-    """All that the service is told; times are in seconds.
+    """All settings of the service; times are in seconds.
 
     Attributes:
         database_url: the URL of the role instance_provisioner.
-        api_token: what callers of the HTTP API present.
-        base_domain: an instance's host is its subdomain under this.
+        api_token: what callers of the HTTP API have to present.
+        base_domain: the domain under which every instance has its subdomain.
         instances_namespace: the namespace of the releases.
-        instance_values: values of the instance chart that hold for every instance (JSON), such as
-            {"ingress": {"className": "nginx"}}; a row's app_config wins over them.
+        instance_values: values of the instance chart for every instance (JSON), such as
+            {"ingress": {"className": "nginx"}}; a row's app_config overrides them.
         instance_chart: the directory of the instance chart.
         helm: the Helm program.
         host: the address that the HTTP API listens on.
         port: its port.
         log_level: the least severe event that is logged.
-        workers: instances worked on at the same time.
-        resync_seconds: between two looks at the whole table and the whole namespace.
-        keepalive_seconds: between two signs of life on the listening connection.
-        lease_seconds: after which the work of a dead worker is taken over.
-        helm_timeout_seconds: that pods may take to become ready.
-        helm_slack_seconds: that Helm may take beyond that before it is killed.
-        max_attempts: before a new instance is given up.
-        first_backoff_seconds: before the second attempt; doubles with each further one.
-        last_backoff_seconds: beyond which it does not grow.
-        grace_seconds: to finish what is under way when told to stop; below the pod's own.
+        workers: how many instances are worked on at the same time.
+        resync_seconds: between two comparisons of all rows with all objects in the namespace.
+        keepalive_seconds: between two keep-alive queries on the listening connection.
+        lease_seconds: after which another worker takes over from one that died.
+        helm_timeout_seconds: how long pods may take to become ready.
+        helm_slack_seconds: how much longer Helm may take before it is killed.
+        max_attempts: how often the provisioning of a new instance is attempted.
+        first_backoff_seconds: longest delay of the second attempt; doubles with each further one.
+        last_backoff_seconds: the limit of that delay.
+        grace_seconds: to finish what is in progress after SIGTERM; below the pod's grace period.
     """
 
     model_config = SettingsConfigDict(frozen=True)
@@ -76,7 +76,7 @@ class Settings(BaseSettings):
     instance_values: Json[dict[str, Any]] = Field("{}", validate_default=True)
     instance_chart: Path = Path(__file__).parent.parent / "charts" / "instance"
     helm: str = "helm"
-    host: str = "0.0.0.0"  # noqa: S104 - a pod's own; the NetworkPolicy says who reaches it
+    host: str = "0.0.0.0"  # noqa: S104 - in a pod, whose NetworkPolicy restricts access
     port: Annotated[int, Field(ge=0, lt=65536)] = 8080
     log_level: Annotated[str, AfterValidator(_known_level)] = "info"
     workers: Annotated[int, Field(gt=0)] = 4
@@ -92,7 +92,7 @@ class Settings(BaseSettings):
 
     @property
     def worker(self) -> str:
-        """What this process is called in a lease."""
+        """The name of this process in its leases."""
         return f"{socket.gethostname()}/{os.getpid()}"
 
 
@@ -100,17 +100,17 @@ def load() -> Settings:
     """The settings of this process.
 
     Raises:
-        SettingsError: with every variable that is missing or wrong, and never its value.
+        SettingsError: names every variable that is missing or wrong, and never its value.
     """
     try:
         return Settings()  # type: ignore[call-arg]  # from the environment
     except ValidationError as error:
         problems = [
-            f"{str(problem['loc'][0]).upper()}: {_told(problem['type'], problem['msg'])}"
+            f"{str(problem['loc'][0]).upper()}: {_description(problem['type'], problem['msg'])}"
             for problem in error.errors(include_input=False, include_url=False)
         ]
     raise SettingsError("; ".join(problems))
 
 
-def _told(kind: str, message: str) -> str:
+def _description(kind: str, message: str) -> str:
     return "is not set" if kind == "missing" else message.removeprefix("Value error, ")

@@ -1,6 +1,5 @@
 """What docs/migrating.md names is there, and its statements reach rows under their roles."""
 
-import asyncio
 import json
 import re
 from collections.abc import Iterator
@@ -183,7 +182,7 @@ def test_a_plan_has_the_features_that_the_document_gives_it(db: Db, tier: str) -
 
 
 def test_requests_are_the_provisioners() -> None:
-    paths = api.create(Mock(), Mock(), Mock(), [], asyncio.Event()).openapi()["paths"]
+    paths = api.create_app(Mock()).openapi()["paths"]
     served = {f"{method.upper()} {path}" for path in paths for method in paths[path]}
     for row in of(REQUESTS):
         now = quoted(row.cells[1])

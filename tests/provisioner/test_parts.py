@@ -1,4 +1,4 @@
-"""The provisioner's parts that need no server: health, delays, values, what is logged."""
+"""The parts of the provisioner that need no server: health, delays, chart values, imports."""
 
 import importlib.metadata
 import json
@@ -17,10 +17,10 @@ from lightkube.resources.apps_v1 import Deployment
 from lightkube.resources.core_v1 import ConfigMap, PersistentVolumeClaim, Pod
 
 from components import ROOT
-from provisioner.cluster import DELETE_AFTER, Metadata, Object, delete_after, fingerprint
-from provisioner.database import Instance
-from provisioner.handlers import values
-from provisioner.health import assess, summarise
+from provisioner.actions import chart_values
+from provisioner.cluster import DELETE_AFTER, KubernetesObject, Metadata, fingerprint
+from provisioner.health import assess, summarize
+from provisioner.instances import Instance
 from provisioner.retry import backoff
 from provisioner.settings import Settings
 
@@ -93,7 +93,7 @@ PROBLEMS = [
 def test_a_problem_is_told_with_what_to_do_and_makes_it_critical(
     obj: Pod | Deployment, problem: str
 ) -> None:
-    health = assess([summarise(deployment(1, 0)), summarise(obj)])
+    health = assess([summarize(deployment(1, 0)), summarize(obj)])
     assert health.status == "critical"
     assert [
         each
@@ -115,7 +115,7 @@ def test_a_problem_is_told_with_what_to_do_and_makes_it_critical(
     ],
 )
 def test_health_follows_from_workloads_and_pods(parts: list[Pod | Deployment], status: str) -> None:
-    health = assess(summarise(part) for part in parts)
+    health = assess(summarize(part) for part in parts)
     assert health.status == status
     json.dumps(health.details)
 
@@ -124,7 +124,7 @@ def test_a_pod_that_is_being_deleted_has_no_problems() -> None:
     ending = waiting("CrashLoopBackOff")
     assert ending.metadata
     ending.metadata.deletionTimestamp = "2026-01-01T00:00:00Z"  # type: ignore[assignment]
-    assert summarise(ending).problems == ()
+    assert summarize(ending).problems == ()
 
 
 @given(attempt=st.integers(1, 10_000))
@@ -171,7 +171,7 @@ def test_a_rows_values_win_over_every_instances_and_the_services_own_over_both(
             "resources": {"cpu": 1000},
         },
     )
-    assert values(settings, instance, "ada-secrets", "a checksum") == {
+    assert chart_values(settings, instance, "ada-secrets", "a checksum") == {
         "images": {"backend": "a:2", "frontend": "b:1"},
         "matrix": {"enabled": True},
         "instanceId": str(UUID(int=1)),
@@ -185,8 +185,10 @@ def test_a_rows_values_win_over_every_instances_and_the_services_own_over_both(
     }
 
 
-def an_object(kind: type[NamespacedResource], **metadata: Any) -> Object:
-    return Object(kind, Metadata(**({"name": "a", "uid": "u", "resourceVersion": "1"} | metadata)))
+def an_object(kind: type[NamespacedResource], **metadata: Any) -> KubernetesObject:
+    return KubernetesObject(
+        kind, Metadata(**({"name": "a", "uid": "u", "resourceVersion": "1"} | metadata))
+    )
 
 
 def test_a_fingerprint_tells_a_change_from_none() -> None:
@@ -214,7 +216,7 @@ def test_a_fingerprint_tells_a_change_from_none() -> None:
 @pytest.mark.parametrize("text", ["", "tomorrow", "2026-13-01"])
 def test_an_annotation_that_is_no_date_keeps_a_volume(text: str) -> None:
     volume = an_object(PersistentVolumeClaim, annotations={DELETE_AFTER: text})
-    assert delete_after(volume) is None
+    assert volume.delete_after is None
 
 
 def test_it_is_imported_without_the_pulumi_program() -> None:

@@ -1,0 +1,136 @@
+"""The rows of instances, as the service's background tasks read and write them."""
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from psycopg.rows import class_row
+from psycopg.types.json import Jsonb
+
+from provisioner.database import Database
+
+
+@dataclass(frozen=True)
+class Instance:
+    """The desired state of an instance.
+
+    Attributes:
+        app_name: the Helm release.
+        app_config: chart values of this instance alone.
+        config: the customer's configuration, as JSON text.
+        cpu_limit: cores.
+        provisioned_at: when it ran for the first time; None if it never did.
+        volume_retention_days: how long its tier keeps the volumes of a removed instance.
+    """
+
+    id: uuid.UUID
+    account_id: uuid.UUID
+    app_name: str
+    app_config: dict[str, Any]
+    subdomain: str
+    status: str
+    config: str
+    cpu_limit: float
+    memory_limit_mb: int
+    storage_limit_gb: int
+    provisioned_at: datetime | None
+    volume_retention_days: int
+
+
+@dataclass(frozen=True)
+class RecordedState:
+    """What the database has on record of an instance, to be compared with the cluster.
+
+    Attributes:
+        app_name: the Helm release.
+        applied: `actions.applied_state` after the last successful attempt; None before it.
+        due: whether work is due, scheduled or in progress.
+        secrets_checksum: `instance_secrets.checksum` of its secrets now.
+    """
+
+    id: uuid.UUID
+    app_name: str
+    status: str
+    health_status: str
+    applied: str | None
+    due: bool
+    secrets_checksum: str
+
+
+async def read(database: Database, instance_id: uuid.UUID) -> Instance | None:
+    """The desired state of an instance now; None if its row was deleted.
+
+    It is read after the claim, by a statement of its own: a claim sees the newest revision, but of
+    other tables only what they held when it began.
+    """
+    async with database.connection() as connection:
+        cursor = connection.cursor(row_factory=class_row(Instance))
+        await cursor.execute(
+            """
+            select instance.id, instance.account_id, instance.app_name, instance.app_config,
+                   instance.subdomain, instance.status, instance.config::text as config,
+                   instance.cpu_limit::float, instance.memory_limit_mb, instance.storage_limit_gb,
+                   instance.provisioned_at, tiers.volume_retention_days
+              from public.instances as instance
+              join public.subscriptions as plan on plan.id = instance.subscription_id
+              join private.tiers using (tier)
+             where instance.id = %s
+            """,
+            [instance_id],
+        )
+        return await cursor.fetchone()
+
+
+async def recorded_states(database: Database) -> list[RecordedState]:
+    """The recorded states of all instances that are not deprovisioned."""
+    async with database.connection() as connection:
+        cursor = connection.cursor(row_factory=class_row(RecordedState))
+        await cursor.execute(
+            """
+            select instance.id, instance.app_name, instance.status, instance.health_status,
+                   work.applied, work.due_at is not null as due,
+                   (select encode(sha256(convert_to(
+                             coalesce(string_agg(name || '=' || value, chr(10)
+                                                 order by name collate "C"), ''),
+                             'UTF8')), 'hex')
+                      from private.instance_secrets
+                     where instance_id = instance.id) as secrets_checksum
+              from public.instances as instance
+              join private.provisioning as work on work.instance_id = instance.id
+             where instance.runtime = 'kubernetes' and instance.status <> 'deprovisioned'
+            """
+        )
+        return await cursor.fetchall()
+
+
+async def request_repair(database: Database, state: RecordedState) -> bool:
+    """Make work on an instance due; False if it is due already or was done since `state`."""
+    async with database.connection() as connection:
+        cursor = await connection.execute(
+            """
+            update private.provisioning
+               set due_at = now(), attempts = 0
+             where instance_id = %s and due_at is null and applied is not distinct from %s
+            """,
+            [state.id, state.applied],
+        )
+        return cursor.rowcount == 1
+
+
+async def write_health(
+    database: Database, instance_id: uuid.UUID, status: str, details: Mapping[str, Any]
+) -> None:
+    """Record the health of an instance, unless the row has just that."""
+    async with database.connection() as connection:
+        await connection.execute(
+            """
+            select public.update_instance_health(id, %(status)s, %(details)s)
+              from public.instances
+             where id = %(id)s
+               and status in ('provisioning', 'running', 'stopped', 'maintenance')
+               and (health_status, health_details) is distinct from (%(status)s, %(details)s)
+            """,
+            {"id": instance_id, "status": status, "details": Jsonb(details)},
+        )
