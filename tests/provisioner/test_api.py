@@ -48,7 +48,7 @@ def provisioned(world: World, http: httpx2.Client) -> dict[str, Any]:
 
 @pytest.mark.parametrize("header", [None, "Bearer", "Bearer wrong", f"Basic {TOKEN}", TOKEN])
 @pytest.mark.parametrize(("method", "path", "body"), ROUTES)
-def test_without_the_token_nothing_is_told(
+def test_without_the_token_nothing_is_disclosed(
     service: Service, method: str, path: str, body: object, header: str | None
 ) -> None:
     answer = httpx2.request(
@@ -176,7 +176,7 @@ def test_after_a_removal_provisioning_makes_a_new_one(world: World, http: httpx2
         ({"tier": "enterprise"}, 409, "is of the tier starter, not enterprise"),
         ({"tier": "golden"}, 422, "tier"),
         ({"config": []}, 422, "config"),
-        ({"config": {"agents": {str(each): {} for each in range(11)}}}, 422, "11 agents"),
+        ({"config": {"agents": {str(number): {} for number in range(11)}}}, 422, "11 agents"),
         ({"config": {"name": "a\x00b"}}, 422, "unsupported Unicode escape sequence"),
         ({"config": {"name": "\ud800"}}, 422, "invalid"),
         ({"subscription_id": "1"}, 422, "subscription_id"),
@@ -243,8 +243,11 @@ def test_deprovisioning_a_customer(world: World, http: httpx2.Client) -> None:
     )
     assert answer.status_code == 200
     assert other
-    assert {each["instance_id"] for each in answer.json()} == {row["instance_id"], str(other[0])}
-    assert {each["status"] for each in answer.json()} == {"deprovisioned"}
+    assert {removed["instance_id"] for removed in answer.json()} == {
+        row["instance_id"],
+        str(other[0]),
+    }
+    assert {removed["status"] for removed in answer.json()} == {"deprovisioned"}
 
 
 @pytest.mark.parametrize(
@@ -301,7 +304,7 @@ def test_limits_of_what_is_removed_are_refused(world: World, http: httpx2.Client
     assert answer.json()["detail"] == f"instance {instance} is deprovisioned"
 
 
-def test_a_body_that_is_no_json_is_refused(http: httpx2.Client) -> None:
+def test_a_body_that_is_not_json_is_refused(http: httpx2.Client) -> None:
     for content in (b"{", b"\xff", b"[" * 100_000):
         answer = http.post(
             "/api/v1/provision", content=content, headers={"Content-Type": "application/json"}
@@ -349,4 +352,4 @@ def test_its_openapi_document_is_kept_by_every_answer(
     assert done.returncode == 0, done.stdout + done.stderr
     assert service.process.poll() is None
     eventually(lambda: service.readiness() == {})
-    assert not [each for each in service.events() if "exception" in each]
+    assert not [event for event in service.events() if "exception" in event]

@@ -19,8 +19,8 @@ ALL = "deployments,statefulsets,services,ingresses,configmaps,secrets,networkpol
 
 
 @pytest.fixture(autouse=True)
-def _nobody_works_on(world: World) -> Iterator[None]:
-    """For the next test: whoever still runs after a failure would take its work."""
+def _stop_all_services(world: World) -> Iterator[None]:
+    """A service that still runs after a failed test would claim the work of the next."""
     yield
     world.kill_all()
 
@@ -110,8 +110,8 @@ def test_killed_during_the_removal_and_started_again_ends_without_a_release(worl
         eventually(lambda: world.objects(ALL, instance) == [])
 
 
-def test_who_is_taken_over_writes_nothing(world: World) -> None:
-    """A process that stood still for longer than its lease."""
+def test_a_worker_that_lost_its_lease_writes_nothing(world: World) -> None:
+    """A process that was suspended for longer than its lease."""
     slow = world.start().until_ready()
     with world.no_room():
         instance = world.provision()
@@ -134,7 +134,7 @@ def test_who_is_taken_over_writes_nothing(world: World) -> None:
     assert slow.stop() == 0
 
 
-# ---- who or what is away
+# ---- outages
 
 
 @pytest.fixture
@@ -150,40 +150,40 @@ def cluster_proxy(world: World) -> Proxy:
     return proxy
 
 
-def test_while_the_cluster_is_away_it_waits_says_so_and_catches_up(
+def test_while_the_cluster_is_unreachable_it_waits_reports_it_and_catches_up(
     world: World, cluster_proxy: Proxy
 ) -> None:
     with world.running(KUBECONFIG=world.directory / "kubeconfig-proxy", MAX_ATTEMPTS=2) as service:
         ran_before = world.provision()
         world.settled(ran_before, "running")
         with world.no_room():
-            under_way = world.provision()
-            eventually(lambda: service.events("helm started", instance_id=str(under_way)))
+            in_progress = world.provision()
+            eventually(lambda: service.events("helm started", instance_id=str(in_progress)))
             cluster_proxy.cut()
-        eventually(lambda: any(each.startswith("cluster: ") for each in service.readiness() or {}))
+        eventually(lambda: any(key.startswith("cluster: ") for key in service.readiness() or {}))
         meanwhile = world.provision()
         time.sleep(4)  # far more than two attempts take
-        for instance in (under_way, meanwhile):
+        for instance in (in_progress, meanwhile):
             row = world.row(instance)
             assert (row["status"], row["error_message"]) == ("provisioning", None)
         assert service.http.get("/health").status_code == 200
         assert service.http.get("/ready").status_code == 503
-        cluster_proxy.mend()
+        cluster_proxy.restore()
         service.until_ready()
-        for instance in (under_way, meanwhile, ran_before):
+        for instance in (in_progress, meanwhile, ran_before):
             world.settled(instance, "running")
             one_release(world, instance)
 
 
-def test_while_the_database_is_away_it_waits_says_so_and_catches_up(world: World) -> None:
+def test_while_the_database_is_unreachable_it_waits_reports_it_and_catches_up(world: World) -> None:
     url = urlsplit(world.environment()["DATABASE_URL"])
     assert url.port
     proxy = Proxy(url.port)
     through = urlunsplit(url._replace(netloc=url.netloc.replace(f":{url.port}", f":{proxy.port}")))
     with world.running(DATABASE_URL=through) as service:
         with world.no_room():
-            under_way = world.provision()
-            eventually(lambda: service.events("helm started", instance_id=str(under_way)))
+            in_progress = world.provision()
+            eventually(lambda: service.events("helm started", instance_id=str(in_progress)))
             proxy.cut()
         eventually(lambda: "database: listener" in (service.readiness() or {}))
         meanwhile = world.provision()
@@ -191,9 +191,9 @@ def test_while_the_database_is_away_it_waits_says_so_and_catches_up(world: World
         assert refused.status_code == 503
         assert service.http.get("/health").status_code == 200
         time.sleep(2)
-        proxy.mend()
+        proxy.restore()
         service.until_ready()
-        for instance in (under_way, meanwhile):
+        for instance in (in_progress, meanwhile):
             world.settled(instance, "running")
             one_release(world, instance)
     password = url.password
@@ -213,14 +213,14 @@ def test_started_before_the_database_and_the_cluster_it_waits_for_them(
     service = world.start(DATABASE_URL=through, KUBECONFIG=world.directory / "kubeconfig-proxy")
     eventually(lambda: service.readiness())
     instance = world.provision()
-    proxy.mend()
-    cluster_proxy.mend()
+    proxy.restore()
+    cluster_proxy.restore()
     world.settled(instance, "running")
     assert service.readiness() == {}
     assert service.stop() == 0
 
 
-def test_without_a_privilege_it_says_so_and_goes_on_when_it_has_it_again(world: World) -> None:
+def test_without_a_privilege_it_reports_it_and_resumes_when_it_is_granted(world: World) -> None:
     with world.running() as service:
         world.db.execute("revoke usage on schema private from instance_provisioner")
         try:
@@ -253,7 +253,7 @@ def test_a_namespace_removed_by_hand_is_filled_again_when_it_is_back(world: Worl
         instance = world.provision()
         world.settled(instance, "running")
         world.kubectl("delete", "namespace", world.namespace)
-        eventually(lambda: any("cluster" in each for each in service.readiness() or {}))
+        eventually(lambda: any("cluster" in key for key in service.readiness() or {}))
         meanwhile = world.provision()
         make_namespace(world)
         world.apply_rbac()
@@ -263,7 +263,7 @@ def test_a_namespace_removed_by_hand_is_filled_again_when_it_is_back(world: Worl
         one_release(world, instance)
 
 
-def test_a_rotated_token_is_taken_up(world: World) -> None:
+def test_a_rotated_token_is_read_again(world: World) -> None:
     """The old one is refused as soon as the object that it is bound to is gone."""
     service_namespace = f"{world.namespace}-service"
     world.cluster.kubectl("create", "secret", "generic", "first", "-n", service_namespace)
@@ -282,10 +282,10 @@ def test_a_rotated_token_is_taken_up(world: World) -> None:
         assert not service.events("failed")
 
 
-# ---- what cannot work
+# ---- attempts that fail
 
 
-def test_helm_that_hangs_is_ended_and_tried_again(world: World) -> None:
+def test_helm_that_hangs_is_killed_and_retried(world: World) -> None:
     with world.running(HELM_TIMEOUT_SECONDS=2, HELM_SLACK_SECONDS=1) as service:
         with world.no_room():
             instance = world.provision()
@@ -315,7 +315,7 @@ def test_a_new_instance_that_never_works_is_given_up_and_provisioned_again_on_re
             "backend: ImagePullBackOff: the image mindroom/backend:not-there cannot be pulled"
         )
         claimed = service.events("claimed", instance_id=str(new))
-        assert [each["attempt"] for each in claimed] == [1, 2]
+        assert [event["attempt"] for event in claimed] == [1, 2]
         assert len(service.events("given up", instance_id=str(new))) == 1
         assert "never" not in world.releases()
         eventually(lambda: world.objects(ALL, new) == [])
@@ -331,7 +331,7 @@ def test_a_new_instance_that_never_works_is_given_up_and_provisioned_again_on_re
         assert world.row(new)["error_message"] is None
 
 
-def test_values_that_the_chart_refuses_are_told_and_what_runs_goes_on(world: World) -> None:
+def test_values_that_the_chart_refuses_are_reported_and_the_release_goes_on(world: World) -> None:
     with world.running(MAX_ATTEMPTS=2) as service:
         instance = world.provision()
         world.settled(instance, "running")
@@ -345,7 +345,7 @@ def test_values_that_the_chart_refuses_are_told_and_what_runs_goes_on(world: Wor
         assert world.settled(instance, "running")["error_message"] is None
 
 
-def test_an_upgrade_that_never_works_is_rolled_back_and_what_ran_goes_on(world: World) -> None:
+def test_an_upgrade_that_never_works_is_rolled_back(world: World) -> None:
     with world.running(HELM_TIMEOUT_SECONDS=10):
         instance = world.provision()
         world.settled(instance, "running")
@@ -354,8 +354,8 @@ def test_an_upgrade_that_never_works_is_rolled_back_and_what_ran_goes_on(world: 
         assert row["status"] == "running"
         assert "ImagePullBackOff" in row["error_message"]
         images = [
-            each["spec"]["template"]["spec"]["containers"][0]["image"]
-            for each in world.objects("deployments", instance)
+            deployment["spec"]["template"]["spec"]["containers"][0]["image"]
+            for deployment in world.objects("deployments", instance)
         ]
         assert "mindroom/backend:not-there" not in images
         world.update(instance, app_config={})
@@ -363,20 +363,20 @@ def test_an_upgrade_that_never_works_is_rolled_back_and_what_ran_goes_on(world: 
         one_release(world, instance)
 
 
-def test_an_attempt_ends_when_its_row_wants_something_else(world: World) -> None:
+def test_an_attempt_is_cancelled_when_its_row_changes(world: World) -> None:
     with world.running() as service, world.no_room():
         instance = world.provision("free")
         eventually(lambda: service.events("helm started", instance_id=str(instance)))
         world.db.execute("select public.deprovision_instance(%s)", [instance])
         world.settled(instance, "deprovisioned")
-        assert [each["reason"] for each in service.events("released")] == ["its row was changed"]
+        assert [event["reason"] for event in service.events("released")] == ["its row was changed"]
         eventually(lambda: world.objects(ALL, instance) == [])
 
 
 # ---- being stopped
 
 
-def test_told_to_stop_it_finishes_what_it_holds(world: World) -> None:
+def test_on_sigterm_it_finishes_what_is_in_progress(world: World) -> None:
     service = world.start().until_ready()
     with world.no_room():
         instance = world.provision()
@@ -393,7 +393,7 @@ def test_told_to_stop_it_finishes_what_it_holds(world: World) -> None:
         world.settled(later, "running")
 
 
-def test_told_to_stop_without_time_it_releases_what_it_holds(world: World) -> None:
+def test_after_the_grace_period_it_releases_what_is_in_progress(world: World) -> None:
     service = world.start(GRACE_SECONDS=1, LEASE_SECONDS=600).until_ready()
     with world.no_room():
         instance = world.provision()
@@ -402,6 +402,6 @@ def test_told_to_stop_without_time_it_releases_what_it_holds(world: World) -> No
         assert helms(world) == []
         row = world.row(instance)
         assert (row["status"], row["lease"], row["attempts"]) == ("provisioning", None, 0)
-    with world.running(LEASE_SECONDS=600):  # not waited for: it was let go
+    with world.running(LEASE_SECONDS=600):  # its expiry is not waited for: it was released
         world.settled(instance, "running")
         one_release(world, instance)

@@ -21,7 +21,7 @@ def service(world: World) -> Iterator[Service]:
 
 @pytest.fixture
 def instance(world: World, service: Service) -> UUID:
-    """One that runs."""
+    """A new instance that runs."""
     assert service.process.poll() is None
     instance = world.provision(config={"agents": {"ada": {}}})
     world.settled(instance, "running")
@@ -30,7 +30,7 @@ def instance(world: World, service: Service) -> UUID:
 
 @pytest.fixture(scope="module")
 def kept(world: World, service: Service) -> UUID:
-    """One that runs, and that each test leaves so."""
+    """An instance that runs before and after each test that uses it."""
     assert service.process.poll() is None
     instance = world.provision(config={"agents": {"ada": {}}})
     world.settled(instance, "running")
@@ -45,15 +45,15 @@ def resynced(service: Service) -> None:
 
 
 def replicas(world: World, instance: UUID) -> list[int]:
-    return [each["spec"]["replicas"] for each in world.objects(WORKLOADS, instance)]
+    return [workload["spec"]["replicas"] for workload in world.objects(WORKLOADS, instance)]
 
 
 def memory(world: World, instance: UUID) -> int:
     """MiB of all pods together."""
     return sum(
         int(container["resources"]["limits"]["memory"].removesuffix("Mi"))
-        for each in world.objects(WORKLOADS, instance)
-        for container in each["spec"]["template"]["spec"]["containers"]
+        for workload in world.objects(WORKLOADS, instance)
+        for container in workload["spec"]["template"]["spec"]["containers"]
     )
 
 
@@ -99,10 +99,10 @@ def test_its_tokens_are_in_the_database_and_in_its_secret_and_nowhere_else(
             "select value from private.instance_secrets where instance_id = %s", [instance]
         )
     ]
-    told = (
+    visible = (
         service.log.read_text() + json.dumps(row) + json.dumps(world.objects(WORKLOADS, instance))
     )
-    assert not [value for value in values if value in told]
+    assert not [value for value in values if value in visible]
 
 
 def test_a_secret_that_is_added_reaches_the_pods(world: World, instance: UUID) -> None:
@@ -113,7 +113,7 @@ def test_a_secret_that_is_added_reaches_the_pods(world: World, instance: UUID) -
     eventually(lambda: "OPENAI_API_KEY" in secret(world, world.row(instance)))
     world.settled(instance, "running")
     backend = f"{world.row(instance)['app_name']}-backend"
-    [old] = [each for each in before if each["metadata"]["name"] == backend]
+    [old] = [deployment for deployment in before if deployment["metadata"]["name"] == backend]
     new = world.object(f"deployment/{backend}")
     assert old["spec"]["template"] != new["spec"]["template"]
 
@@ -143,7 +143,7 @@ def test_another_tier_resizes_the_pods_and_the_volumes(world: World, instance: U
     assert memory(world, instance) < before
 
 
-def test_a_stopped_one_has_no_pods_and_its_volumes_and_starts_again(
+def test_a_stopped_instance_keeps_its_volumes_without_pods_and_starts_again(
     world: World, kept: UUID
 ) -> None:
     [volume] = world.objects("pvc", kept)
@@ -155,7 +155,7 @@ def test_a_stopped_one_has_no_pods_and_its_volumes_and_starts_again(
     world.update(kept, status="running")
     world.settled(kept, "running")
     assert replicas(world, kept) == [1, 1]
-    assert [each["metadata"]["uid"] for each in world.objects("pvc", kept)] == [
+    assert [claim["metadata"]["uid"] for claim in world.objects("pvc", kept)] == [
         volume["metadata"]["uid"]
     ]
     eventually(lambda: world.row(kept)["health_status"] == "healthy")
@@ -176,7 +176,7 @@ def test_app_config_cannot_take_another_instances_name(world: World, instance: U
 
 
 @pytest.mark.parametrize(("tier", "days"), [("free", 0), ("starter", 7)])
-def test_a_removed_one_leaves_nothing_but_volumes_for_as_long_as_its_plan_says(
+def test_a_removed_instance_leaves_only_volumes_for_as_long_as_its_tier_says(
     world: World, service: Service, tier: str, days: int
 ) -> None:
     instance = world.provision(tier)
@@ -205,7 +205,7 @@ def test_a_removed_one_leaves_nothing_but_volumes_for_as_long_as_its_plan_says(
         eventually(lambda: world.objects("pvc", instance) == [])
 
 
-def test_volumes_of_a_deleted_account_go_when_their_time_is_over(
+def test_volumes_of_a_deleted_account_are_deleted_when_they_expire(
     world: World, service: Service
 ) -> None:
     instance = world.provision("starter")
@@ -242,29 +242,31 @@ def test_volumes_of_a_deleted_account_go_when_their_time_is_over(
         'patch configmap {name}-backend -p {{"data":{{"config.json":"{{}}"}}}}',
     ],
 )
-def test_what_is_changed_by_hand_is_put_right(world: World, kept: UUID, damage: str) -> None:
+def test_a_manual_change_is_reverted(world: World, kept: UUID, damage: str) -> None:
     kinds = "deployments,services,ingresses,networkpolicies,configmaps,secrets"
 
     def specs() -> list[Any]:
         return [
-            (each["kind"], each["metadata"]["name"], each.get("spec"), each.get("data"))
-            for each in world.objects(kinds, kept)
-            if each["kind"] != "Service"
-            or each["spec"].pop("clusterIP", each["spec"].pop("clusterIPs"))
+            (obj["kind"], obj["metadata"]["name"], obj.get("spec"), obj.get("data"))
+            for obj in world.objects(kinds, kept)
+            if obj["kind"] != "Service"
+            or obj["spec"].pop("clusterIP", obj["spec"].pop("clusterIPs"))
         ]
 
     def versions() -> list[Any]:
-        metadata = [each["metadata"] for each in world.objects(kinds, kept)]
-        return [(each["uid"], each.get("generation", each["resourceVersion"])) for each in metadata]
+        return [
+            (metadata["uid"], metadata.get("generation", metadata["resourceVersion"]))
+            for metadata in (obj["metadata"] for obj in world.objects(kinds, kept))
+        ]
 
     before, seen = specs(), versions()
     world.kubectl(*damage.format(name=world.row(kept)["app_name"]).split())
     eventually(lambda: specs() == before)
-    assert versions() != seen  # also where it is put right before kubectl returns
+    assert versions() != seen  # also where it is repaired before kubectl returns
     world.settled(kept, "running")
 
 
-def test_a_release_removed_by_hand_is_put_back_with_its_volumes(world: World, kept: UUID) -> None:
+def test_a_release_removed_by_hand_is_restored_with_its_volumes(world: World, kept: UUID) -> None:
     [volume] = world.objects("pvc", kept)
     name = world.row(kept)["app_name"]
     world.kubectl("delete", "all,ingress,netpol,cm,secret", "-l", f"mindroom.chat/instance={kept}")
@@ -301,7 +303,7 @@ def test_a_release_without_a_row_is_reported_and_left_alone(
     assert len(service.events("orphan: no row speaks of it", orphan="release stranger")) == 1
 
 
-def test_what_is_in_maintenance_is_nobodys_business_but_its_operators(
+def test_an_instance_in_maintenance_is_left_alone(
     world: World, service: Service, kept: UUID
 ) -> None:
     world.update(kept, status="maintenance")
@@ -314,7 +316,7 @@ def test_what_is_in_maintenance_is_nobodys_business_but_its_operators(
     assert world.object(name)["spec"]["replicas"] == 1
 
 
-def test_what_runs_on_dokku_is_not_ours(world: World, service: Service) -> None:
+def test_an_instance_on_dokku_is_ignored(world: World, service: Service) -> None:
     account, subscription = world.subscribe()
     [[dokku]] = world.db.execute(
         """insert into public.instances (account_id, subscription_id, runtime, app_name, subdomain)
@@ -346,9 +348,9 @@ def test_health_says_why_and_what_to_do(
     )
     eventually(
         lambda: [
-            each
-            for each in world.row(instance)["health_details"].get("problems", [])
-            if each.startswith(f"{component}: {reason}") and each.endswith(")")  # the advice
+            problem
+            for problem in world.row(instance)["health_details"].get("problems", [])
+            if problem.startswith(f"{component}: {reason}") and problem.endswith(")")  # the advice
         ]
     )
     assert sick["last_health_check"]
@@ -379,9 +381,9 @@ def test_health_says_that_no_node_has_room(world: World, kept: UUID) -> None:
     world.kubectl("patch", name, "--type=json", "-p", json.dumps(patch))
     found = eventually(
         lambda: [
-            each
-            for each in world.row(kept)["health_details"].get("problems", [])
-            if each.startswith(
+            problem
+            for problem in world.row(kept)["health_details"].get("problems", [])
+            if problem.startswith(
                 "frontend: Unschedulable: 0/1 nodes are available: 1 Insufficient memory"
             )
         ]

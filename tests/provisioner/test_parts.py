@@ -90,15 +90,15 @@ PROBLEMS = [
 
 
 @pytest.mark.parametrize(("obj", "problem"), PROBLEMS)
-def test_a_problem_is_told_with_what_to_do_and_makes_it_critical(
+def test_a_problem_comes_with_advice_and_makes_the_instance_critical(
     obj: Pod | Deployment, problem: str
 ) -> None:
     health = assess([summarize(deployment(1, 0)), summarize(obj)])
     assert health.status == "critical"
     assert [
-        each
-        for each in health.details["problems"]
-        if each.startswith(f"backend: {problem} (") and each.endswith(")")
+        line
+        for line in health.details["problems"]
+        if line.startswith(f"backend: {problem} (") and line.endswith(")")
     ]
 
 
@@ -128,13 +128,13 @@ def test_a_pod_that_is_being_deleted_has_no_problems() -> None:
 
 
 @given(attempt=st.integers(1, 10_000))
-def test_the_delay_doubles_up_to_a_limit_and_half_of_it_is_chance(attempt: int) -> None:
+def test_backoff_doubles_up_to_a_limit_and_half_of_it_is_jitter(attempt: int) -> None:
     settings = Settings.model_construct(first_backoff_seconds=5, last_backoff_seconds=300)
     longest = min(300, 5 * 2 ** (attempt - 1))
     assert longest / 2 <= backoff(settings, attempt) <= longest
 
 
-def test_delays_differ() -> None:
+def test_backoffs_differ() -> None:
     settings = Settings.model_construct(first_backoff_seconds=5, last_backoff_seconds=300)
     assert len({backoff(settings, 3) for _ in range(20)}) > 15
 
@@ -157,7 +157,7 @@ def an_instance(**changes: Any) -> Instance:
     return Instance(**(row | changes))
 
 
-def test_a_rows_values_win_over_every_instances_and_the_services_own_over_both(
+def test_values_of_the_row_override_app_config_which_overrides_instance_values(
     settings: Settings,
 ) -> None:
     instance = an_instance(
@@ -191,7 +191,7 @@ def an_object(kind: type[NamespacedResource], **metadata: Any) -> KubernetesObje
     )
 
 
-def test_a_fingerprint_tells_a_change_from_none() -> None:
+def test_a_fingerprint_changes_with_the_objects_and_not_with_their_status() -> None:
     volume = an_object(PersistentVolumeClaim, resourceVersion="1")
     config = an_object(ConfigMap, resourceVersion="1")
     workload = an_object(Deployment, resourceVersion="1", generation=1)
@@ -214,7 +214,7 @@ def test_a_fingerprint_tells_a_change_from_none() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "tomorrow", "2026-13-01"])
-def test_an_annotation_that_is_no_date_keeps_a_volume(text: str) -> None:
+def test_an_annotation_that_is_not_a_date_keeps_a_volume(text: str) -> None:
     volume = an_object(PersistentVolumeClaim, annotations={DELETE_AFTER: text})
     assert volume.delete_after is None
 

@@ -1,4 +1,4 @@
-"""Many instances: each is provisioned once, and at rest they cost next to nothing."""
+"""Many instances: each is provisioned once, and idle ones cost next to nothing."""
 
 import re
 import time
@@ -15,8 +15,8 @@ RESYNC, KEEPALIVE = 4, 1
 WATCHED = 13
 
 
-def kind(statement: str) -> str:
-    """What a statement is for."""
+def purpose(statement: str) -> str:
+    """The purpose of a statement; the statement itself if it is an unexpected one."""
     for name, pattern in {
         "keep-alive": r"^select 1$",
         "resync": r"work\.due_at is not null as due",
@@ -37,30 +37,34 @@ def statements(world: World) -> Path:
     return Path(directory).parent / "server.log"
 
 
-def test_two_replicas_provision_fifty_instances_once_each_and_rest(
+def test_two_replicas_provision_fifty_instances_once_each_and_are_idle_then(
     world: World, statements: Path
 ) -> None:
     calm = {"LEASE_SECONDS": 60, "RESYNC_SECONDS": RESYNC, "KEEPALIVE_SECONDS": KEEPALIVE}
     services = [world.start(**calm).until_ready() for _ in range(REPLICAS)]
     instances = [world.provision() for _ in range(INSTANCES)]
-    rows = {str(each): world.settled(each, "running") for each in instances}
-    claimed = [[event["instance_id"] for event in each.events("claimed")] for each in services]
-    assert sorted(each for those in claimed for each in those) == sorted(rows)
+    rows = {str(instance): world.settled(instance, "running") for instance in instances}
+    claimed = [
+        [event["instance_id"] for event in service.events("claimed")] for service in services
+    ]
+    assert sorted(instance for of_service in claimed for instance in of_service) == sorted(rows)
     assert all(claimed)
     assert world.releases() == {row["app_name"]: ["deployed"] for row in rows.values()}
     assert len(world.objects("deployments")) == 2 * INSTANCES
     for service in services:
         assert service.metric("provisioner_leases") == 0
 
-    eventually(lambda: {world.row(each)["health_status"] for each in instances} == {"healthy"})
-    time.sleep(2 * RESYNC)  # whatever was to be written, is
+    eventually(
+        lambda: {world.row(instance)["health_status"] for instance in instances} == {"healthy"}
+    )
+    time.sleep(2 * RESYNC)  # for pending writes
     before = statements.stat().st_size
     time.sleep(WATCHED)
     with statements.open() as log:
         log.seek(before)
         text = log.read()
-    said = re.findall(r"LOG:  (?:execute \S+|statement): (.*(?:\n\t.*)*)", text)
-    counts = Counter(kind(each.replace("\n\t", "\n")) for each in said)
+    logged = re.findall(r"LOG:  (?:execute \S+|statement): (.*(?:\n\t.*)*)", text)
+    counts = Counter(purpose(statement.replace("\n\t", "\n")) for statement in logged)
     resyncs = REPLICAS * (WATCHED // RESYNC + 1)
     assert counts.pop("keep-alive") <= REPLICAS * (WATCHED // KEEPALIVE + 1)
     assert 0 < counts["resync"] <= resyncs

@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 def eventually(ask: Callable[[], T | None], timeout: float = PATIENCE) -> T:
-    """The first answer that is true; asked again and again."""
+    """The first true answer, polled until the timeout."""
     until = time.monotonic() + timeout
     while not (answer := ask()):
         assert time.monotonic() < until, f"not within {timeout} s: {answer}"
@@ -58,7 +58,7 @@ class Service:
     """A running provisioner.
 
     Attributes:
-        log: the file with what it says.
+        log: the file with its output.
     """
 
     process: subprocess.Popen[bytes]
@@ -75,7 +75,7 @@ class Service:
         )
 
     def events(self, name: str | None = None, **having: Any) -> list[dict[str, Any]]:
-        """What it logged, or what of it is of a name and has these values."""
+        """The events that it logged, or those with this name and these values."""
         lines = [json.loads(line) for line in self.log.read_text().splitlines()]
         return [
             line
@@ -109,12 +109,12 @@ class Service:
         return sum(values)
 
     def kill(self) -> None:
-        """As a crash would."""
+        """End it as a crash would."""
         self.process.kill()
         self.process.wait()
 
     def stop(self, timeout: float = PATIENCE) -> int:
-        """As Kubernetes does; the exit code."""
+        """Stop it as Kubernetes does; returns the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout)
 
@@ -143,7 +143,7 @@ class World:
         return self.directory / "kubeconfig"
 
     def environment(self, **changes: object) -> dict[str, str]:
-        """What the service is told, as the chart would, but in a hurry."""
+        """The environment of the service, as the chart sets it, but with short times."""
         settings = {
             "DATABASE_URL": self.platform.service_url("instance_provisioner"),
             "API_TOKEN": TOKEN,
@@ -189,7 +189,7 @@ class World:
 
     @contextmanager
     def locked(self, statement: str, *values: object) -> Iterator[None]:
-        """An administrator's transaction that keeps what a statement locks."""
+        """A transaction of the administrator that holds the locks of a statement."""
         with psycopg.connect(self.platform.url) as connection:
             connection.execute(statement.encode(), values)
             yield
@@ -203,7 +203,7 @@ class World:
         assert service.stop() == 0
 
     def kill_all(self) -> None:
-        """Whoever still runs."""
+        """Kill the services that still run."""
         for service in self.services:
             if service.process.poll() is None:
                 service.kill()
@@ -240,10 +240,10 @@ class World:
         return dict(row)
 
     def update(self, instance: UUID, **changes: Any) -> None:
-        given = [Jsonb(each) if isinstance(each, dict) else each for each in changes.values()]
+        values = [Jsonb(value) if isinstance(value, dict) else value for value in changes.values()]
         assignments = ", ".join(f"{name} = %s" for name in changes)
         query = f"update public.instances set {assignments} where id = %s"
-        assert self.db.execute(query.encode(), [*given, instance]).rowcount == 1
+        assert self.db.execute(query.encode(), [*values, instance]).rowcount == 1
 
     def settled(self, instance: UUID, status: str) -> dict[str, Any]:
         """The row, when nothing is left to do and it has this status."""
@@ -335,8 +335,8 @@ def a_world(platform: Platform, cluster: Access, helm: Path, directory: Path) ->
             yield world
         finally:
             world.kill_all()
-            for each in (namespace, f"{namespace}-service"):
-                cluster.kubectl("delete", "namespace", each, "--wait=false", "--ignore-not-found")
+            for name in (namespace, f"{namespace}-service"):
+                cluster.kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
 
 
 def make_namespace(world: World) -> None:
