@@ -136,7 +136,7 @@ def assess(summaries: Iterable[Summary]) -> Health:
     if problems:
         details["problems"] = [str(problem) for problem in problems]
     if not summaries:
-        return Health("critical", {"problems": ["nothing of it is in the cluster"]})
+        return Health("critical", {"problems": ["it has no workloads or pods in the cluster"]})
     if not workloads:
         return Health("unknown", {"stopped": True})
     if not problems and all(w.ready_replicas >= w.replicas for w in workloads):

@@ -156,7 +156,7 @@ class HealthWatch:
             return
         try:
             row_id = uuid.UUID(instance_id)
-        except ValueError:  # somebody else uses the label, too
+        except ValueError:  # the label was set by someone else, to another value
             return
         await instances.write_health(self._context.database, row_id, health.status, health.details)
         self._written[instance_id] = health
