@@ -1,9 +1,10 @@
 """Who may do what: the authorization matrix, as data.
 
-`AUTHORIZATION` is all of it.  The services' privileges are granted from it by Grants; the API
-roles' are granted in sql/repeatable/, beside the policies that they belong to.
-tests/database/test_authorization.py holds the server to every cell, docs/authorization.md shows
-them.
+`TABLES` says it table by table, `AUTHORIZATION` role by role.  The services' privileges are granted
+from it by Grants; the API roles' are granted in sql/repeatable/, beside the policies that they
+belong to.  sql/verify/70_authorization.sql, made from it, asks a database for its tables, policies
+and the API roles' privileges; tests/database/test_authorization.py holds the server to every cell;
+docs/authorization.md shows them.
 """
 
 from collections.abc import Mapping
@@ -12,29 +13,6 @@ from typing import Literal
 
 GROUP = "platform_service"
 """The group role that the services' row-level policies name; a migration creates it."""
-
-TABLES = (
-    "public.accounts",
-    "public.subscriptions",
-    "public.instances",
-    "public.usage_metrics",
-    "public.audit_logs",
-    "public.support_tickets",
-    "public.instance_backups",
-    "public.api_keys",
-    "private.tiers",
-    "private.retention",
-    "private.instance_status_transitions",
-    "private.reserved_subdomains",
-    "private.instance_secrets",
-    "private.provisioning",
-    "private.api_key_hashes",
-    "private.stripe_events",
-    "private.stripe_prices",
-    "private.stripe_customers",
-    "private.stripe_subscriptions",
-)
-"""Every table. What is not said of a table below, nobody may."""
 
 USER_FUNCTIONS = (
     "get_user_instance",
@@ -64,6 +42,9 @@ STRIPE_FUNCTIONS = ("handle_stripe_event", "handle_stripe_object")
 FUNCTIONS = (*USER_FUNCTIONS, *SERVICE_FUNCTIONS, *STRIPE_FUNCTIONS)
 """Every function of the schema public; each name stands for one."""
 
+Privileges = Mapping[str, tuple[str, ...]]
+"""Privilege -> the columns it is limited to, or ALL."""
+
 ALL: tuple[str, ...] = ()
 """In a privilege's place of columns: the whole table."""
 
@@ -89,9 +70,153 @@ APPEND = {
 }
 """To audit_logs: who acted (`actor_role`) and when are the database's to say."""
 
+TABLES: Mapping[str, Mapping[str, Privileges]] = {
+    "public.accounts": {
+        "authenticated": READ | {"UPDATE": ("full_name", "company_name")},
+        "service_role": FULL,
+        # No INSERT: an account is made by a trigger when its user signs up.
+        "stripe_handler": READ | {"UPDATE": ("stripe_customer_id", "full_name", "company_name")},
+        "admin_dashboard": READ,
+    },
+    "public.subscriptions": {
+        "authenticated": READ,
+        "service_role": FULL,
+        "stripe_handler": {"SELECT": ALL, "INSERT": ALL, "UPDATE": ALL},
+        "instance_provisioner": READ,
+        "admin_dashboard": READ,
+    },
+    "public.instances": {
+        "authenticated": READ | {"UPDATE": ("config",)},
+        "service_role": FULL,
+        "instance_provisioner": {
+            "SELECT": ALL,
+            "INSERT": (
+                "account_id",
+                "subscription_id",
+                "runtime",
+                "app_name",
+                "app_config",
+                "subdomain",
+                "config",
+                "cpu_limit",
+                "memory_limit_mb",
+                "storage_limit_gb",
+            ),
+            "UPDATE": (
+                "runtime",
+                "app_config",
+                "subdomain",
+                "status",
+                "frontend_url",
+                "api_url",
+                "matrix_url",
+                "cpu_limit",
+                "memory_limit_mb",
+                "storage_limit_gb",
+                "health_status",
+                "health_details",
+                "last_health_check",
+                "error_message",
+                "cpu_used",
+                "memory_used_mb",
+                "storage_used_gb",
+            ),
+        },
+        "admin_dashboard": READ,
+    },
+    "public.usage_metrics": {
+        "authenticated": READ,
+        "service_role": {
+            "SELECT": ALL,
+            "INSERT": ALL,
+            # All but the counts by name, which functions write.
+            "UPDATE": (
+                "id",
+                "account_id",
+                "instance_id",
+                "usage_date",
+                "messages_sent",
+                "messages_received",
+                "error_count",
+                "response_count",
+                "response_time_ms",
+                "storage_used_gb",
+                "limit_exceeded",
+                "activity_noted_until",
+            ),
+            "DELETE": ALL,
+        },
+        "instance_provisioner": READ,
+        "admin_dashboard": READ,
+    },
+    "public.audit_logs": {
+        "authenticated": READ,
+        "service_role": FULL,
+        "instance_provisioner": APPEND,
+        "admin_dashboard": READ | APPEND,
+    },
+    "public.support_tickets": {
+        "authenticated": {
+            "SELECT": ALL,
+            "INSERT": ("account_id", "instance_id", "subject", "description", "priority"),
+            # Of all statuses a trigger leaves them the one: closed.
+            "UPDATE": ("subject", "description", "priority", "status"),
+        },
+        "service_role": FULL,
+        "admin_dashboard": {
+            "SELECT": ALL,
+            "INSERT": ("account_id", "instance_id", "subject", "description", "priority"),
+            "UPDATE": ("priority", "status", "assignee", "resolution"),
+        },
+    },
+    "public.instance_backups": {
+        "authenticated": READ | {"INSERT": ("account_id", "instance_id", "backup_type")},
+        "service_role": FULL,
+        "instance_provisioner": {
+            "SELECT": ALL,
+            "INSERT": ("account_id", "instance_id", "backup_type", "retention_days"),
+            "UPDATE": (
+                "status",
+                "location",
+                "size_bytes",
+                "retention_days",
+                "started_at",
+                "completed_at",
+                "error_message",
+            ),
+        },
+        "admin_dashboard": READ,
+    },
+    "public.api_keys": {
+        "authenticated": {
+            "SELECT": ALL,
+            "INSERT": ("account_id", "name", "key_prefix", "key_hash", "permissions", "expires_at"),
+            "UPDATE": ("name", "is_active"),
+        },
+        "service_role": FULL,
+        "admin_dashboard": READ,
+    },
+    "private.tiers": {"instance_provisioner": READ},
+    "private.retention": {},
+    "private.instance_status_transitions": {},
+    "private.reserved_subdomains": {},
+    "private.instance_secrets": {"instance_provisioner": FULL},
+    "private.provisioning": {
+        # Rows are made and removed with the instances.
+        "instance_provisioner": READ
+        | {"UPDATE": ("due_at", "attempts", "lease", "leased_by", "leased_until", "applied")},
+    },
+    "private.api_key_hashes": {},
+    "private.stripe_events": {},
+    "private.stripe_prices": {},
+    "private.stripe_customers": {},
+    "private.stripe_subscriptions": {},
+}
+"""Table -> role -> its privileges: a row for every table, also where no role may do anything."""
 
-Privileges = Mapping[str, tuple[str, ...]]
-"""Privilege -> the columns it is limited to, or ALL."""
+
+def _tables_of(role: str) -> dict[str, Privileges]:
+    return {table: roles[role] for table, roles in TABLES.items() if role in roles}
 
 
 @dataclass(frozen=True)
@@ -110,72 +235,9 @@ class Access:
 
 
 API_ROLES: Mapping[str, Access] = {
-    "anon": Access(),
-    "authenticated": Access(
-        rows="own",
-        functions=USER_FUNCTIONS,
-        tables={
-            "public.accounts": READ | {"UPDATE": ("full_name", "company_name")},
-            "public.subscriptions": READ,
-            "public.instances": READ | {"UPDATE": ("config",)},
-            "public.usage_metrics": READ,
-            "public.audit_logs": READ,
-            "public.support_tickets": {
-                "SELECT": ALL,
-                "INSERT": ("account_id", "instance_id", "subject", "description", "priority"),
-                # Of all statuses a trigger leaves them the one: closed.
-                "UPDATE": ("subject", "description", "priority", "status"),
-            },
-            "public.instance_backups": {
-                "SELECT": ALL,
-                "INSERT": ("account_id", "instance_id", "backup_type"),
-            },
-            "public.api_keys": {
-                "SELECT": ALL,
-                "INSERT": (
-                    "account_id",
-                    "name",
-                    "key_prefix",
-                    "key_hash",
-                    "permissions",
-                    "expires_at",
-                ),
-                "UPDATE": ("name", "is_active"),
-            },
-        },
-    ),
-    "service_role": Access(
-        functions=FUNCTIONS,
-        tables={
-            "public.accounts": FULL,
-            "public.subscriptions": FULL,
-            "public.instances": FULL,
-            "public.usage_metrics": {
-                "SELECT": ALL,
-                "INSERT": ALL,
-                # All but the counts by name, which functions write.
-                "UPDATE": (
-                    "id",
-                    "account_id",
-                    "instance_id",
-                    "usage_date",
-                    "messages_sent",
-                    "messages_received",
-                    "error_count",
-                    "response_count",
-                    "response_time_ms",
-                    "storage_used_gb",
-                    "limit_exceeded",
-                    "activity_noted_until",
-                ),
-                "DELETE": ALL,
-            },
-            "public.audit_logs": FULL,
-            "public.support_tickets": FULL,
-            "public.instance_backups": FULL,
-            "public.api_keys": FULL,
-        },
-    ),
+    "anon": Access(_tables_of("anon")),
+    "authenticated": Access(_tables_of("authenticated"), USER_FUNCTIONS, rows="own"),
+    "service_role": Access(_tables_of("service_role"), FUNCTIONS),
 }
 """The roles that requests through Supabase's API take; Supabase brings them."""
 
@@ -200,17 +262,10 @@ class Service(Access):
 
 
 SERVICES: Mapping[str, Service] = {
-    "stripe_handler": Service(
-        functions=STRIPE_FUNCTIONS,
-        tables={
-            # No INSERT: an account is made by a trigger when its user signs up.
-            "public.accounts": READ
-            | {"UPDATE": ("stripe_customer_id", "full_name", "company_name")},
-            "public.subscriptions": {"SELECT": ALL, "INSERT": ALL, "UPDATE": ALL},
-        },
-    ),
+    "stripe_handler": Service(_tables_of("stripe_handler"), STRIPE_FUNCTIONS),
     "instance_provisioner": Service(
-        functions=(
+        _tables_of("instance_provisioner"),
+        (
             "provision_instance",
             "deprovision_instance",
             "update_instance_health",
@@ -220,86 +275,23 @@ SERVICES: Mapping[str, Service] = {
             "cleanup_expired_data",
             "auto_pause_inactive_instances",
         ),
-        tables={
-            "public.subscriptions": READ,
-            "public.usage_metrics": READ,
-            "public.instances": {
-                "SELECT": ALL,
-                "INSERT": (
-                    "account_id",
-                    "subscription_id",
-                    "runtime",
-                    "app_name",
-                    "app_config",
-                    "subdomain",
-                    "config",
-                    "cpu_limit",
-                    "memory_limit_mb",
-                    "storage_limit_gb",
-                ),
-                "UPDATE": (
-                    "runtime",
-                    "app_config",
-                    "subdomain",
-                    "status",
-                    "frontend_url",
-                    "api_url",
-                    "matrix_url",
-                    "cpu_limit",
-                    "memory_limit_mb",
-                    "storage_limit_gb",
-                    "health_status",
-                    "health_details",
-                    "last_health_check",
-                    "error_message",
-                    "cpu_used",
-                    "memory_used_mb",
-                    "storage_used_gb",
-                ),
-            },
-            "public.instance_backups": {
-                "SELECT": ALL,
-                "INSERT": ("account_id", "instance_id", "backup_type", "retention_days"),
-                "UPDATE": (
-                    "status",
-                    "location",
-                    "size_bytes",
-                    "retention_days",
-                    "started_at",
-                    "completed_at",
-                    "error_message",
-                ),
-            },
-            "public.audit_logs": APPEND,
-            "private.tiers": READ,
-            "private.instance_secrets": FULL,
-            # Rows are made and removed with the instances.
-            "private.provisioning": {
-                "SELECT": ALL,
-                "UPDATE": ("due_at", "attempts", "lease", "leased_by", "leased_until", "applied"),
-            },
-        },
     ),
     # Like PostgREST's authenticator: nothing of its own, it takes the role of its request.
     "customer_portal": Service(member_of=("anon", "authenticated"), inherit=False),
-    "admin_dashboard": Service(
-        functions=USER_FUNCTIONS,
-        tables={
-            "public.accounts": READ,
-            "public.subscriptions": READ,
-            "public.instances": READ,
-            "public.usage_metrics": READ,
-            "public.audit_logs": READ | APPEND,
-            "public.support_tickets": {
-                "SELECT": ALL,
-                "INSERT": ("account_id", "instance_id", "subject", "description", "priority"),
-                "UPDATE": ("priority", "status", "assignee", "resolution"),
-            },
-            "public.instance_backups": READ,
-            "public.api_keys": READ,
-        },
-    ),
+    "admin_dashboard": Service(_tables_of("admin_dashboard"), USER_FUNCTIONS),
 }
 
 AUTHORIZATION: Mapping[str, Access] = {**API_ROLES, **SERVICES}
 """The authorization matrix: role -> what it may do."""
+
+
+def policies(table: str) -> dict[str, tuple[str, ...]]:
+    """Role -> the commands for which a table has a policy of that role.
+
+    Of the API roles what they have a privilege for. The services have theirs as members of `GROUP`:
+    it reads each table, and writes what one of them may.
+    """
+    found = {role: tuple(access) for role, access in TABLES[table].items() if role in API_ROLES}
+    services = (TABLES[table].get(role, {}) for role in SERVICES)
+    writes = dict.fromkeys(command for access in services for command in access)
+    return found | {GROUP: tuple({"SELECT": None} | writes)}

@@ -1850,10 +1850,8 @@ create policy "services read every account" on public.accounts
   for select to platform_service
   using (true);
 
+-- Of an earlier release: no service may insert.
 drop policy if exists "services create accounts" on public.accounts;
-create policy "services create accounts" on public.accounts
-  for insert to platform_service
-  with check (true);
 
 drop policy if exists "services update every account" on public.accounts;
 create policy "services update every account" on public.accounts
@@ -1875,7 +1873,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '20_accounts.sql', '78957b3e9b4643ea498e751d7046993c0bf44a59cdb088ee422c3251e376feb3', NULL, '1.0.0');
+values (0, 'repeatable', '20_accounts.sql', '79a8034da8be58d215540cdfd459718a16e7c7e0c8b3035d5e3500ebfdbc25e7', NULL, '1.0.0');
 
 -- repeatable/21_subscriptions.sql
 
@@ -3072,9 +3070,17 @@ create policy "services keep the secrets of instances" on private.instance_secre
   using (true)
   with check (true);
 
+-- Of an earlier release: no service may insert or delete.
 drop policy if exists "services read and write the work on instances" on private.provisioning;
-create policy "services read and write the work on instances" on private.provisioning
-  for all to platform_service
+
+drop policy if exists "services read the work on instances" on private.provisioning;
+create policy "services read the work on instances" on private.provisioning
+  for select to platform_service
+  using (true);
+
+drop policy if exists "services update the work on instances" on private.provisioning;
+create policy "services update the work on instances" on private.provisioning
+  for update to platform_service
   using (true)
   with check (true);
 
@@ -3111,7 +3117,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '30_private.sql', 'dfd31f4c405af59ff142a96dcec095838ca9385f95bd9014710b0782ca0a2491', NULL, '1.0.0');
+values (0, 'repeatable', '30_private.sql', '80fd5a9b336fd5bb15f528cdc41a63b2a854ab82ed85dd27ae063d6556b0883f', NULL, '1.0.0');
 
 -- repeatable/40_realtime.sql
 

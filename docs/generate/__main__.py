@@ -6,11 +6,12 @@ import sys
 from collections.abc import Callable
 
 from components import ROOT
-from docs.generate import authorization, reference, services
+from docs.generate import authorization, reference, services, verification
 from migrate.bundle import bundle
 from migrate.files import read_tree
 
 GENERATED: dict[str, Callable[[], str]] = {
+    "sql/verify/70_authorization.sql": verification.document,
     "sql/all-migrations.sql": lambda: "".join(bundle(read_tree(ROOT / "sql"))),
     "docs/authorization.md": authorization.document,
     "docs/reference.md": reference.document,
@@ -26,7 +27,7 @@ def main() -> int:
     stale = False
     for name, generate in GENERATED.items():
         path = ROOT / name
-        old, new = path.read_text(), generate()
+        old, new = path.read_text() if path.exists() else "", generate()
         if check and old != new:
             stale = True
             lines = (old.splitlines(keepends=True), new.splitlines(keepends=True))

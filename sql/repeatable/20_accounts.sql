@@ -76,10 +76,8 @@ create policy "services read every account" on public.accounts
   for select to platform_service
   using (true);
 
+-- Of an earlier release: no service may insert.
 drop policy if exists "services create accounts" on public.accounts;
-create policy "services create accounts" on public.accounts
-  for insert to platform_service
-  with check (true);
 
 drop policy if exists "services update every account" on public.accounts;
 create policy "services update every account" on public.accounts

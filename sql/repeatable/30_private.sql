@@ -50,9 +50,17 @@ create policy "services keep the secrets of instances" on private.instance_secre
   using (true)
   with check (true);
 
+-- Of an earlier release: no service may insert or delete.
 drop policy if exists "services read and write the work on instances" on private.provisioning;
-create policy "services read and write the work on instances" on private.provisioning
-  for all to platform_service
+
+drop policy if exists "services read the work on instances" on private.provisioning;
+create policy "services read the work on instances" on private.provisioning
+  for select to platform_service
+  using (true);
+
+drop policy if exists "services update the work on instances" on private.provisioning;
+create policy "services update the work on instances" on private.provisioning
+  for update to platform_service
   using (true)
   with check (true);
 

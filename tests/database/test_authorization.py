@@ -32,8 +32,10 @@ from components.authorization import (
     USER_FUNCTIONS,
 )
 from tests.support.platforms import Platform, run, server_major, stack_config, supabase
+from tests.support.samples import Column, Row, Table, sample_rows, tables_of
 
 OWN, FOREIGN = "own", "foreign"
+WHICH = ("first", "second")
 COMMANDS = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE")
 BY_COLUMN = ("SELECT", "INSERT", "UPDATE")
 PUBLIC_TABLES = [table for table in TABLES if table.startswith("public.")]
@@ -56,9 +58,6 @@ NOBODY = {
     "unknown-user": '{"sub": "00000000-0000-4000-8000-000000000000"}',
 }
 """Claims that name no customer."""
-
-Row = Mapping[str, str | None]
-"""Column -> value, None for its default."""
 
 Statement = tuple[bytes, list[str | None]]
 """A query and its values."""
@@ -88,14 +87,6 @@ ACTORS = [
 ]
 
 
-class Column(NamedTuple):
-    """A column as the live catalog has it."""
-
-    name: str
-    generated: bool
-    key: bool
-
-
 class Cell(NamedTuple):
     """One thing to try; without a column where the command knows none."""
 
@@ -114,261 +105,45 @@ class World:
 
     Attributes:
         platform: where it is.
-        columns: table -> its columns, of every table that there is.
         connections: login -> connection; the administrator's is the empty name's.
+        tables: every table that there is.
+        rows: customer and which -> table -> row: the `first` ones exist, the `second` ones could be
+            inserted; each of them may be deleted.
     """
 
     platform: Platform
-    columns: Mapping[str, list[Column]]
     connections: Mapping[str, psycopg.Connection]
+    tables: Mapping[str, Table]
+    rows: Mapping[tuple[str, str], Mapping[str, Row]]
 
 
 def uid(customer: str, thing: str) -> str:
     return str(uuid5(NAMESPACE_OID, f"{thing} of the {customer} customer"))
 
 
-def rows(customer: str, which: str) -> dict[str, Row]:
-    """A whole row of each table: the `first` ones exist, the `second` ones could be inserted.
+def key_hash(customer: str, which: str) -> str:
+    return sha256(f"{which} key of {customer}".encode()).hexdigest()
 
-    They are such that each of them may be deleted: cancelled, deprovisioned, without dependants.
-    """
-    first = which == "first"
-    account, instance = uid(customer, "account"), uid(customer, "first instance")
-    past, future, name = "2026-01-01", "2126-01-01", f"{which}-of-{customer}"
-    key, key_hash = uid(customer, f"{which} key"), sha256(name.encode()).hexdigest()
-    stamps = {"created_at": past, "updated_at": past}
-    return {
-        "public.accounts": {
-            "id": account if first else uid(customer, "user without an account"),
-            "email": f"{name}@customers.example",
-            "full_name": name,
-            "company_name": name,
-            "stripe_customer_id": f"cus_{name}",
-            **stamps,
-        },
-        "public.subscriptions": {
-            "id": uid(customer, f"{which} subscription"),
-            "account_id": account,
-            "tier": "starter",
-            "status": "cancelled",
-            "stripe_subscription_id": f"sub_{name}",
-            "stripe_price_id": f"price_{name}",
-            "max_messages_per_day": "1",
-            "max_storage_gb": "1",
-            "max_agents": "1",
-            "max_platforms": "1",
-            "max_team_members": "1",
-            "features": "{}",
-            "storage_used_gb": "1",
-            "trial_started_at": past,
-            "trial_ends_at": past,
-            "current_period_start": past,
-            "current_period_end": past,
-            "cancelled_at": past,
-            **stamps,
-        },
-        "public.instances": {
-            "id": uid(customer, f"{which} instance"),
-            "account_id": account,
-            "subscription_id": uid(customer, "live subscription"),
-            "runtime": "dokku",
-            "app_name": name,
-            "app_config": "{}",
-            "subdomain": name,
-            "status": "deprovisioned",
-            "frontend_url": "https://frontend.example",
-            "api_url": "https://api.example",
-            "matrix_url": "https://matrix.example",
-            "config": "{}",
-            "cpu_limit": "1",
-            "memory_limit_mb": "1",
-            "storage_limit_gb": "1",
-            "health_status": "healthy",
-            "health_details": "{}",
-            "last_health_check": past,
-            "error_message": "none",
-            "cpu_used": "1",
-            "memory_used_mb": "1",
-            "storage_used_gb": "1",
-            "last_active_at": past,
-            "provisioned_at": past,
-            "started_at": past,
-            "stopped_at": past,
-            "deprovisioned_at": past,
-            **stamps,
-        },
-        "public.usage_metrics": {
-            "id": uid(customer, f"{which} usage"),
-            "account_id": account,
-            "instance_id": instance,
-            "usage_date": "2026-01-01" if first else "2026-01-02",
-            "messages_sent": "1",
-            "messages_received": "1",
-            "error_count": "1",
-            "response_count": "1",
-            "response_time_ms": "1",
-            "storage_used_gb": "1",
-            "limit_exceeded": "true",
-            "agent_counts": "{}",
-            "tool_counts": "{}",
-            "platforms_active": "{}",
-        },
-        "public.audit_logs": {
-            "id": uid(customer, f"{which} audit row"),
-            "account_id": account,
-            "actor_role": "a-role",
-            "actor_user_id": account,
-            "action": "thing.done",
-            "category": "test",
-            "resource_type": "thing",
-            "resource_id": account,
-            "details": "{}",
-            "ip_address": "192.0.2.1",
-            "forwarded_for": "192.0.2.1",
-            "user_agent": "test",
-            "success": "true",
-            "created_at": past,
-        },
-        "public.support_tickets": {
-            "id": uid(customer, f"{which} ticket"),
-            "account_id": account,
-            "instance_id": instance,
-            "subject": name,
-            "description": name,
-            "priority": "high",
-            "status": "resolved",
-            "assignee": "someone",
-            "resolution": "solved",
-            "resolved_at": past,
-            **stamps,
-        },
-        "public.instance_backups": {
-            "id": uid(customer, f"{which} backup"),
-            "account_id": account,
-            "instance_id": instance,
-            "backup_type": "manual",
-            "status": "completed",
-            "location": "somewhere",
-            "size_bytes": "1",
-            "retention_days": "1",
-            "started_at": past,
-            "completed_at": past,
-            "error_message": "none",
-            **stamps,
-        },
-        "public.api_keys": {
-            "id": key,
-            "account_id": account,
-            "name": name,
-            "key_prefix": "mr_12345",
-            "key_hash": key_hash,
-            "permissions": "{read}",
-            "expires_at": future,
-            "last_used_at": past,
-            "is_active": "true",
-            **stamps,
-        },
-        "private.tiers": {
-            "tier": {OWN: "free", FOREIGN: "starter"}[customer] if first else name,
-            "max_messages_per_day": "1",
-            "max_storage_gb": "1",
-            "max_agents": "1",
-            "max_platforms": "1",
-            "max_team_members": "1",
-            "features": "{}",
-            "cpu_limit": "1",
-            "memory_limit_mb": "1",
-            "storage_limit_gb": "1",
-            "backup_retention_days": "1",
-            "volume_retention_days": "1",
-            "pause_after_idle_days": "1",
-        },
-        "private.retention": {
-            "table_name": {OWN: "api_keys", FOREIGN: "audit_logs"}[customer] if first else name,
-            "keep_days": "1",
-        },
-        "private.instance_status_transitions": {
-            "from_status": {OWN: "running", FOREIGN: "stopped"}[customer] if first else name,
-            "to_status": "failed",
-        },
-        "private.reserved_subdomains": {
-            "subdomain": {OWN: "www", FOREIGN: "api"}[customer] if first else name,
-        },
-        "private.instance_secrets": {
-            "instance_id": instance,
-            "name": f"{which}.secret",
-            "value": "a secret",
-            **stamps,
-        },
-        "private.provisioning": {
-            "instance_id": uid(customer, f"{which} instance"),
-            "revision": "1",
-            "due_at": past,
-            "attempts": "1",
-            "lease": account,
-            "leased_by": "a-worker",
-            "leased_until": past,
-            "applied": "a-digest",
-        },
-        "private.api_key_hashes": {
-            "api_key_id": key,
-            "key_hash": key_hash,
-        },
-        "private.stripe_events": {
-            "event_id": f"evt_{name}",
-            "type": "ping",
-            "outcome": "ignored",
-            "created_at": past,
-            "received_at": past,
-            "customer_id": f"cus_{name}",
-            "livemode": "true",
-            "error": "why",
-            "payload": "{}",
-        },
-        "private.stripe_prices": {
-            "price_id": f"price_{name}",
-            "tier": "starter",
-            "source": "operator",
-            "observed_at": past,
-        },
-        "private.stripe_customers": {
-            "customer_id": f"cus_{name}",
-            "account_id": account,
-            "created_at": past,
-            "deleted": "false",
-            "livemode": "true",
-            "recorded_at": past,
-        },
-        "private.stripe_subscriptions": {
-            "subscription_id": f"sub_{name}",
-            "customer_id": f"cus_{name}",
-            "created_at": past,
-            "observed_at": past,
-            "event_id": f"evt_{name}",
-            "status": "cancelled",
-            "begun": "true",
-            "tier": "starter",
-            "price_id": f"price_{name}",
-            "trial_started_at": past,
-            "trial_ends_at": past,
-            "period_start": past,
-            "period_end": past,
-            "cancelled_at": past,
-        },
+
+def rows(tables: Mapping[str, Table], customer: str) -> tuple[dict[str, Row], dict[str, Row]]:
+    """A customer's rows: the first exist, the second could be inserted; each may be deleted."""
+
+    def given(which: str, user: str) -> dict[str, Row]:
+        return {
+            "public.accounts": {"id": user, "email": f"{which}-{customer}@customers.example"},
+            "public.instances": {"subscription_id": uid(customer, "live subscription")},
+            "public.audit_logs": {"account_id": uid(customer, "account")},
+            "public.api_keys": {"key_hash": key_hash(customer, which)},
+            "private.api_key_hashes": {"key_hash": key_hash(customer, which)},
+        }
+
+    users = given("first", uid(customer, "account")), given("second", uid(customer, "newcomer"))
+    # It is no place for other names: cleanup stops at them.
+    users[0]["private.retention"] = {
+        "table_name": {OWN: "api_keys", FOREIGN: "audit_logs"}[customer]
     }
-
-
-ROWS = {(who, which): rows(who, which) for who in (OWN, FOREIGN) for which in ("first", "second")}
-
-MADE_ALREADY = {
-    "public.accounts",  # by the trigger on auth.users
-    "private.api_key_hashes",  # by the trigger on api_keys
-    "private.provisioning",  # by the trigger on instances
-    "private.tiers",  # by a migration
-    "private.retention",  # by a migration
-    "private.instance_status_transitions",  # by a migration
-    "private.reserved_subdomains",  # by a migration
-}
+    first = sample_rows(tables, f"first-of-{customer}", users[0])
+    return first, sample_rows(tables, f"second-of-{customer}", users[1], first)
 
 
 def insert(table: str, row: Row) -> Statement:
@@ -377,39 +152,39 @@ def insert(table: str, row: Row) -> Statement:
     return f"insert into {table} ({', '.join(row)}) values ({values})".encode(), given
 
 
-def add_customer(connection: psycopg.Connection, customer: str) -> None:
-    """Made as it would be: a user signs up; subscribed to a plan that has every feature."""
-    account, newcomer = (ROWS[customer, each]["public.accounts"] for each in ("first", "second"))
+def add_customer(world: "World", customer: str) -> list[str]:
+    """Made as it would be: a user signs up; subscribed to a plan that has every feature.
+
+    Returns the tables that took the customer's first row: triggers make some rows by themselves.
+    """
+    connection = world.connections[""]
+    account, newcomer = (world.rows[customer, which]["public.accounts"] for which in WHICH)
     users = "insert into auth.users (id, email) values (%s, %s), (%s, null)"
     connection.execute(users, [account["id"], account["email"], newcomer["id"]])
     live = {"id": uid(customer, "live subscription"), "account_id": account["id"]}
     connection.execute(*insert("public.subscriptions", live | {"tier": "enterprise"}))
-    for table in TABLES:
-        if table not in MADE_ALREADY:
-            connection.execute(*insert(table, ROWS[customer, "first"][table]))
+    taken = []
+    for table, row in world.rows[customer, "first"].items():
+        query, values = insert(table, row)
+        if connection.execute(query + b" on conflict do nothing", values).rowcount:
+            taken.append(table)
+    return taken
 
 
-def remove_customer(connection: psycopg.Connection, customer: str) -> None:
+def remove_customer(world: "World", customer: str, taken: Iterable[str]) -> None:
     """With what is said of it in the audit log, so that other tests see a platform as it was."""
-    ids = [ROWS[customer, which]["public.accounts"]["id"] for which in ("first", "second")]
+    connection = world.connections[""]
+    ids = [world.rows[customer, which]["public.accounts"]["id"] for which in WHICH]
     connection.execute("delete from auth.users where id = any(%s)", [ids])
     connection.execute("delete from public.audit_logs where account_id = any(%s)", [ids])
-    connection.execute("delete from private.stripe_events where event_id like %s", ["evt_%"])
+    for table in reversed([*taken]):
+        where, values = by_key(world.tables[table], world.rows[customer, "first"][table])
+        connection.execute(f"delete from {table} where {where}".encode(), values)
 
 
-def live_columns(connection: psycopg.Connection) -> dict[str, list[Column]]:
-    found: dict[str, list[Column]] = {}
-    for table, *column in connection.execute(
-        """select c.oid::regclass::text, a.attname, a.attgenerated <> '',
-                  exists (select from pg_index i where i.indrelid = c.oid and i.indisprimary
-                          and a.attnum = any(i.indkey))
-           from pg_class c join pg_attribute a on a.attrelid = c.oid
-           where c.relnamespace in ('public'::regnamespace, 'private'::regnamespace)
-             and c.relkind in ('r', 'p', 'v', 'm', 'f') and a.attnum > 0 and not a.attisdropped
-           order by 1, a.attnum"""
-    ):
-        found.setdefault(table, []).append(Column(*column))
-    return found
+def by_key(shape: Table, row: Row) -> tuple[str, list[str | None]]:
+    """The condition that names a row."""
+    return " and ".join(f"{name} = %s" for name in shape.key), [row[name] for name in shape.key]
 
 
 HOSTED = {"supabase-grants-all": True, "supabase-grants-nothing": False}
@@ -440,11 +215,17 @@ def world(
         }
         admin = connections[""]
         admin.execute("set search_path = ''")
+        tables = tables_of(admin)
+        samples = {
+            (customer, which): row
+            for customer in (OWN, FOREIGN)
+            for which, row in zip(WHICH, rows(tables, customer), strict=True)
+        }
+        world = World(platform, connections, tables, samples)
         with admin.transaction():
             for customer in (OWN, FOREIGN):
-                add_customer(admin, customer)
-                stack.callback(remove_customer, admin, customer)
-        yield World(platform, live_columns(admin), connections)
+                stack.callback(remove_customer, world, customer, add_customer(world, customer))
+        yield world
 
 
 @contextmanager
@@ -486,7 +267,7 @@ def cells(columns: list[Column]) -> Iterator[Cell]:
                 yield Cell(command, column, whose)
 
 
-def statement(role: str, table: str, columns: list[Column], cell: Cell) -> Statement:
+def statement(world: World, role: str, table: str, cell: Cell) -> Statement:
     """What tries a cell, such that only the cell's own privilege can be missing.
 
     A row is named by its key where the role may read the key; an inserted row has the cell's
@@ -494,9 +275,11 @@ def statement(role: str, table: str, columns: list[Column], cell: Cell) -> State
     """
     name = cell.column.name if cell.column else ""
     if cell.command == "INSERT":
-        row = ROWS[cell.whose, "second"][table]
+        row = world.rows[cell.whose, "second"][table]
         given = [
-            each for each in columns if each == cell.column or may(role, table, "INSERT", each)
+            each
+            for each in world.tables[table].columns
+            if each == cell.column or may(role, table, "INSERT", each)
         ]
         return insert(table, {each.name: row.get(each.name) for each in given})
     if cell.command == "TRUNCATE":
@@ -508,11 +291,10 @@ def statement(role: str, table: str, columns: list[Column], cell: Cell) -> State
         "UPDATE": f"update {table} set {name} = {same}",
         "DELETE": f"delete from {table}",
     }[cell.command]
-    key = [each for each in columns if each.key]
-    if not all(may(role, table, "SELECT", each) for each in key):
+    shape = world.tables[table]
+    if not all(may(role, table, "SELECT", each) for each in shape.columns if each.key):
         return text.encode(), []
-    where = " and ".join(f"{each.name} = %s" for each in key)
-    values = [ROWS[cell.whose, "first"][table][each.name] for each in key]
+    where, values = by_key(shape, world.rows[cell.whose, "first"][table])
     return f"{text} where {where}".encode(), values
 
 
@@ -568,8 +350,8 @@ def deviations(
     """The cells of a role that are not as the matrix says; to `nobody` all is foreign."""
     found = []
     for table in tables:
-        tried = list(cells(world.columns[table]))
-        statements = [statement(role, table, world.columns[table], cell) for cell in tried]
+        tried = list(cells(world.tables[table].columns))
+        statements = [statement(world, role, table, cell) for cell in tried]
         for cell, came in zip(tried, outcomes(connection, statements), strict=True):
             wanted = expected(role, table, cell._replace(whose=FOREIGN) if nobody else cell)
             if came != wanted:
@@ -578,8 +360,11 @@ def deviations(
 
 
 def test_every_table_is_in_the_matrix(world: World) -> None:
-    assert set(world.columns) == set(TABLES)
-    assert {table for access in AUTHORIZATION.values() for table in access.tables} <= set(TABLES)
+    assert set(world.tables) == set(TABLES)
+    matrix = {role: set(access.tables) for role, access in AUTHORIZATION.items()}
+    assert {role for roles in TABLES.values() for role in roles} <= set(matrix)
+    for role, tables in matrix.items():
+        assert tables == {table for table, roles in TABLES.items() if role in roles}
 
 
 @pytest.mark.parametrize("actor", ACTORS, ids=str)
@@ -620,10 +405,10 @@ def test_select_star_gives_a_user_all_own_rows_and_no_hash(
         assert cursor.description is not None
         names = [column.name for column in cursor.description]
         found = [dict(zip(names, row, strict=True)) for row in cursor]
-    assert names == [column.name for column in world.columns[table]]
+    assert names == [column.name for column in world.tables[table].columns]
     assert {str(row[owner(table)]) for row in found} == {uid(customer, "account")}
     assert len(found) == count_of(admin, table, customer)
-    hashes = {ROWS[each, "first"]["public.api_keys"]["key_hash"] for each in (OWN, FOREIGN)}
+    hashes = {key_hash(each, "first") for each in (OWN, FOREIGN)}
     assert not [row for row in found if hashes & {str(value) for value in row.values()}]
 
 
@@ -639,10 +424,10 @@ def user_tables(*wanted: str) -> list[str]:
 @pytest.mark.parametrize("table", user_tables("UPDATE", "DELETE"))
 def test_a_write_that_names_no_row_touches_a_users_own_only(world: World, table: str) -> None:
     """To name a row takes the policy for reading; this asks those for writing by themselves."""
-    admin, row = world.connections[""], ROWS[OWN, "first"][table]
+    admin, row = world.connections[""], world.rows[OWN, "first"][table]
     writes: list[Statement] = [
         (f"update {table} set {column.name} = %s".encode(), [row[column.name]])
-        for column in world.columns[table]
+        for column in world.tables[table].columns
         if may("authenticated", table, "UPDATE", column)
     ]
     if may("authenticated", table, "DELETE"):
@@ -657,11 +442,12 @@ def test_a_write_that_names_no_row_touches_a_users_own_only(world: World, table:
 def test_a_users_row_cannot_name_a_foreign_instance(world: World, table: str) -> None:
     admin = world.connections[""]
     given = AUTHORIZATION["authenticated"].tables[table]["INSERT"]
-    row = {name: ROWS[OWN, "second"][table][name] for name in given}
+    foreign = world.rows[FOREIGN, "first"]["public.instances"]["id"]
+    row = {name: world.rows[OWN, "second"][table][name] for name in given}
     with acting(admin, AUTHENTICATED, claims_of(AUTHENTICATED)):
         assert admin.execute(*insert(table, row)).rowcount == 1
         with pytest.raises(ForeignKeyViolation):
-            admin.execute(*insert(table, row | {"instance_id": uid(FOREIGN, "first instance")}))
+            admin.execute(*insert(table, row | {"instance_id": foreign}))
 
 
 def live_privileges(connection: psycopg.Connection) -> set[tuple[str, str, str, str]]:

@@ -23,12 +23,13 @@ FUNCTION = (
 )
 
 VIOLATIONS = [
-    ("The eight tables", "drop table private.retention"),
+    ("The tables of the contract", "drop table private.retention"),
     ("Row-level security is on", "alter table private.tiers disable row level security"),
     ("Row-level security is on", "alter table public.accounts force row level security"),
     ("Every table in public and private has a primary key", "create table private.made ()"),
     ("Every row of a customer", "alter table public.api_keys alter account_id drop not null"),
     ("Every row of a customer", "drop index public.api_keys_account_id_idx"),
+    ("Every row of a customer", "create table public.made (account_id uuid)"),
     ("account_id is kept true", "alter table public.usage_metrics drop constraint %_instance_fkey"),
     ("account_id is kept true", "alter table public.api_keys drop constraint %_account_id_fkey"),
     (
@@ -108,6 +109,8 @@ VIOLATIONS = [
     ("The privileges of PUBLIC", "grant truncate on public.accounts to anon"),
     ("The privileges of PUBLIC", "grant update (tier) on public.subscriptions to authenticated"),
     ("The privileges of PUBLIC", "revoke select on public.accounts from authenticated"),
+    ("The privileges of PUBLIC", "grant select on private.tiers to service_role"),
+    ("The privileges of PUBLIC", "revoke delete on public.accounts from service_role"),
     (
         "service_role reads and writes",
         "grant update (agent_counts) on public.usage_metrics to service_role",

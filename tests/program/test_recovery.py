@@ -286,8 +286,9 @@ def todays_release(project: Project) -> Path:
     )
     authorization = project.directory / "components" / "authorization.py"
     before = authorization.read_text()
-    granted = '"public.subscriptions": {"SELECT": ALL, "INSERT": ALL, "UPDATE": ALL},'
-    authorization.write_text(before.replace(granted, granted + ' "public.today": READ,', 1))
+    first = '"public.accounts": {'
+    row = '"public.today": {"stripe_handler": READ},'
+    authorization.write_text(before.replace(first, f"{row} {first}", 1))
     assert authorization.read_text() != before
     return path
 
