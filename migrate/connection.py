@@ -44,6 +44,8 @@ The files are UTF-8, whatever PGCLIENTENCODING says.  The server sees within sec
 killed, and lets its lock go.  No statement queues behind a lock for long and blocks all others; a
 file that needs longer says `set local statement_timeout = ...`."""
 
+ANOTHER_ENCODING = "create a database with `encoding 'UTF8'` and move the data there by pg_dump"
+
 LOOK = 1.0
 """Seconds between two looks at who stands in the way of a file."""
 
@@ -63,7 +65,7 @@ def connect(url: str, connect_timeout: int = 10) -> Connection:
 
     Raises:
         UnreachableError: it cannot be reached or refuses us.
-        MigrateError: it is too old, or a transaction pooler.
+        MigrateError: it is too old, a transaction pooler, or encoded in SQL_ASCII.
     """
     defaults = {"application_name": APPLICATION, "connect_timeout": connect_timeout}
     options = defaults | _parse(url) | {"client_encoding": "utf-8"}
@@ -85,6 +87,13 @@ def connect(url: str, connect_timeout: int = 10) -> Connection:
         raise MigrateError(
             f"{place} is PostgreSQL {found}; {OLDEST_SERVER} or newer is needed",
             "upgrade the server",
+        )
+    if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
+        name = connection.info.dbname
+        connection.close()
+        raise MigrateError(
+            f"{name} on {place} has the encoding SQL_ASCII, in which no letter but ASCII's is one",
+            ANOTHER_ENCODING,
         )
     return connection
 
@@ -112,6 +121,7 @@ def _remedy(refusal: str) -> str:
         "failed to resolve host": "check the host name",
         "does not exist": "create it first, or check the name",
         "timeout expired": "check host, port and firewall",
+        "conversion between": ANOTHER_ENCODING,
     }
     return next((remedy for part, remedy in remedies.items() if part in refusal), "")
 

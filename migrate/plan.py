@@ -1,13 +1,19 @@
 """A plan: the files beside the ledger, and what a run would do about them."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import psycopg
+
 from embedded.errors import with_remedy
 from migrate import catalog, files, ledger
-from migrate.connection import Connection, readable
+from migrate.connection import ANOTHER_ENCODING, Connection, readable
 from migrate.files import PLATFORM, REPEATABLE, VERSIONED, File, Tree
+from migrate.parser import Piece
+
+_BYTES = re.compile(r"0x[0-9a-f]{2}( 0x[0-9a-f]{2})*")
 
 
 @dataclass(frozen=True)
@@ -126,9 +132,29 @@ def make(
     if found.work:
         problems += files.sql_problems(found.pending)
         files.refuse(problems)
+        problems += _encoding_problems(connection, found.pending)
         problems += _half_done_problems(connection, found)
     files.refuse(problems)
     return found
+
+
+def _encoding_problems(connection: Connection, pending: Sequence[File]) -> list[str]:
+    """Where files hold a character that the encoding of the database has not."""
+    encoding = connection.info.parameter_status("server_encoding")
+    problems = []
+    for file in pending if encoding != "UTF8" else ():
+        try:
+            connection.execute("select length(%s)", [file.text])
+        except psycopg.errors.UntranslatableCharacter as error:
+            told = _BYTES.search(str(error))
+            character = bytes.fromhex(told[0].replace("0x", "")).decode() if told else ""
+            piece, offset = Piece(file.text), file.text.find(character)
+            text = (
+                f"{file.path}:{piece.position(offset)}: {character} is not in the database's "
+                f"encoding {encoding}\n{piece.frame(offset)}"
+            )
+            problems.append(with_remedy(text, f"leave it out; or {ANOTHER_ENCODING}"))
+    return problems
 
 
 def _half_done_problems(connection: Connection, found: Plan) -> list[str]:

@@ -2,6 +2,8 @@
 
 import hashlib
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,14 +14,13 @@ import pytest
 from embedded.postgres import Server
 from migrate import files, run
 from migrate.connection import LOCK_KEY, connect
-from migrate.errors import FilesError
+from migrate.errors import FilesError, MigrateError
 from tests.support.migrating import (
     ROWS,
-    bundled,
+    checks_passed,
     failure,
     large,
     made,
-    psql,
     query,
     recorded,
     sent,
@@ -255,76 +256,68 @@ def test_files_are_utf8_whatever_the_environment_says(
     assert query(database, "select a from t") == ["ü€😀"]
 
 
-def test_files_are_utf8_whatever_the_database_s_encoding_is(server: Server, tmp_path: Path) -> None:
-    name = f"latin_{secrets.token_hex(6)}"
-    query(server.url(), f"create database {name} encoding 'LATIN1' locale 'C' template template0")
+@contextmanager
+def encoded(server: Server, encoding: str) -> Iterator[str]:
+    """An empty database with another encoding."""
+    name = f"encoded_{secrets.token_hex(6)}"
+    create = "create database {} encoding {} locale 'C' template template0"
+    query(server.url(), create.format(name, encoding))
     try:
-        write(tmp_path, {"migrations/0001_a.sql": "create table t as select 'ü' as a;"})
-        up(server.url(name), tmp_path)
-        assert query(server.url(name), "select ascii(a), length(a) from t") == [(0xFC, 1)]
+        yield server.url(name)
     finally:
         query(server.url(), f"drop database {name} with (force)")
 
 
-# --- SET TRANSACTION ---------------------------------------------------------------------------
-
-SERIALIZABLE = "set transaction isolation level serializable;\n"
-NOTES = "insert into notes values (current_setting('transaction_isolation'));\n"
-ISOLATED = {
-    "migrations/0001_notes.sql": "create table notes (level text);\n" + NOTES,
-    "migrations/0002_serializable.sql": f"-- why\n{SERIALIZABLE}{NOTES}",
-    "migrations/0003_after.sql": f"set lock_timeout = '9s';\n{SERIALIZABLE}{NOTES}",
-    "repeatable/a.sql": NOTES,
-    "repeatable/b.sql": SERIALIZABLE + NOTES,
-    "repeatable/c.sql": NOTES,
-}
-LEVELS = ["read committed", *["serializable"] * 2, "read committed", "serializable"]
-
-
-def test_a_file_may_set_its_transaction_first(
-    database: str, other_database: str, tmp_path: Path, postgres_bin: Path
+@pytest.mark.parametrize("encoding", ["LATIN1", "WIN1252", "EUC_JIS_2004"])
+def test_files_are_utf8_whatever_the_database_s_encoding_is(
+    server: Server, tmp_path: Path, encoding: str
 ) -> None:
-    up(database, write(tmp_path, ISOLATED))
-    assert query(database, "select level from notes") == [*LEVELS, "read committed"]
-    assert psql(postgres_bin, other_database, bundled(tmp_path), tmp_path) == (0, "")
-    assert query(other_database, "select level from notes") == [*LEVELS, "read committed"]
+    files = {
+        "migrations/0001_a.sql": "create table t as select 'ü' as \"ö\", 'x'::text as a;",
+        "repeatable/v.sql": "create or replace view v as select 'ö' as a;",
+        "verify/v.sql": "select * from v where a <> 'ö' or length(a) <> 1;",
+    }
+    with encoded(server, encoding) as url:
+        up(url, write(tmp_path, files))
+        assert query(url, 'select length("ö") from t') == [1]
+        assert up(url, tmp_path) == []
+        assert checks_passed(url, tmp_path) == 1
 
 
-def test_a_file_that_sets_its_transaction_fails_in_its_place(database: str, tmp_path: Path) -> None:
-    text = f"{SERIALIZABLE}select 1;\nselect nothing;\n"
-    message = up_fails(database, write(tmp_path, {"migrations/0001_a.sql": text}))
-    assert f'{tmp_path}/migrations/0001_a.sql:3:8: column "nothing" does not exist' in message
-    assert "statement 3 of 3" in message
-    text = "-- migrate: no-transaction\n" + SERIALIZABLE
-    message = failure(
-        lambda: up(database, write(tmp_path, {"migrations/0001_a.sql": text})), FilesError
-    )
-    assert ":2:1: SET TRANSACTION in a file without one\n" in message
+@pytest.mark.parametrize("encoding", ["LATIN1", "KOI8R", "EUC_CN"])
+def test_a_character_that_the_database_has_not_is_found_before_anything_is_applied(
+    server: Server, tmp_path: Path, encoding: str
+) -> None:
+    write(tmp_path, tables(1))
+    write(tmp_path, {"migrations/0002_a.sql": "create table a (\n  t text default '😀');"})
+    write(tmp_path, {"repeatable/v.sql": "select 1;  -- 𝄞"})
+    with encoded(server, encoding) as url:
+        message = failure(lambda: up(url, tmp_path), FilesError)
+        assert (
+            f"{tmp_path}/migrations/0002_a.sql:2:19: 😀 is not in the database's encoding "
+            f"{encoding}\n"
+            "    1 | create table a (\n"
+            "    2 |   t text default '😀');\n"
+            "      |                   ^\n"
+            "  what to do: leave it out; or create a database with `encoding 'UTF8'`"
+        ) in message
+        assert f"{tmp_path}/repeatable/v.sql:1:15: 𝄞 is not in the database's" in message
+        assert message.endswith("committed in this run: nothing")
+        assert made(url) == []
 
 
-# --- subscriptions -----------------------------------------------------------------------------
-
-
-def test_a_server_refuses_what_is_said_to_refuse_a_transaction(database: str) -> None:
-    publisher = f"subscription s connection 'host=127.0.0.1 port=1 dbname={secrets.token_hex(4)}'"
-    with psycopg.connect(database, autocommit=True) as session:
-
-        def refused(*statements: str) -> bool:
-            try:
-                with session.transaction(force_rollback=True):
-                    for statement in statements:
-                        session.execute(statement.encode())
-            except psycopg.errors.ActiveSqlTransaction:
-                return True
-            return False
-
-        made = f"create {publisher} publication p with (connect = false)"
-        assert refused(f"create {publisher} publication p")
-        assert not refused(made)
-        assert not refused(made, "alter subscription s set publication q with (refresh = false)")
-        assert refused(made, "drop subscription s")
-        detached = "alter subscription s set (slot_name = none)"
-        assert not refused(made, detached, "drop subscription s")
-        enabled = "alter subscription s enable"
-        assert refused(made, enabled, "alter subscription s refresh publication")
-        assert refused(made, enabled, "alter subscription s add publication q")
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "MULE_INTERNAL"])
+def test_an_encoding_without_letters_is_refused(
+    server: Server, tmp_path: Path, encoding: str
+) -> None:
+    write(tmp_path, {"migrations/0001_a.sql": "create table t (a text default 'Straße');"})
+    with encoded(server, encoding) as url:
+        with pytest.raises(MigrateError) as caught:
+            up(url, tmp_path)
+        assert encoding in str(caught.value)
+        assert "what to do: create a database with `encoding 'UTF8'` and move" in str(caught.value)
+        with psycopg.connect(url, client_encoding="SQL_ASCII") as session:
+            found = session.execute(
+                "select count(*) from pg_namespace where nspname = 'migrate' or nspname = 'app'"
+            )
+            assert found.fetchone() == (0,)
