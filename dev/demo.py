@@ -8,14 +8,13 @@ not as it should be ends the demo with an error.
 import json
 import secrets
 import time
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
+import httpx2
 import psycopg
 from psycopg.types.json import Jsonb
 
@@ -323,17 +322,17 @@ class Demo:
         Raises:
             UserError: it refuses.
         """
-        request = urllib.request.Request(  # noqa: S310 - our own address
+        answer = httpx2.request(
+            method,
             f"{self.api}{path}",
-            json.dumps(body).encode() if body else None,
-            {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"},
-            method=method,
+            json=body,
+            headers={"Authorization": f"Bearer {self.token}"},
+            timeout=30,
+            trust_env=False,
         )
-        try:
-            with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
-                row: dict[str, Any] | list[dict[str, Any]] = json.load(answer)
-        except urllib.error.HTTPError as error:
-            raise UserError(f"{method} {path}: {error.code} {error.read().decode()}") from None
+        if not answer.is_success:
+            raise UserError(f"{method} {path}: {answer.status_code} {answer.text}")
+        row: dict[str, Any] | list[dict[str, Any]] = answer.json()
         return row[0] if isinstance(row, list) else row
 
     def get(self, instance: str) -> dict[str, Any]:

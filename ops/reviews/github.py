@@ -4,12 +4,11 @@ Each is found again by the first line of its text (see `text.marker`), which onl
 our own workflows wrote.
 """
 
-import json
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from itertools import count
 from typing import Any
+
+import httpx2
 
 from embedded.errors import UserError
 
@@ -28,8 +27,15 @@ class GitHub:
     """
 
     def __init__(self, api: str, repository: str, token: str) -> None:
-        self._repository = f"{api}/repos/{repository}"
-        self._token = token
+        self._client = httpx2.Client(
+            base_url=f"{api}/repos/{repository}",
+            headers={
+                "Accept": "application/vnd.github+json",
+                "Authorization": f"Bearer {token}",
+                "X-GitHub-Api-Version": "2022-11-28",
+            },
+            timeout=TIMEOUT,
+        )
 
     def comment(self, number: int, text: str) -> str:
         """Write or update a pull request's comment; returns its address.
@@ -88,24 +94,19 @@ class GitHub:
                 return
 
     def _call(self, method: str, path: str, document: Any = None) -> Any:
-        request = urllib.request.Request(  # noqa: S310  # the address is GitHub's own
-            f"{self._repository}/{path}",
-            None if document is None else json.dumps(document).encode(),
-            {
-                "Accept": "application/vnd.github+json",
-                "Authorization": f"Bearer {self._token}",
-                "X-GitHub-Api-Version": "2022-11-28",
-            },
-            method=method,
-        )
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310
-                return json.load(answer)
-        except urllib.error.HTTPError as error:
-            reason = error.read().decode(errors="replace")
-            raise UserError(f"{method} {request.full_url}: {error}: {reason}") from None
-        except OSError as error:
-            raise UserError(f"{method} {request.full_url}: {error}") from None
+            answer = self._client.request(method, path, json=document)
+        except httpx2.RequestError as error:
+            raise UserError(
+                f"{method} {error.request.url}: {error}", "run again when GitHub can be reached"
+            ) from None
+        if not answer.is_success:
+            raise UserError(
+                f"{method} {answer.url}: {answer.status_code} {answer.reason_phrase}: "
+                f"{answer.text}",
+                "see that the workflow's token has the permission that this needs",
+            )
+        return answer.json()
 
 
 def _first_line(text: str) -> str:
