@@ -216,7 +216,8 @@ def psql(options: list[str]) -> NoReturn:
         "PGDATABASE": config["databaseName"],
         "PGSSLMODE": config["databaseSslmode"],
     }
-    program = str(embedded_bin() / "psql")
+    # The wheel's has neither line editing nor TLS, which a server of DEV_DATABASE_URL may ask for.
+    program = shutil.which("psql") or str(embedded_bin() / "psql")
     os.execve(program, [program, *options], os.environ | given)
 
 

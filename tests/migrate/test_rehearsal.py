@@ -132,6 +132,14 @@ def test_no_server_and_no_file_is_left(tmp_path: Path, monkeypatch: pytest.Monke
     assert not list(tmp_path.glob("throwaway-*"))
 
 
+def test_extensions_of_postgresql_itself_are_known(tmp_path: Path) -> None:
+    pending = {
+        f"migrations/000{number}_{name}.sql": f"create extension {name};\n"
+        for number, name in enumerate(("citext", "hstore", "pg_trgm"), 2)
+    }
+    assert rehearsal.rehearse(write(tmp_path, APPLIED | pending)).seconds > 0
+
+
 def test_without_a_server_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> Path:
         raise UserError("no server here", "install one")
