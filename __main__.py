@@ -24,13 +24,13 @@ def main() -> None:
 
     config = stack_config.load()
     passwords = {
-        role: pulumi.Output.secret(word.get_secret_value())
-        for role, word in config.service_passwords.items()
+        role: pulumi.Output.secret(password.get_secret_value())
+        for role, password in config.service_passwords.items()
     }
     urls = pulumi.Output.secret(
         {
-            role: config.connection.url_for(role, word.get_secret_value())
-            for role, word in config.service_passwords.items()
+            role: config.connection.url_for(role, password.get_secret_value())
+            for role, password in config.service_passwords.items()
         }
     )
 

@@ -1,4 +1,4 @@
-"""Roles and Grants: the services' login roles, and their privileges out of the matrix."""
+"""Roles and Grants: the services' login roles, and their privileges from the authorization data."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass

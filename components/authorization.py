@@ -37,7 +37,7 @@ SERVICE_FUNCTIONS = (
 """The functions that run as their owner, for services only."""
 
 STRIPE_FUNCTIONS = ("handle_stripe_event", "handle_stripe_object")
-"""Stripe's door: functions that run as their owner, for stripe_handler and service_role."""
+"""The functions for Stripe's events, which run as their owner: for stripe_handler, service_role."""
 
 FUNCTIONS = (*USER_FUNCTIONS, *SERVICE_FUNCTIONS, *STRIPE_FUNCTIONS)
 """Every function of the schema public; each name stands for one."""

@@ -41,7 +41,7 @@ class PgCronProvider(DatabaseProvider):
         """Compare with the last state; jobs to come need a server that has pg_cron.
 
         Raises:
-            MigrateError: it has not.
+            MigrateError: it has no pg_cron.
         """
         changes = olds["jobs"] != news["jobs"]
         if changes and news["jobs"]:
@@ -53,7 +53,7 @@ class PgCronProvider(DatabaseProvider):
         return DiffResult(changes=changes)
 
     def create(self, props: dict[str, Any]) -> CreateResult:
-        """Make pg_cron's jobs so; those that are there are taken over."""
+        """Make pg_cron's jobs as declared; those that exist are adopted."""
         return CreateResult("jobs", self._sync(props))
 
     def update(self, _id: str, _olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:

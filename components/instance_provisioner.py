@@ -85,11 +85,11 @@ class InstanceProvisioner(pulumi.ComponentResource):
         child = pulumi.ResourceOptions(parent=self, provider=cluster)
         kept = pulumi.ResourceOptions(parent=self, provider=cluster, protect=args.protect)
         namespace, instances = (
-            Namespace(each, metadata=ObjectMetaArgs(name=each, labels=RESTRICTED), opts=opts)
-            for each, opts in ((NAMESPACE, child), (INSTANCES_NAMESPACE, kept))
+            Namespace(label, metadata=ObjectMetaArgs(name=label, labels=RESTRICTED), opts=opts)
+            for label, opts in ((NAMESPACE, child), (INSTANCES_NAMESPACE, kept))
         )
         if args.context:
-            # Read by every run: a cluster that was built anew is seen, which else looks unchanged.
+            # Read by every run: a recreated cluster, which otherwise looks unchanged, is noticed.
             Namespace.get("namespace-on-the-cluster", instances.id, child)
         content: dict[str, pulumi.Input[str]] = {
             "DATABASE_URL": args.database_url,

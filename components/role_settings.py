@@ -23,16 +23,16 @@ class RoleSettingsProvider(DatabaseProvider):
         """Compare with the last state, and with the database; another role is another resource."""
         replaces = ["role"] if olds["role"] != news["role"] else []
         changes = bool(replaces) or olds["settings"] != news["settings"]
-        with suppress(UnreachableError):  # as Schema's resources tell
+        with suppress(UnreachableError):  # Schema's resources warn of it
             changes = changes or self._live(news) != news["settings"]
         return DiffResult(changes=changes, replaces=replaces)
 
     def create(self, props: dict[str, Any]) -> CreateResult:
-        """Set them."""
+        """Set the settings."""
         return CreateResult(props["role"], self._set(props))
 
     def update(self, _id: str, _olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
-        """Set them."""
+        """Set the settings."""
         return UpdateResult(self._set(news))
 
     def _set(self, props: dict[str, Any]) -> dict[str, Any]:

@@ -83,7 +83,7 @@ class FilesProvider(DatabaseProvider):
                         _preview(session, tree, planned)
         except UnreachableError as error:
             print(f"warning: what is pending in {folder}/ is not known: {error}")
-            # A database that is gone is no network's fault: `up` must not end as if all were well.
+            # Where the database does not exist, `up` must not end as if all were well.
             return DiffResult(changes=changed or "does not exist" in str(error))
         return DiffResult(changes=changed or planned.work)
 
@@ -152,11 +152,11 @@ def _preview(session: Connection, tree: files.Tree, planned: Plan) -> None:
 
 
 class VerificationProvider(DatabaseProvider):
-    """Proves the database; the inputs are digests of what it is proved against."""
+    """Verifies the database; the inputs are digests of what it is verified against."""
 
     def diff(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
-        """Compare with the last proof, and ask the database for drift."""
-        changes = any(olds.get(key) != news[key] for key in _PROOF)
+        """Compare with the last verification, and ask the database for drift."""
+        changes = any(olds.get(key) != news[key] for key in _VERIFIED)
         try:
             with self.session() as session:
                 drift = verify.drift(session)
@@ -171,7 +171,7 @@ class VerificationProvider(DatabaseProvider):
         return DiffResult(changes=changes or bool(drift))
 
     def create(self, props: dict[str, Any]) -> CreateResult:
-        """Prove the database.
+        """Verify the database.
 
         Raises:
             DriftError: objects differ from what the last run left.
@@ -192,10 +192,10 @@ class VerificationProvider(DatabaseProvider):
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
         """The live catalog's digests, one an object, so that drift is a diff by name."""
         with self.session() as session:
-            return ReadResult(id_, props | _live(session), {key: props[key] for key in _PROOF})
+            return ReadResult(id_, props | _live(session), {key: props[key] for key in _VERIFIED})
 
 
-_PROOF = ("files", "checks")
+_VERIFIED = ("files", "checks")
 
 
 def _live(session: Connection) -> dict[str, Any]:
@@ -230,7 +230,7 @@ class RepeatableSet(FileSet, module="schema", name="RepeatableSet"):
 
 
 class Verification(Resource, module="schema", name="Verification"):
-    """The proof that the database is what the files say; whatever needs that depends on it."""
+    """The check that the database is what the files say; resources that need that depend on it."""
 
     fingerprint: pulumi.Output[str]
 
@@ -261,7 +261,7 @@ class SchemaArgs:
 
 
 class Schema(pulumi.ComponentResource):
-    """Tables, policies and functions of sql/, applied in order and then proved.
+    """Tables, policies and functions of sql/, applied in order and then verified.
 
     Attributes:
         version: the last migration's name, without `.sql`.

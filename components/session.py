@@ -32,10 +32,10 @@ class ServerInventory:
 
 
 def existing_on_server(to: DatabaseTarget) -> ServerInventory:
-    """What is there.  A preview goes on without, and the resources warn of what is not known.
+    """Read the names.  A preview continues without, and the resources warn of what is unknown.
 
     Raises:
-        pulumi.RunError: an `up` cannot reach the server, and else would find nothing to do.
+        pulumi.RunError: an `up` cannot reach the server, and would otherwise find nothing to do.
     """
     try:
         with connect(to.url()) as connection:
@@ -50,7 +50,7 @@ class DatabaseProvider(ResourceProvider):
     """A dynamic provider that works on the stack's database.
 
     The connection comes from stack config by `configure`, so it is in no resource's state and a
-    rotated password is no diff.  State refers to a provider by its module and class: neither may
+    rotated password makes no diff.  State refers to a provider by its module and class: neither may
     be renamed.
     """
 
@@ -70,7 +70,7 @@ class DatabaseProvider(ResourceProvider):
 
         Raises:
             UnreachableError: the database cannot be reached.
-            MigrateError: whatever the engine has to say, as the operator will read it.
+            MigrateError: the engine's error, as the operator will read it.
         """
         with _exclusive:
             url = self.connection.url()

@@ -67,8 +67,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _interrupted(*_: object) -> None:
-    """End at once: a thread may wait for a statement, which the server gives up without us."""
-    print("error: interrupted; `make up` goes on where it stopped", file=sys.stderr, flush=True)
+    """End at once: a thread may wait for a statement, which the server cancels without us."""
+    print("error: interrupted; `make up` continues where it stopped", file=sys.stderr, flush=True)
     os._exit(1)
 
 
@@ -83,11 +83,11 @@ def up(options: list[str]) -> int:
     from dev import in_process  # spares a run with Pulumi 0.13 s
 
     _ensure_helm(in_process.HELM)
-    # The SDK would wait for what is under way before it passes an interruption on.
+    # The SDK would wait for what is in progress before it passes an interruption on.
     signal.signal(signal.SIGINT, _interrupted)
     plain = {k: v if isinstance(v, str) else json.dumps(v) for k, v in config.items()}
     result = in_process.run(plain, hidden, STACK)
-    print("\nOutputs (of an in-process run, which is no Pulumi deployment and keeps no state):")
+    print("\nOutputs (of an in-process run, which is not a Pulumi deployment and keeps no state):")
     shown = {
         name: "[secret]" if name in result.secrets else value
         for name, value in sorted(result.outputs.items())
@@ -116,7 +116,7 @@ def preview_comment(options: list[str]) -> int:
 
 
 def _prepare_preview(options: list[str]) -> tuple[str, list[str]]:
-    """Bring the stack's config up to date; returns the Pulumi CLI and its options."""
+    """Bring the stack's config up to date; returns the path of the Pulumi CLI and its options."""
     config, hidden = _config()
     options = _deploy_to_cluster(config, options)
     pulumi = _find_pulumi()
@@ -164,14 +164,14 @@ def demo(_options: list[str]) -> int:
 
 
 def down(options: list[str]) -> int:
-    """Stop all that `up` started; what it holds stays for the next one."""
+    """Stop all that `up` started; the data stays for the next one."""
     cluster_down(options)
     print("stopped PostgreSQL" if _embedded().stop() else "PostgreSQL was not running")
     return 0
 
 
 def clean(_options: list[str]) -> int:
-    """Stop it and remove all that the dev stack ever generated, its data included."""
+    """Stop all of it and remove all that the dev stack generated, its data included."""
     process.stop(PROVISIONER)
     _own_cluster().destroy()
     _embedded().destroy()
@@ -190,7 +190,7 @@ def cluster(_options: list[str]) -> int:
 
 
 def cluster_down(_options: list[str]) -> int:
-    """Stop the embedded cluster and who works in it; what it holds stays for the next start."""
+    """Stop the embedded cluster and the provisioner; its data stays for the next start."""
     if process.stop(PROVISIONER):
         print("stopped the provisioner")
     print("stopped the cluster" if _own_cluster().stop() else "the cluster was not running")
@@ -230,7 +230,7 @@ def _own_cluster() -> Cluster:
 
 
 def _cluster() -> Access:
-    """The cluster that CLUSTER_KUBECONFIG names, else the embedded one, started."""
+    """The cluster that CLUSTER_KUBECONFIG names, otherwise the embedded one, started."""
     if given := os.environ.get("CLUSTER_KUBECONFIG"):
         return Access(Path(given))
     STATE.mkdir(mode=0o700, exist_ok=True)
@@ -241,15 +241,15 @@ def _cluster() -> Access:
 
 
 def _deploy_to_cluster(config: dict[str, Any], options: list[str]) -> list[str]:
-    """Where `--cluster` is given, change the config so; returns the other options."""
+    """Where `--cluster` is given, deploy to the cluster; returns the other options."""
     if "--cluster" in options:
         access = _cluster()
         os.environ["KUBECONFIG"] = str(access.kubeconfig)
         config |= {"kubernetesContext": access.context, "renderDirectory": ""}
     elif (own := _own_cluster()).kubeconfig.exists() and _is_deployed_to(own.context):
-        # Pulumi takes it away from there.
+        # Pulumi removes it from there.
         if own.start():
-            print("started the cluster, from which the former deployment is taken away")
+            print("started the cluster, from which the former deployment is removed")
         os.environ["KUBECONFIG"] = str(own.kubeconfig)
     elif config["renderDirectory"]:
         # The provider would ask the operator's own cluster for its version.
@@ -258,13 +258,14 @@ def _deploy_to_cluster(config: dict[str, Any], options: list[str]) -> list[str]:
 
 
 def _is_deployed_to(context: str) -> bool:
-    """Whether Pulumi's state, which tells what a failed run left too, has anything there."""
+    """Whether Pulumi's state, which knows what a failed run left, too, has resources there."""
     if not PULUMI_STATE.exists():
         return False
     latest = json.loads(PULUMI_STATE.read_text())["checkpoint"]["latest"] or {}
     return any(
-        each["type"] == "pulumi:providers:kubernetes" and each["inputs"].get("context") == context
-        for each in latest.get("resources", [])
+        resource["type"] == "pulumi:providers:kubernetes"
+        and resource["inputs"].get("context") == context
+        for resource in latest.get("resources", [])
     )
 
 
@@ -318,12 +319,12 @@ def _generated(admin_password: str) -> dict[str, Any]:
     """The secrets, generated on first use; the file changes only when one of them does."""
     path = STATE / "secrets.json"
     before = json.loads(path.read_text()) if path.exists() else {}
-    words = before.get("servicePasswords", {})
+    passwords = before.get("servicePasswords", {})
     after = {
         "databasePassword": admin_password,
         "provisionerApiToken": before.get("provisionerApiToken") or secrets.token_urlsafe(32),
         "servicePasswords": {
-            role: words.get(role) or secrets.token_urlsafe(32) for role in SERVICES
+            role: passwords.get(role) or secrets.token_urlsafe(32) for role in SERVICES
         },
     }
     if after != before:
@@ -340,7 +341,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _find_pulumi() -> str | None:
-    """The CLI on PATH, else one that the SDK downloads; None where neither is possible."""
+    """The CLI on PATH, otherwise one that the SDK downloads; None where neither is possible."""
     if found := shutil.which("pulumi"):
         return found
     from pulumi.automation import PulumiCommand  # spares a run that finds it 0.08 s
@@ -349,7 +350,7 @@ def _find_pulumi() -> str | None:
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
         return PulumiCommand.install(root=str(STATE / "pulumi-cli")).command
-    except Exception as error:  # whatever the network or the script did
+    except Exception as error:  # of the network or the script, of any type
         print(f"no Pulumi CLI on PATH, nor can it be downloaded ({error}): running in-process")
         return None
     finally:
@@ -411,9 +412,9 @@ def _prepare_stack(pulumi: str, config: dict[str, Any], hidden: list[str]) -> No
     locks = STATE / "pulumi" / ".pulumi" / "locks" / "organization" / PROJECT / STACK
     for lock in locks.glob("*.json"):
         if not psutil.pid_exists(json.loads(lock.read_text())["pid"]):
-            print("a run was killed: its lock and its notes of what was under way are removed")
+            print("a run was killed: its lock and its pending operations are removed")
             quietly("cancel", "--yes")
-            # Of the stack alone, which asks nothing and nobody.
+            # Of the stack resource alone, so that no provider is asked.
             target = ("--target", "**pulumi:pulumi:Stack**")
             quietly("refresh", "--yes", "--skip-preview", "--clear-pending-creates", *target)
     stack = yaml.safe_load(STACK_FILE.read_text())

@@ -1,9 +1,8 @@
 """The program without Pulumi: `__main__.py`, run in this process against the real database.
 
-Each resource that the program declares is made so, on the database, on the cluster or in a file,
-through the SDK's own seam for tests.  There is no state: what exists is compared with what is
-declared every time, nothing is ever deleted, and a resource of a type that is not known here is
-refused.
+Each resource that the program declares is created or updated, on the database, on the cluster or in
+a file, through the SDK's mocks.  There is no state: every run compares what exists with what is
+declared, deletes nothing, and refuses a resource of a type that is not known here.
 """
 
 import base64
@@ -47,13 +46,13 @@ class InProcessError(UserError):
 
 @dataclass(frozen=True)
 class Result:
-    """What a run made.
+    """What a run did.
 
     Attributes:
         outputs: the stack outputs, secrets in plain text.
         secrets: names of the outputs that are secret.
-        changed: names of the resources that were not as declared.
-        unchanged: how many were.
+        changed: names of the resources that were created or updated.
+        unchanged: how many resources were as declared.
     """
 
     outputs: Properties
@@ -71,9 +70,9 @@ def run(config: Mapping[str, str], secrets: Collection[str], stack: str) -> Resu
         stack: the stack's name.
 
     Raises:
-        InProcessError: the config is wrong, or a resource cannot be made so.
+        InProcessError: the config is wrong, or a resource cannot be created or updated.
     """
-    realiser = Realiser(config)
+    executor = Executor(config)
     outputs: Properties = {}
     secret: set[str] = set()
 
@@ -97,20 +96,20 @@ def run(config: Mapping[str, str], secrets: Collection[str], stack: str) -> Resu
             signal.signal(signal.SIGINT, on_interrupt)  # the program has set its own
         return collect(cast("Any", get_root_resource()).outputs)
 
-    mocks.set_mocks(realiser, project=PROJECT, stack=stack, preview=False)
+    mocks.set_mocks(executor, project=PROJECT, stack=stack, preview=False)
     try:
         program()
     except Exception as error:
-        raise InProcessError(str(realiser.failure or error)) from error
-    return Result(outputs, frozenset(secret), realiser.changed, len(realiser.unchanged))
+        raise InProcessError(str(executor.failure or error)) from error
+    return Result(outputs, frozenset(secret), executor.changed, len(executor.unchanged))
 
 
-class Realiser(mocks.Mocks):
-    """Makes each declared resource so.
+class Executor(mocks.Mocks):
+    """Creates or updates each declared resource.
 
     Attributes:
-        changed: names of the resources that were not as declared.
-        unchanged: names of those that were.
+        changed: names of the resources that were created or updated.
+        unchanged: names of the resources that were as declared.
     """
 
     def __init__(self, config: Mapping[str, str]) -> None:
@@ -126,7 +125,7 @@ class Realiser(mocks.Mocks):
         raise InProcessError(f"{args.token}: provider functions are not known in-process")
 
     def new_resource(self, args: mocks.MockResourceArgs) -> tuple[str, Properties]:
-        """Make one resource so; returns its id and outputs."""
+        """Create or update one resource; returns its id and outputs."""
         args.inputs = _plain(args.inputs)
         if args.typ.startswith("mindroom:"):
             return "", args.inputs
@@ -135,12 +134,12 @@ class Realiser(mocks.Mocks):
         if args.typ.startswith("pulumi:providers:"):
             self.providers[args.name] = args.inputs
             return args.name, args.inputs
-        realise = _REALISE.get("dynamic" if "__provider" in args.inputs else args.typ)
-        if realise is None:
+        execute = _EXECUTE.get("dynamic" if "__provider" in args.inputs else args.typ)
+        if execute is None:
             raise InProcessError(f"{args.name}: resources of type {args.typ} are not known here")
         with self.lock:
             try:
-                changed, outputs = realise(self, args)
+                changed, outputs = execute(self, args)
             except InProcessError as error:
                 self.failure = error
                 raise
@@ -174,13 +173,13 @@ def _plain(value: Any) -> Any:
     """The value with every secret in it unwrapped."""
     value = rpc.unwrap_rpc_secret(value)
     if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    return [_plain(each) for each in value] if isinstance(value, list) else value
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
-def _database(realiser: Realiser, args: mocks.MockResourceArgs) -> tuple[bool, Properties]:
+def _database(executor: Executor, args: mocks.MockResourceArgs) -> tuple[bool, Properties]:
     name = args.inputs["name"]
-    with closing(realiser.connect(args)) as connection:
+    with closing(executor.connect(args)) as connection:
         if connection.execute("select 1 from pg_database where datname = %s", [name]).fetchone():
             return False, args.inputs
         connection.execute(
@@ -191,12 +190,12 @@ def _database(realiser: Realiser, args: mocks.MockResourceArgs) -> tuple[bool, P
     return True, args.inputs
 
 
-def _role(realiser: Realiser, args: mocks.MockResourceArgs) -> tuple[bool, Properties]:
+def _role(executor: Executor, args: mocks.MockResourceArgs) -> tuple[bool, Properties]:
     wanted = args.inputs
     name, timeout = wanted["name"], f"statement_timeout={int(wanted['statementTimeout'])}"
-    to = realiser.provider_of(args)
+    to = executor.provider_of(args)
     login = name + to["username"].removeprefix(to["databaseUsername"])
-    with closing(realiser.connect(args)) as connection:
+    with closing(executor.connect(args)) as connection:
         found = connection.execute(
             """select rolcanlogin, rolinherit, rolconnlimit, coalesce(
                  (select array_agg(roleid::regrole::text order by 1) from pg_auth_members
@@ -261,11 +260,11 @@ _PRIVILEGES = {
 }
 
 
-def _grant(realiser: Realiser, args: mocks.MockResourceArgs) -> tuple[bool, Properties]:
+def _grant(executor: Executor, args: mocks.MockResourceArgs) -> tuple[bool, Properties]:
     wanted = args.inputs
     kind, privileges = wanted["objectType"], wanted["privileges"]
     name = wanted.get("objects", [""])[0]
-    with closing(realiser.connect(args, wanted["database"])) as connection:
+    with closing(executor.connect(args, wanted["database"])) as connection:
         rows = connection.execute(
             _PRIVILEGES[kind],
             {
@@ -287,7 +286,7 @@ def _grant(realiser: Realiser, args: mocks.MockResourceArgs) -> tuple[bool, Prop
             )
         )
 
-        def what(names: set[str]) -> sql.Composable:
+        def privileges_on(names: set[str]) -> sql.Composable:
             if kind != "column":
                 return sql.SQL(", ").join(map(sql.SQL, sorted(names)))
             columns = sql.SQL(", ").join(map(sql.Identifier, sorted(names)))
@@ -296,31 +295,35 @@ def _grant(realiser: Realiser, args: mocks.MockResourceArgs) -> tuple[bool, Prop
         role = sql.Identifier(wanted["role"])
         with connection.transaction():
             connection.execute(
-                sql.SQL("revoke {} on {} from {}").format(what(found | declared), target, role)
+                sql.SQL("revoke {} on {} from {}").format(
+                    privileges_on(found | declared), target, role
+                )
             )
-            connection.execute(sql.SQL("grant {} on {} to {}").format(what(declared), target, role))
+            connection.execute(
+                sql.SQL("grant {} on {} to {}").format(privileges_on(declared), target, role)
+            )
     return True, wanted
 
 
-def _dynamic(realiser: Realiser, args: mocks.MockResourceArgs) -> tuple[bool, Properties]:
+def _dynamic(executor: Executor, args: mocks.MockResourceArgs) -> tuple[bool, Properties]:
     inputs = dict(args.inputs)
     provider = dill.loads(base64.b64decode(inputs.pop("__provider")))  # noqa: S301 our own class
-    raw = {f"{PROJECT}:{key}": value for key, value in realiser.config.items()}
+    raw = {f"{PROJECT}:{key}": value for key, value in executor.config.items()}
     provider.configure(ConfigureRequest(Config(raw, PROJECT)))
     failures = provider.check({}, inputs).failures
     if failures:
         raise InProcessError("\n".join(failure.reason for failure in failures))
     live = provider.read(args.name, inputs).outs
-    with redirect_stdout(StringIO()):  # what it would say of pending files, create says better
+    with redirect_stdout(StringIO()):  # create reports pending files better
         changed = provider.diff(args.name, live, inputs).changes
     return bool(changed), provider.create(inputs).outs
 
 
-def _manifest(realiser: Realiser, args: mocks.MockResourceArgs) -> tuple[bool, Properties]:
-    return _place(realiser.provider_of(args), args.inputs), args.inputs
+def _manifest(executor: Executor, args: mocks.MockResourceArgs) -> tuple[bool, Properties]:
+    return _place(executor.provider_of(args), args.inputs), args.inputs
 
 
-def _chart(realiser: Realiser, args: mocks.MockResourceArgs) -> tuple[bool, Properties]:
+def _chart(executor: Executor, args: mocks.MockResourceArgs) -> tuple[bool, Properties]:
     if not HELM.exists():
         raise InProcessError(f"{HELM} is missing", "make tools")
     inputs = args.inputs
@@ -335,7 +338,7 @@ def _chart(realiser: Realiser, args: mocks.MockResourceArgs) -> tuple[bool, Prop
     )
     if rendered.returncode:
         raise InProcessError(f"{args.name}: {rendered.stderr.strip()}")
-    provider = realiser.provider_of(args)
+    provider = executor.provider_of(args)
     manifests = filter(None, yaml.safe_load_all(rendered.stdout))
     return sum([_place(provider, manifest) for manifest in manifests]) > 0, {}
 
@@ -376,7 +379,7 @@ def _write(directory: Path, manifest: Properties) -> bool:
     return True
 
 
-_REALISE: Mapping[str, Callable[[Realiser, mocks.MockResourceArgs], tuple[bool, Properties]]] = {
+_EXECUTE: Mapping[str, Callable[[Executor, mocks.MockResourceArgs], tuple[bool, Properties]]] = {
     "postgresql:index/database:Database": _database,
     "postgresql:index/role:Role": _role,
     "postgresql:index/grant:Grant": _grant,

@@ -1,7 +1,7 @@
 """The instance-provisioner as a process on this machine, since no container runs in the cluster.
 
-It has the token of its ServiceAccount, so that it may do there what the chart's Role says and no
-more. It outlives the process that starts it, and is stopped by whoever comes next.
+It has the token of its ServiceAccount, so that it has the rights of the chart's Role and no others.
+It outlives the process that starts it, and is stopped by a later one.
 """
 
 import os
@@ -28,7 +28,7 @@ TOKEN_HOURS = 24
 
 
 def start(directory: Path, cluster: Access, settings: Mapping[str, str]) -> str:
-    """Start it, or start it again with other settings; wait until it is ready.
+    """Start it, or restart it with other settings; wait until it is ready.
 
     Args:
         directory: where its kubeconfig, token and log are kept.
@@ -94,7 +94,7 @@ def url_of(directory: Path) -> str:
 
 
 def stop(directory: Path) -> bool:
-    """Stop it, so that it finishes or releases what it holds; False when it was not running."""
+    """Stop it, so that it finishes or releases its leases; False when it was not running."""
     pid = directory / "pid"
     if not pid.exists():
         return False

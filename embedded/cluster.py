@@ -5,7 +5,7 @@ runs: kwok plays the kubelet and makes of each pod what stages.yaml says.
 
 One private directory holds everything: `etcd/`, `pki/`, `kubeconfig` (with the kept port and a
 token), `lock` and a log of each program.  The programs outlive the process that starts them, and
-are stopped by whoever comes next, who finds them by their working directory, which is that one.
+are stopped by a later one, which finds them by their working directory, which is that one.
 """
 
 import fcntl
@@ -35,7 +35,7 @@ STAGES = Path(__file__).with_name("stages.yaml")
 TIMEOUT = 60.0
 """Seconds that the cluster may take to come up."""
 GRACE = 10.0
-"""Seconds that a program may take to stop before it is killed, and a killed one to be gone."""
+"""Seconds that a program may take to stop before it is killed, and again when it was killed."""
 
 # All paths are within the working directory.  etcd has no passwords: only who may enter that
 # directory reaches it.
@@ -59,7 +59,7 @@ SERVERS: dict[str, list[str]] = {
         "--service-account-key-file=pki/apiserver.key",
         "--service-account-signing-key-file=pki/apiserver.key",
         "--service-cluster-ip-range=10.0.0.0/16",
-        # Else it waits a minute for watches to end, which they don't.
+        # Otherwise it waits a minute for watches to end, which they don't.
         "--shutdown-send-retry-after",
     ],
 }
@@ -108,7 +108,7 @@ OBJECTS: list[dict[str, Any]] = [
 
 
 def program(name: str) -> str:
-    """A program of Kubernetes: of KUBEBUILDER_ASSETS if it is there, else our own.
+    """A program of Kubernetes: of KUBEBUILDER_ASSETS if it is there, otherwise our own.
 
     For a cluster that is given, where nothing is built, any kubectl will do.
 
@@ -125,7 +125,7 @@ def program(name: str) -> str:
 
 
 class Access:
-    """The way into a cluster.
+    """A cluster that is reached through a kubeconfig.
 
     Attributes:
         kubeconfig: the file whose current context is meant.
@@ -180,7 +180,7 @@ class Cluster(Access):
         super().__init__(self.directory / "kubeconfig")
 
     def start(self) -> bool:
-        """Start what of it does not run; wait until pods can be made.
+        """Start its programs that do not run; wait until pods can be created.
 
         Returns:
             True when this call started something, False when all of it was running.
@@ -245,7 +245,7 @@ class Cluster(Access):
         if not self.kubeconfig.exists():
             port = next(port for port in random.sample(PORTS, len(PORTS)) if is_free(port))
             token = secrets.token_urlsafe(32)
-            way_in = {
+            entries = {
                 "clusters": {
                     "server": f"https://127.0.0.1:{port}",
                     "certificate-authority": str(self.directory / "pki" / "apiserver.crt"),
@@ -255,7 +255,7 @@ class Cluster(Access):
             }
             config = {"apiVersion": "v1", "kind": "Config", "current-context": "embedded"} | {
                 kind: [{"name": "embedded", kind.removesuffix("s"): content}]
-                for kind, content in way_in.items()
+                for kind, content in entries.items()
             }
             self._write("tokens.csv", f'{token},admin,admin,"system:masters"')
             self._write("kubeconfig", yaml.safe_dump(config))
@@ -267,13 +267,13 @@ class Cluster(Access):
                 "stop that program; or delete that file to have another port chosen",
             )
 
-    def _way_in(self) -> tuple[str, str]:
+    def _endpoint(self) -> tuple[str, str]:
         """The API server's address and the administrator's token."""
         config = yaml.safe_load(self.kubeconfig.read_text())
         return config["clusters"][0]["cluster"]["server"], config["users"][0]["user"]["token"]
 
     def _port(self) -> int:
-        return urlsplit(self._way_in()[0]).port or 0
+        return urlsplit(self._endpoint()[0]).port or 0
 
     def _write(self, name: str, text: str) -> None:
         descriptor = os.open(self.directory / name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
@@ -295,7 +295,7 @@ class Cluster(Access):
         missing: Collection[str],
         is_up: Callable[[], bool],
     ) -> None:
-        """Start those of the programs that are missing; wait for what they bring about."""
+        """Start those of the programs that are missing; wait until `is_up`."""
         started = {}
         for name in programs.keys() & missing:
             command = [program(name), *programs[name]]
@@ -316,11 +316,11 @@ class Cluster(Access):
             ended = [name for name, process in started.items() if not alive(process)]
             if ended or time.monotonic() > deadline:
                 name = min(ended, default=list(programs)[-1])
-                what = "ended" if ended else f"was not ready within {TIMEOUT:g} seconds"
+                problem = "ended" if ended else f"was not ready within {TIMEOUT:g} seconds"
                 log = self.directory / f"{name}.log"
                 lines = "\n  ".join(log.read_text(errors="replace").splitlines()[-8:])
                 raise UserError(
-                    f"{name} {what}; the last lines of {log}:\n  {lines}",
+                    f"{name} {problem}; the last lines of {log}:\n  {lines}",
                     "fix what these lines name, then start again",
                 )
             time.sleep(0.05)
@@ -329,7 +329,7 @@ class Cluster(Access):
         """What the API server answers; None where it doesn't, or with an error."""
         import httpx2  # here, because it takes 0.07 s to import, and `make up` imports this module
 
-        server, token = self._way_in()
+        server, token = self._endpoint()
         headers = {"Authorization": f"Bearer {token}"}
         try:
             trusted = ssl.create_default_context(cafile=self.directory / "pki" / "apiserver.crt")
@@ -345,7 +345,7 @@ class Cluster(Access):
         conditions = node.get("status", {}).get("conditions", [])
         return (
             self._get("/api/v1/namespaces/default/serviceaccounts/default") is not None
-            and any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+            and any(item["type"] == "Ready" and item["status"] == "True" for item in conditions)
             and self._connected() >= CLIENTS.keys()
         )
 
@@ -354,9 +354,8 @@ class Cluster(Access):
         port, found = self._port(), set()
         for name, process in self._running().items():
             with suppress(psutil.Error):
-                if any(
-                    each.raddr and each.raddr.port == port for each in process.net_connections()
-                ):
+                peers = [connection.raddr for connection in process.net_connections()]
+                if any(peer and peer.port == port for peer in peers):
                     found.add(name)
         return found
 

@@ -1,11 +1,12 @@
 """A PostgreSQL server of our own, on loopback: the dev stack's, the tests', the rehearsal's.
 
 One private directory holds everything: `data/`, `server.log`, `port`, `password`, `lock`.
-The server outlives the process that starts it, and is stopped by whoever comes next.
+The server outlives the process that starts it, and is stopped by a later one.
 
 PostgreSQL refuses to run as root. Started by root, it runs as the owner of the directory, who is
-`postgres` (else `nobody`) when root made it. Where that account cannot reach the directory or the
-binaries (below /root, say) the server gets the one capability that lets it: see `_run_as`.
+`postgres` (or `nobody`, where there is no such account) when root created it. Where that account
+cannot reach the directory or the binaries (below /root, say) the server gets the one capability
+that lets it: see `_run_as`.
 """
 
 import fcntl

@@ -15,7 +15,7 @@ import psutil  # type: ignore[import-untyped]
 
 from embedded.errors import UserError
 
-# Nothing else of our environment: it may hold secrets, and PG* variables meant for other servers.
+# Nothing else of our environment, which may hold secrets, and PG* variables for other servers.
 ENVIRONMENT = {"LC_ALL": "C", "PATH": os.environ.get("PATH", os.defpath)}
 # Below the ports that Linux and macOS hand out to outgoing connections: one of those could be in
 # use, for a moment, just when the server starts again.
@@ -60,7 +60,7 @@ def spawn(
 
 @contextmanager
 def interrupts_deferred() -> Iterator[None]:
-    """Raise a Ctrl-C of the block at its end, so that what it starts is known to who ends it."""
+    """Raise a Ctrl-C of the block at its end, so that what the block starts can be ended."""
     if threading.current_thread() is not threading.main_thread():  # the others get none
         yield
         return
@@ -75,7 +75,7 @@ def interrupts_deferred() -> Iterator[None]:
 
 
 def alive(process: psutil.Process) -> bool:
-    """Whether it still runs; one that ended, and that we started, is taken leave of."""
+    """Whether it still runs; one that ended, and that we started, is reaped."""
     with suppress(ChildProcessError):
         os.waitpid(process.pid, os.WNOHANG)  # if we started it, nobody else takes its exit status
     try:
@@ -96,7 +96,7 @@ def is_free(port: int) -> bool:
 
 
 def listener(port: int) -> str:
-    """What listens on a port, as far as the system says."""
+    """The program that listens on a port, as far as the system tells."""
     with suppress(psutil.Error):  # the system names other users' programs to root only
         for found in psutil.net_connections("tcp"):
             if found.status == "LISTEN" and found.laddr.port == port and found.pid:

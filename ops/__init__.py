@@ -1,4 +1,4 @@
-"""What operators run on any stack: the tunnel, a new environment, reviews of pull requests."""
+"""What operators run on any stack: the tunnel, a new environment, previews of pull requests."""
 
 from typing import Any
 
@@ -23,6 +23,6 @@ def committed_config(stack: str) -> dict[str, Any]:
         given = (yaml.safe_load(path.read_text()) or {}).get("config") or {}
     except yaml.YAMLError as error:
         raise UserError(f"{path.name} is not valid YAML: {error}", "fix that line") from error
-    return {key: each["default"] for key, each in declared.items()} | {
+    return {key: item["default"] for key, item in declared.items()} | {
         key.removeprefix(f"{PROJECT}:"): value for key, value in given.items()
     }

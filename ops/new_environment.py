@@ -40,7 +40,7 @@ def write(name: str) -> str:
     """Write an environment's stack file; returns what components/config.py says of it.
 
     Raises:
-        UserError: the name is no good, or taken.
+        UserError: the name is not allowed, or there is such a file.
     """
     if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
         raise UserError(
@@ -50,8 +50,8 @@ def write(name: str) -> str:
     declared = _config("Pulumi.yaml")
     template = _config(f"Pulumi.{TEMPLATE}.yaml")
     values: dict[str, Any] = {
-        key: "" if key in OWN else template.get(f"{PROJECT}:{key}", each["default"])
-        for key, each in declared.items()
+        key: "" if key in OWN else template.get(f"{PROJECT}:{key}", item["default"])
+        for key, item in declared.items()
         if key not in SECRETS
     }
     lines = [f"# {name}: see docs/environments.md.", "config:"]

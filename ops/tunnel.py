@@ -1,8 +1,8 @@
 """A tunnel to the database of a stack: `bin/tunnel`, which docs/tunnel.md explains.
 
-This process becomes the command that the tunnel is for, so that its terminal, its signals and its
-exit code are its own.  A child of it, which no Ctrl-C reaches, keeps ssh up for as long as the
-command runs, however that ends.
+This process becomes the command that the tunnel is for (exec), so that the command has the
+terminal, the signals and the exit code.  A child process, which no Ctrl-C reaches, keeps ssh
+running until the command has ended.
 """
 
 import os
@@ -25,10 +25,10 @@ from ops import committed_config
 
 USAGE = "bin/tunnel [-s STACK] -- COMMAND [ARGUMENT...]"
 FAILED = 255
-"""The exit code when there is no tunnel, as ssh has it."""
+"""The exit code when there is no tunnel: that of ssh."""
 
 NOT_FOUND = 127
-"""The exit code when there is no such command, as shells have it."""
+"""The exit code when the command does not exist: that of shells."""
 
 UP = "the tunnel is up"
 OPTIONS = {
@@ -52,7 +52,7 @@ OPTIONS = {
 
 TAKEN = "Address already in use"
 REASONS = {
-    TAKEN: ("somebody takes each port that we choose", "run it again"),
+    TAKEN: ("every port that was chosen was taken by another program", "run it again"),
     "Offending": (
         "its host key is not the recorded one",
         "somebody may be in between: ask whoever runs it; docs/tunnel.md says how to record a new "
@@ -64,19 +64,19 @@ REASONS = {
         "`ssh-add -l` lists those of the agent; the bastion has to know one of them",
     ),
     "Could not resolve hostname": (
-        "there is no host of that name",
+        "no host has that name",
         "check databaseBastion in the stack file",
     ),
     "Connection refused": ("it refuses the connection", "check that it is up, and its port"),
     "timed out": ("it does not answer", "check that it is up, and the firewalls"),
 }
-"""Part of what ssh says -> what that means, and what to do."""
+"""Part of an error of ssh -> its meaning, and what to do."""
 
 REFUSED = "open failed: "
-"""What ssh says when the bastion cannot, or will not, connect to the database."""
+"""Part of ssh's output when the bastion cannot, or will not, connect to the database."""
 
 ATTEMPTS = 5
-"""How often ports are chosen, since somebody may take one before ssh does."""
+"""How often ports are chosen, since another program may take one before ssh does."""
 
 TICK = 0.2
 """Seconds within which the end of the command is noticed."""
@@ -99,7 +99,11 @@ def main(arguments: list[str]) -> int:
 
 
 def parse(arguments: list[str]) -> tuple[str, list[str]]:
-    """The stack and the command; `pulumi ... -s STACK` says the stack for both."""
+    """The stack and the command; `pulumi ... -s STACK` names the stack for both.
+
+    Raises:
+        UserError: one of them is missing.
+    """
     stack = ""
     if arguments[:1] == ["-s"]:
         stack, arguments = "".join(arguments[1:2]), arguments[2:]
@@ -107,8 +111,8 @@ def parse(arguments: list[str]) -> tuple[str, list[str]]:
         raise UserError("no command follows `--`", USAGE)
     command = arguments[1:]
     if not stack and Path(command[0]).name == "pulumi":
-        words = [part for word in command for part in word.split("=", 1)]
-        given = [value for flag, value in pairwise(words) if flag in ("-s", "--stack")]
+        parts = [part for argument in command for part in argument.split("=", 1)]
+        given = [value for flag, value in pairwise(parts) if flag in ("-s", "--stack")]
         stack = next(iter(given), "")
     if not stack:
         raise UserError("no stack is named, whose database the tunnel leads to", USAGE)
@@ -116,7 +120,7 @@ def parse(arguments: list[str]) -> tuple[str, list[str]]:
 
 
 def _open(stack: str) -> None:
-    """Open the tunnel, and tell the programs that this process becomes, or starts, of it.
+    """Open the tunnel, and set the variables by which the command finds it.
 
     Raises:
         UserError: it cannot be opened.
@@ -146,11 +150,11 @@ def _open(stack: str) -> None:
         near, proxy = _free_ports()
         options = [f"-o{key}={value}" for key, value in OPTIONS.items()]
         forwards = ["-L", f"127.0.0.1:{near}:{target}", "-D", f"127.0.0.1:{proxy}"]
-        said = _guard(["ssh", "-N", "-T", *options, *forwards, "--", bastion], bastion)
-        if said == UP:
+        result = _guard(["ssh", "-N", "-T", *options, *forwards, "--", bastion], bastion)
+        if result == UP:
             break
-        if TAKEN not in said or attempt == ATTEMPTS - 1:
-            raise UserError(f"no tunnel through the bastion {bastion}: {said}")
+        if TAKEN not in result or attempt == ATTEMPTS - 1:
+            raise UserError(f"no tunnel through the bastion {bastion}: {result}")
     os.environ |= {
         "DATABASE_TUNNEL": f"{near}:{host}:{port}",
         "DATABASE_PROXY": f"socks5://127.0.0.1:{proxy}",
@@ -164,11 +168,11 @@ def _open(stack: str) -> None:
 def _free_ports() -> list[int]:
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
-        return [each.getsockname()[1] for each in sockets]
+        return [near.getsockname()[1] for near in sockets]
 
 
 def _become(command: list[str]) -> NoReturn:
-    """Become the command, which shall not ignore what Python does."""
+    """Become the command, without the signals that Python ignores and others do not."""
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     try:
@@ -179,7 +183,7 @@ def _become(command: list[str]) -> NoReturn:
 
 
 def _guard(ssh: list[str], bastion: str) -> str:
-    """Start the child that keeps ssh up; returns UP, or else why it is not.
+    """Start the child that keeps ssh running; returns UP, or why it is not.
 
     The child ends by itself where ssh never came up.
     """
@@ -188,18 +192,18 @@ def _guard(ssh: list[str], bastion: str) -> str:
     if child := os.fork():
         os.close(writer)
         with open(reader) as answer:
-            said = answer.read()
-        if said != UP:
+            result = answer.read()
+        if result != UP:
             os.waitpid(child, 0)
-        return said
+        return result
     try:
         os.setsid()
-        # What a signal to the whole group means is the command's to decide.
+        # Only the command decides what a signal to the whole group means.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: None)
         nothing = os.open(os.devnull, os.O_RDWR)
         os.dup2(nothing, 0)
-        os.dup2(nothing, 1)  # else whoever reads the command's output would wait for us
+        os.dup2(nothing, 1)  # otherwise a reader of the command's output would wait for us
         with open(writer, "w") as answer:
             _keep_up(ssh, bastion, parent, answer)
     finally:
@@ -207,17 +211,17 @@ def _guard(ssh: list[str], bastion: str) -> str:
 
 
 def _keep_up(command: list[str], bastion: str, parent: int, answer: TextIO) -> None:
-    """Start ssh whenever it is not there, until the parent has ended.
+    """Start ssh whenever it does not run, until the parent has ended.
 
     Args:
         command: ssh, as it is started.
         bastion: what it connects to, for the messages.
         parent: the process that the tunnel is for.
-        answer: is told UP, or why the first attempt failed, which then is the only one.
+        answer: receives UP, or why the first attempt failed, after which there is no other.
     """
-    told = ""
+    reported = ""
     while os.getppid() == parent:
-        said: list[str] = []
+        output: list[str] = []
         up = False
         with subprocess.Popen(
             command,
@@ -225,16 +229,16 @@ def _keep_up(command: list[str], bastion: str, parent: int, answer: TextIO) -> N
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            bufsize=0,  # what is left to read, select has to see
+            bufsize=0,  # so that select sees all that is left to read
         ) as ssh:
             for line in _lines(ssh, parent):
                 if REFUSED in line:
-                    _tell(f"{bastion} does not reach the database: {line.partition(REFUSED)[2]}")
+                    _report(f"{bastion} does not reach the database: {line.partition(REFUSED)[2]}")
                 elif line != UP:
-                    said.append(line)
+                    output.append(line)
                 elif answer.closed:
                     up = True
-                    _tell(f"connected to {bastion} again")
+                    _report(f"connected to {bastion} again")
                 else:
                     up = True
                     answer.write(UP)
@@ -242,20 +246,20 @@ def _keep_up(command: list[str], bastion: str, parent: int, answer: TextIO) -> N
             ssh.terminate()
         if os.getppid() != parent:
             return
-        reason = _reason(said)
+        reason = _reason(output)
         if not answer.closed:
             answer.write(reason)
             return
         if up:
-            _tell(f"lost {bastion}, and what went through it: {reason}; connecting again")
-        elif reason != told:
-            _tell(f"cannot connect to {bastion} again: {reason}")
-        told = "" if up else reason
+            _report(f"lost {bastion} and the connections through it: {reason}; connecting again")
+        elif reason != reported:
+            _report(f"cannot connect to {bastion} again: {reason}")
+        reported = "" if up else reason
         time.sleep(PAUSE)
 
 
 def _lines(ssh: subprocess.Popen[bytes], parent: int) -> Iterator[str]:
-    """What ssh says, until it or the parent has ended."""
+    """The lines of ssh's output, until it or the parent has ended."""
     stream = cast("IO[bytes]", ssh.stdout)
     while os.getppid() == parent:
         if select.select([stream], [], [], TICK)[0]:
@@ -264,18 +268,18 @@ def _lines(ssh: subprocess.Popen[bytes], parent: int) -> Iterator[str]:
                 return
             yield line.decode(errors="replace").strip()
         elif ssh.poll() is not None:
-            return  # something that it started still has its end of the pipe
+            return  # a process that it started still holds the pipe
 
 
-def _reason(said: list[str]) -> str:
+def _reason(output: list[str]) -> str:
     for part, (meaning, remedy) in REASONS.items():
-        for line in said:
+        for line in output:
             if part in line:
                 return with_remedy(f"{meaning} ({line})", remedy)
-    return said[-1] if said else "ssh ended without a word"
+    return output[-1] if output else "ssh ended without a message"
 
 
-def _tell(text: str) -> None:
+def _report(text: str) -> None:
     with suppress(OSError):  # the terminal may be gone
         print(f"tunnel: {text}", file=sys.stderr, flush=True)
 

@@ -25,7 +25,7 @@ from policies.rules import RULES, PolicyException, Resource, Rule, parse_excepti
 def main() -> None:
     """Serve the engine until it ends this process."""
     exceptions: list[PolicyException] = []
-    with suppress(ValueError):  # what is wrong with them, the program's config says
+    with suppress(ValueError):  # components/config.py reports what is wrong with them
         exceptions = parse_exceptions(pulumi.Config().get("policyExceptions") or "[]")
     secrets = secrets_of(get_config_env())
     needed: set[PolicyException] = set()
@@ -36,7 +36,7 @@ def main() -> None:
                 args.resource_type, args.name, args.props, args.opts.protect, secrets
             )
             problems = list(rule(resource))
-            excused = {each for each in exceptions if problems and each.excuses(name, resource)}
+            excused = {e for e in exceptions if problems and e.excuses(name, resource)}
             needed.update(excused)
             for problem in problems if not excused else ():
                 report(problem, None)
@@ -44,9 +44,10 @@ def main() -> None:
         return ResourceValidationPolicy(name, rule.__doc__ or "", validate)
 
     def validate_stack(_: StackValidationArgs, report: ReportViolation) -> None:
-        for each in exceptions:
-            if each not in needed:
-                report(f"nothing of {each.resource} breaks {each.policy}: remove it", None)
+        for exception in exceptions:
+            if exception not in needed:
+                unused = f"nothing of {exception.resource} breaks {exception.policy}: remove it"
+                report(unused, None)
 
     no_idle_exception = StackValidationPolicy(
         "no-idle-exception",

@@ -1,4 +1,4 @@
-"""What every resource of a stack is held to, as functions without Pulumi: see docs/policies.md.
+"""The rules for every resource of a stack, as functions without Pulumi: see docs/policies.md.
 
 `policies/__main__.py` runs them in the engine; the tests run them over the charts, too.
 """
@@ -21,8 +21,8 @@ PROTECTED = {
 }
 """Type -> names of what holds customers' data or says who may reach it."""
 
-PAST_ROW_SECURITY = ("postgres", "service_role", "supabase_admin")
-"""Roles that row-level security does not hold for: whoever is a member becomes one of them."""
+BYPASS_ROW_SECURITY = ("postgres", "service_role", "supabase_admin")
+"""Roles that bypass row-level security: a member can become one of them by SET ROLE."""
 
 SECRET_NAME = re.compile(
     r"(?i)(?:secret|token|passw(?:or)?d|passphrase|credential|(?:api|access|private)_?key|dsn"
@@ -31,7 +31,7 @@ SECRET_NAME = re.compile(
 CREDENTIALS = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
 DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
 SHORTEST_SECRET = 12
-"""Characters; a shorter one may be a word that stands anywhere."""
+"""Characters; a shorter secret may be a word that occurs anywhere."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Resource:
 
 
 def _at(value: Any, *path: str) -> Any:
-    """What a path leads to in nested mappings; nothing, as an empty one, where it breaks off."""
+    """The value at a path of nested mappings; an empty mapping where the path ends early."""
     for key in path:
         value = value.get(key) if isinstance(value, Mapping) else None
     return {} if value is None else value
@@ -79,7 +79,7 @@ def no_grant_to_public(resource: Resource) -> Iterator[str]:
 
 
 def no_privileged_role(resource: Resource) -> Iterator[str]:
-    """No role is a superuser or passes by row-level security."""
+    """No role is a superuser or bypasses row-level security."""
     if resource.type == "postgresql:index/role:Role":
         for key in ("superuser", "bypassRowLevelSecurity"):
             if resource.props.get(key):
@@ -90,8 +90,8 @@ def no_privileged_role(resource: Resource) -> Iterator[str]:
     else:
         return
     for group in groups:
-        if group in PAST_ROW_SECURITY:
-            yield f"is a member of {group}, whom row-level security does not hold for"
+        if group in BYPASS_ROW_SECURITY:
+            yield f"is a member of {group}, which bypasses row-level security"
 
 
 def data_is_protected(resource: Resource) -> Iterator[str]:
@@ -161,7 +161,7 @@ def images_have_a_digest(resource: Resource) -> Iterator[str]:
 
 
 Rule = Callable[[Resource], Iterator[str]]
-"""Of a resource, everything that is wrong with it; the docstring is the policy in a sentence."""
+"""A resource -> its problems; the docstring is the policy in a sentence."""
 
 RULES: Mapping[str, Rule] = {
     rule.__name__.replace("_", "-"): rule
@@ -219,7 +219,9 @@ def parse_exceptions(value: Any) -> list[PolicyException]:
         problems += [f"entry {number} has an unknown {key}" for key in unknown]
         if "policy" in filled and given["policy"] not in RULES:
             known = ", ".join(RULES)
-            problems.append(f"entry {number}: {given['policy']!r} is no policy; there are {known}")
+            problems.append(
+                f"entry {number}: {given['policy']!r} is not a policy; there are {known}"
+            )
     if problems:
         raise ValueError("; ".join(problems))
     return [PolicyException(**entry) for entry in entries]
@@ -231,15 +233,15 @@ def secrets_of(config: Mapping[str, str]) -> frozenset[str]:
     Args:
         config: key -> text, or an object's JSON.
     """
-    words: list[str] = []
+    values: list[str] = []
     for key, value in config.items():
         if SECRET_NAME.search(key):
             try:
-                words += _texts(json.loads(value))
+                values += _texts(json.loads(value))
             except ValueError:
-                words.append(value)
-    long = [word for word in words if len(word) >= SHORTEST_SECRET]
-    return frozenset(long + [quote(word, safe="") for word in long])
+                values.append(value)
+    long = [value for value in values if len(value) >= SHORTEST_SECRET]
+    return frozenset(long + [quote(value, safe="") for value in long])
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -247,8 +249,8 @@ def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        for each in value.values():
-            yield from _texts(each)
+        for item in value.values():
+            yield from _texts(item)
     elif isinstance(value, Sequence):
-        for each in value:
-            yield from _texts(each)
+        for item in value:
+            yield from _texts(item)

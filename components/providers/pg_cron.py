@@ -31,7 +31,7 @@ def read(connection: Connection, group: str) -> dict[str, dict[str, str]]:
 def sync(connection: Connection, group: str, jobs: Mapping[str, Mapping[str, str]]) -> None:
     """Make the group's jobs on this database exactly these: name -> its `schedule` and `sql`.
 
-    Of a job that goes the log of its runs goes, too.
+    With a job that is removed the log of its runs is removed, too.
 
     Raises:
         MigrateError: the server has no pg_cron, or a name is too long.
@@ -65,10 +65,10 @@ def sync(connection: Connection, group: str, jobs: Mapping[str, Mapping[str, str
 
 
 def require(connection: Connection) -> None:
-    """See that the server has pg_cron.
+    """Check that the server has pg_cron.
 
     Raises:
-        MigrateError: it has not.
+        MigrateError: it has no pg_cron.
     """
     if _home_name(connection) is None:
         raise MigrateError(

@@ -1,1 +1,1 @@
-"""What a pull request's reviewer reads of each environment, and the nightly look for drift."""
+"""The preview of each environment on a pull request, and the nightly check for drift."""

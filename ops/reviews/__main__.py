@@ -17,17 +17,17 @@ from ops.reviews.github import GitHub
 DONE, ERROR, DRIFT = 0, 1, 3  # as `python -m migrate` has them
 
 _STREAMED = "PULUMI_ENABLE_STREAMING_JSON_PREVIEW"
-"""Has `pulumi preview --json` say everything, the policies' answers included, one event a line."""
+"""Has `pulumi preview --json` print every event, those of policies included, one a line."""
 
 _HINT = text.Section(
-    "What is there is not what the program of this commit says: it was changed by hand, or is "
-    "merged and not deployed yet. The README says how each kind is repaired (Day 2, Drift)."
+    "The environment differs from the program of this commit: it was changed by hand, or a merged "
+    "change is not deployed yet. The README says how each kind is repaired (Day 2, Drift)."
 )
 
 
 def main(arguments: list[str]) -> int:
     """Run one command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m reviews", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m ops.reviews", description=__doc__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     on_stack = argparse.ArgumentParser(add_help=False)
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
     preview.set_defaults(run=_preview)
 
     drift = commands.add_parser(
-        "drift", parents=[on_stack], help="print what is not as the program says (exit code 3)"
+        "drift", parents=[on_stack], help="print what differs from the program (exit code 3)"
     )
     drift.set_defaults(run=_drift)
 
@@ -113,7 +113,7 @@ def _issue(options: argparse.Namespace) -> int:
 
 
 def _read(file: Path) -> str:
-    """The text in a file that `preview` or `drift` was to print into."""
+    """The text in a file that `preview` or `drift` printed into."""
     written = file.read_text()
     if not written.startswith(text.MARK):
         raise UserError(
@@ -124,7 +124,7 @@ def _read(file: Path) -> str:
 
 
 def _print(kind: str, stack: str, sections: list[text.Section]) -> None:
-    """Print a text as it fits into a comment, and add all of it to the workflow's summary."""
+    """Print a text, shortened to fit a comment, and add all of it to the workflow's summary."""
     environment = stack.rpartition("/")[2]
     print(text.render(kind, environment, sections), end="")
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
@@ -133,7 +133,7 @@ def _print(kind: str, stack: str, sections: list[text.Section]) -> None:
 
 
 def _pulumi(options: argparse.Namespace, *arguments: str) -> str:
-    """What a command on the stack prints; its errors go to ours."""
+    """The output of a command on the stack; its standard error is ours."""
     given = ["--config-file", options.config_file] if options.config_file else []
     done = subprocess.run(
         ["pulumi", *arguments, "--json", "--stack", options.stack, "--non-interactive", *given],
@@ -147,7 +147,7 @@ def _pulumi(options: argparse.Namespace, *arguments: str) -> str:
 
 
 def _events(options: argparse.Namespace, *arguments: str) -> list[text.Json]:
-    """What a preview says.  The config is checked by components/config.py."""
+    """The events of a preview.  The config is checked by components/config.py."""
     lines = _pulumi(
         options, "preview", "--color", "never", "--skip-config-validation", *arguments
     ).splitlines()
@@ -159,8 +159,8 @@ def _plan_of(options: argparse.Namespace, events: list[text.Json], *arguments: s
     if not text.is_applied(events):
         return _plan({}, "--offline", *arguments)
     config = {
-        key.removeprefix(f"{PROJECT}:"): each["value"]
-        for key, each in json.loads(_pulumi(options, "config", "--show-secrets")).items()
+        key.removeprefix(f"{PROJECT}:"): item["value"]
+        for key, item in json.loads(_pulumi(options, "config", "--show-secrets")).items()
     }
     platform = ["--platform"] if config["platform"] == "postgres" else []
     return _plan({"DATABASE_URL": DatabaseTarget.read(config.get).url()}, *platform, *arguments)

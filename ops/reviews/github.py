@@ -1,7 +1,7 @@
 """One comment of a pull request, and one issue, updated in place through GitHub's REST API.
 
-Each is found again by the first line of its text (see `text.marker`), which only counts in what
-our own workflows wrote.
+Each is found again by the first line of its text (see `text.marker`), which counts only in those
+that our own workflows wrote.
 """
 
 from collections.abc import Iterator
@@ -79,9 +79,9 @@ class GitHub:
     def _find(self, listed: str, first_line: str) -> dict[str, Any] | None:
         return next(
             (
-                each
-                for each in self._pages(listed)
-                if each["user"]["login"] == AUTHOR and _first_line(each["body"] or "") == first_line
+                item
+                for item in self._pages(listed)
+                if item["user"]["login"] == AUTHOR and _first_line(item["body"] or "") == first_line
             ),
             None,
         )

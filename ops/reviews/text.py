@@ -1,7 +1,7 @@
-"""Markdown out of what Pulumi and the migration engine say in JSON.
+"""Markdown from the JSON of Pulumi and of the migration engine.
 
-Whatever comes from elsewhere stands in code blocks, where GitHub reads no Markdown, HTML or
-mention; the words around them are ours.
+Text that comes from elsewhere is put into code blocks, where GitHub reads no Markdown, HTML or
+mention; only the words around them are ours.
 """
 
 import json
@@ -20,15 +20,15 @@ from migrate.rehearsal import Rehearsal
 Json = Mapping[str, Any]
 
 LIMIT = 65_536
-"""GitHub's, of characters; bytes are counted here, which are never fewer."""
+"""Most characters that GitHub accepts; bytes are counted here, which are never fewer."""
 
 LONGEST_VALUE = 200
 
 MARK = "<!-- mindroom: "
-"""How a text of ours begins."""
+"""The beginning of every text of ours."""
 
 SIGNS = {"create": "+", "import": "+", "update": "!", "replace": "!", "delete": "-"}
-"""Each operation that is a change, with what colours it; `replace` stands for all of its steps."""
+"""An operation that is a change -> the sign that colours it; `replace` is all of its steps."""
 
 _SECRET = "4dabf18193072939515e22adb298388d"  # noqa: S105  # the key by which Pulumi marks a secret
 _STACK = "pulumi:pulumi:Stack"
@@ -36,7 +36,7 @@ _STACK = "pulumi:pulumi:Stack"
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the text: one line of ours, and below it what comes from elsewhere, if anything."""
+    """A part of the text: one line of ours, and below it a block from elsewhere, if any."""
 
     line: str
     block: str = ""
@@ -50,7 +50,7 @@ class Section:
 
 
 def marker(kind: str, environment: str) -> str:
-    """The first line of a text, unseen, by which it is found again to be updated."""
+    """The first line of a text, which GitHub does not show; a later run finds it by that."""
     return f"{MARK}{kind} of {environment} -->"
 
 
@@ -74,22 +74,22 @@ def render(kind: str, environment: str, sections: Sequence[Section], limit: int 
 
 
 def failed(events: Sequence[Json]) -> bool:
-    """Whether the preview did not come to its end, or policies forbid what it shows."""
-    return not any(each["result"] == "succeeded" for each in _all(events, "summaryEvent"))
+    """Whether the preview did not complete, or policies forbid a change."""
+    return not any(event["result"] == "succeeded" for event in _all(events, "summaryEvent"))
 
 
 def steps(events: Sequence[Json]) -> list[Json]:
-    """What Pulumi would change."""
-    every = [each["metadata"] for each in _all(events, "resourcePreEvent")]
-    return [step for step in every if step["op"] in SIGNS]
+    """The steps by which Pulumi would change a resource."""
+    metadata = [event["metadata"] for event in _all(events, "resourcePreEvent")]
+    return [step for step in metadata if step["op"] in SIGNS]
 
 
 def is_applied(events: Sequence[Json]) -> bool:
     """Whether the stack has a database with migrations."""
     return any(
-        each["metadata"]["type"].endswith("/schema:MigrationSet")
-        and each["metadata"]["op"] != "create"
-        for each in _all(events, "resourcePreEvent")
+        event["metadata"]["type"].endswith("/schema:MigrationSet")
+        and event["metadata"]["op"] != "create"
+        for event in _all(events, "resourcePreEvent")
     )
 
 
@@ -105,33 +105,33 @@ def changes(events: Sequence[Json]) -> Section:
     outputs = list(_compare(*_outputs(events)))
     lines += ["! outputs of the stack", *outputs] if outputs else []
     counts = Counter(step["op"] for step in steps(events))
-    told = ", ".join(f"{counts[op]} to {op}" for op in SIGNS if counts[op]) or "none"
+    summary = ", ".join(f"{counts[op]} to {op}" for op in SIGNS if counts[op]) or "none"
     if outputs:
-        told += "; the stack's outputs change"
+        summary += "; the stack's outputs change"
     if failed(events):
-        told = f"the preview failed; until then: {told}"
-    return Section(f"**Changes:** {told}.", "\n".join(lines))
+        summary = f"the preview failed; until then: {summary}"
+    return Section(f"**Changes:** {summary}.", "\n".join(lines))
 
 
 def migrations(plan: Json) -> Section:
-    """What is pending, what of it hurts, what drifted, and how the rehearsal went."""
-    pending = [each["file"] for each in plan.get("pending", ())]
-    findings = [Finding(**each) for each in plan.get("findings", ())]
-    drift = [Difference(**each) for each in plan.get("drift", ())]
+    """The pending files, the findings of lint in them, the drift, and the rehearsal."""
+    pending = [file["file"] for file in plan.get("pending", ())]
+    findings = [Finding(**finding) for finding in plan.get("findings", ())]
+    drift = [Difference(**difference) for difference in plan.get("drift", ())]
     rehearsed = plan.get("rehearsal")
     if "error" in plan:
-        told = "what is pending cannot be applied, or is not known"
+        summary = "what is pending cannot be applied, or is not known"
     elif "pending" in plan:
-        told = f"pending {len(pending)}" if pending else "none pending"
+        summary = f"pending {len(pending)}" if pending else "none pending"
     else:
-        told = "not compared with a database"
+        summary = "not compared with a database"
     if findings:
         unacknowledged = sum(finding.reason is None for finding in findings)
-        told += f", findings {len(findings)} (not acknowledged {unacknowledged})"
+        summary += f", findings {len(findings)} (not acknowledged {unacknowledged})"
     if drift:
-        told += f", objects changed behind the engine's back {len(drift)}"
+        summary += f", objects changed behind the engine's back {len(drift)}"
     if rehearsed:
-        told += f", rehearsed in {rehearsed['seconds']:.2f} s"
+        summary += f", rehearsed in {rehearsed['seconds']:.2f} s"
     lines = [f"pending  {name}" for name in pending]
     lines += [f"removed  {name}" for name in plan.get("removed", ())]
     lines += [f"not read  {name}" for name in plan.get("not_read", ())]
@@ -139,51 +139,51 @@ def migrations(plan: Json) -> Section:
     lines += [f"drift: {difference}" for difference in drift]
     lines += [str(Rehearsal(**rehearsed))] if rehearsed else []
     lines += [plan["error"]] if "error" in plan else []
-    return Section(f"**Migrations:** {told}.", "\n".join(lines))
+    return Section(f"**Migrations:** {summary}.", "\n".join(lines))
 
 
 def policies(events: Sequence[Json]) -> Section:
-    """What the policy pack refuses or warns of."""
+    """The violations that the policy pack reports."""
     checked = {
-        (each["policyPackName"], name)
+        (event["policyPackName"], name)
         for kind in ("policyAnalyzeSummaryEvent", "policyAnalyzeStackSummaryEvent")
-        for each in _all(events, kind)
-        for name in (*each.get("passed", ()), *each.get("failed", ()))
+        for event in _all(events, kind)
+        for name in (*event.get("passed", ()), *event.get("failed", ()))
     }
     violations = list(_all(events, "policyEvent"))
     if not checked and not violations:
         return Section("**Policies:** none asked.")
     if not violations:
         return Section(f"**Policies:** asked {len(checked)}, none violated.")
-    mandatory = sum(each["enforcementLevel"] == "mandatory" for each in violations)
+    mandatory = sum(violation["enforcementLevel"] == "mandatory" for violation in violations)
     lines = []
-    for each in violations:
-        level, policy, name = each["enforcementLevel"], each["policyName"], each["resourceUrn"]
+    for violation in violations:
+        level, policy = violation["enforcementLevel"], violation["policyName"]
         sign = "-" if level == "mandatory" else "!"
-        lines.append(f"{sign} {level} {policy}: {_name(name)}")
-        lines.append(_indented(each["message"]))
-    told = f"asked {len(checked)}, violations {len(violations)} (mandatory {mandatory})"
-    return Section(f"**Policies:** {told}.", "\n".join(lines))
+        lines.append(f"{sign} {level} {policy}: {_name(violation['resourceUrn'])}")
+        lines.append(_indented(violation["message"]))
+    summary = f"asked {len(checked)}, violations {len(violations)} (mandatory {mandatory})"
+    return Section(f"**Policies:** {summary}.", "\n".join(lines))
 
 
 def messages(events: Sequence[Json]) -> Section:
-    """Errors and warnings; what is only information stands in the other sections."""
+    """Errors and warnings; information is in the other sections."""
     shown = [
-        each
-        for each in _all(events, "diagnosticEvent")
-        if each["severity"] in ("error", "warning") and not each.get("ephemeral")
+        event
+        for event in _all(events, "diagnosticEvent")
+        if event["severity"] in ("error", "warning") and not event.get("ephemeral")
     ]
     lines = [
-        (f"{_name(each['urn'])}: " if "urn" in each else "")
-        + (each.get("prefix", "") + each["message"]).strip()
-        for each in shown
+        (f"{_name(event['urn'])}: " if "urn" in event else "")
+        + (event.get("prefix", "") + event["message"]).strip()
+        for event in shown
     ]
     different = list(dict.fromkeys(lines))
     return Section(f"**Errors and warnings:** {len(different) or 'none'}.", "\n".join(different))
 
 
 def _all(events: Sequence[Json], kind: str) -> Iterator[Json]:
-    return (each[kind] for each in events if kind in each)
+    return (event[kind] for event in events if kind in event)
 
 
 def _name(urn: str) -> str:
@@ -196,18 +196,18 @@ def _indented(text: str) -> str:
 
 def _outputs(events: Sequence[Json]) -> tuple[Json, Json]:
     """The stack's outputs before and after; twice nothing where either is not known."""
-    told = [
-        each["metadata"]
-        for each in _all(events, "resOutputsEvent")
-        if each["metadata"]["type"] == _STACK
+    stacks = [
+        event["metadata"]
+        for event in _all(events, "resOutputsEvent")
+        if event["metadata"]["type"] == _STACK
     ]
-    if failed(events) or not told or not told[-1]["old"]:
+    if failed(events) or not stacks or not stacks[-1]["old"]:
         return {}, {}
-    return told[-1]["old"]["outputs"], told[-1]["new"]["outputs"]
+    return stacks[-1]["old"]["outputs"], stacks[-1]["new"]["outputs"]
 
 
 def _difference(step: Json) -> Iterator[str]:
-    """What differs between the inputs of a resource, old and new."""
+    """The lines of the difference between the inputs of a resource, old and new."""
     old, new = step["old"]["inputs"], step["new"]["inputs"]
     yield from _compare(old, new)
     named = {re.split(r"[.\[]", path)[0] for path in step["detailedDiff"] or ()}
@@ -233,13 +233,13 @@ def _compare(old: Any, new: Any, path: str = "") -> Iterator[str]:
         yield from (f"+     {path}: {_shown(value)}" for value in _only(new, old))
 
 
-def _only(these: Any, those: Any) -> list[Any]:
-    """What there is and was not: of two lists the elements, if it is more than their order."""
-    if isinstance(these, list) and isinstance(those, list):
-        different = [each for each in these if each not in those]
-        if different or any(each not in these for each in those):
+def _only(value: Any, other: Any) -> list[Any]:
+    """The value; of two lists that differ in more than their order, the elements only it has."""
+    if isinstance(value, list) and isinstance(other, list):
+        different = [item for item in value if item not in other]
+        if different or any(item not in value for item in other):
             return different
-    return [] if these is None else [these]
+    return [] if value is None else [value]
 
 
 def _is_secret(value: Any) -> bool:
@@ -247,7 +247,7 @@ def _is_secret(value: Any) -> bool:
 
 
 def _are_objects(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(each, dict) for each in value)
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
 
 
 def _shown(value: Any) -> str:

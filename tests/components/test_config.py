@@ -189,9 +189,12 @@ def test_wrong_value_is_told(key: str, value: str, text: str) -> None:
         ({"reason": ["a trial"]}, "entry 2 has no reason"),
         ({"resource": None}, "entry 2 has no resource"),
         ({"policy": ""}, "entry 2 has no policy"),
-        ({"policy": "pods-have-limit"}, "entry 2: 'pods-have-limit' is no policy; there are no-gr"),
+        (
+            {"policy": "pods-have-limit"},
+            "entry 2: 'pods-have-limit' is not a policy; there are no-gr",
+        ),
         ({"until": "May"}, "entry 2 has an unknown until"),
-        ({"reason": "", "policy": "x"}, "entry 2 has no reason; entry 2: 'x' is no policy"),
+        ({"reason": "", "policy": "x"}, "entry 2 has no reason; entry 2: 'x' is not a policy"),
     ],
 )
 def test_wrong_policy_exception_is_told(change: dict[str, Any], text: str) -> None:

@@ -265,7 +265,7 @@ def test_a_bastion_that_is_down_is_told(site: Site) -> None:
 def test_a_bastion_without_a_name_is_told(site: Site) -> None:
     site.write_stack("nowhere", databaseBastion="ssh://no-such-host.invalid")
     text = refused(site, "-s", "nowhere", "--", "echo", "it ran")
-    assert "ssh://no-such-host.invalid: there is no host of that name (ssh: Could not" in text
+    assert "ssh://no-such-host.invalid: no host has that name (ssh: Could not" in text
     assert "\n  what to do: check databaseBastion in the stack file\n" in text
 
 
@@ -382,7 +382,7 @@ def test_a_lost_connection_is_told_and_made_again(site: Site) -> None:
 
     until("reached, TLS True")
     site.bastion.stop()
-    until(f"tunnel: lost {site.bastion.url}, and what went through it: ")
+    until(f"tunnel: lost {site.bastion.url} and the connections through it: ")
     until(f"tunnel: cannot connect to {site.bastion.url} again: it refuses the connection")
     until("not reached")
     time.sleep(5)

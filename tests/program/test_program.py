@@ -15,7 +15,7 @@ from pulumi.runtime.mocks import MockResourceArgs
 from components import ROOT
 from components.authorization import API_ROLES, SERVICES
 from components.automation import SCHEDULES
-from dev.in_process import InProcessError, Realiser
+from dev.in_process import Executor, InProcessError
 from embedded.cluster import Access
 from migrate import catalog, files, verify
 from migrate.connection import connect
@@ -208,7 +208,7 @@ def test_a_cluster_that_does_not_answer(database: str, tmp_path: Path) -> None:
 def test_a_resource_that_is_not_known_is_refused() -> None:
     declared = MockResourceArgs("aws:s3/bucket:Bucket", "assets", {}, custom=True)
     with pytest.raises(InProcessError, match="assets: resources of type aws:s3/bucket:Bucket"):
-        Realiser({}).new_resource(declared)
+        Executor({}).new_resource(declared)
 
 
 def test_wrong_password_is_refused_and_not_shown(platform: Platform) -> None:
