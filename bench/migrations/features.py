@@ -647,7 +647,7 @@ def undo(case: Case) -> Verdict:
 
 FEATURES: Sequence[Feature] = (
     Feature("edited", "An applied file that was edited stops the next run", edited),
-    Feature("removed", "An applied file that is gone stops the next run", removed),
+    Feature("removed", "An applied file that was removed stops the next run", removed),
     Feature("late", "A file numbered before an applied one is refused", late),
     Feature("syntax", "A syntax error is found before anything is applied", syntax),
     Feature("utf8", "A file that is not UTF-8 is refused before anything is applied", not_utf8),
@@ -656,7 +656,7 @@ FEATURES: Sequence[Feature] = (
     Feature("body", "A function's body needs no markers around it", function_body),
     Feature("atomic", "A file and its ledger row are one transaction", same_transaction),
     Feature("at-once", "Two runs at once: one applies, both succeed", at_once),
-    Feature("holder", "Who gives up waiting is told which process holds the lock", holder),
+    Feature("holder", "A run that waits in vain names the process that holds the lock", holder),
     Feature("killed", "After SIGKILL in mid-file the next run completes the work", killed),
     Feature(
         "server-stops", "The server stops within seconds when the client is killed", server_stops
