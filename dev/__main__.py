@@ -26,6 +26,7 @@ from dev import provisioner as process
 from embedded.cluster import Access, Cluster
 from embedded.errors import UserError
 from embedded.postgres import Server, embedded_bin
+from embedded.process import system_error
 from ops import committed_config
 
 STATE = ROOT / ".state"
@@ -60,7 +61,7 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
-        print(f"error: {error.filename or STATE}: {error.strerror}", file=sys.stderr)
+        print(f"error: {system_error(error, STATE)}", file=sys.stderr)
     except KeyboardInterrupt:
         _interrupted()
     return 1
@@ -74,11 +75,11 @@ def _interrupted(*_: object) -> None:
 
 def up(options: list[str]) -> int:
     """Bring the platform up and print its outputs; a second time it changes nothing."""
-    config, hidden = _config()
+    config, secret_keys = _config()
     options = _deploy_to_cluster(config, options)
     pulumi = _find_pulumi()
     if pulumi:
-        _prepare_stack(pulumi, config, hidden)
+        _prepare_stack(pulumi, config, secret_keys)
         _pulumi(pulumi, "up", "--yes", "--skip-preview", *options)
     from dev import in_process  # spares a run with Pulumi 0.13 s
 
@@ -86,7 +87,7 @@ def up(options: list[str]) -> int:
     # The SDK would wait for what is in progress before it passes an interruption on.
     signal.signal(signal.SIGINT, _interrupted)
     plain = {k: v if isinstance(v, str) else json.dumps(v) for k, v in config.items()}
-    result = in_process.run(plain, hidden, STACK)
+    result = in_process.run(plain, secret_keys, STACK)
     print("\nOutputs (of an in-process run, which is not a Pulumi deployment and keeps no state):")
     shown = {
         name: "[secret]" if name in result.secrets else value
@@ -117,7 +118,7 @@ def preview_comment(options: list[str]) -> int:
 
 def _prepare_preview(options: list[str]) -> tuple[str, list[str]]:
     """Bring the stack's config up to date; returns the path of the Pulumi CLI and its options."""
-    config, hidden = _config()
+    config, secret_keys = _config()
     options = _deploy_to_cluster(config, options)
     pulumi = _find_pulumi()
     if not pulumi:
@@ -125,7 +126,7 @@ def _prepare_preview(options: list[str]) -> tuple[str, list[str]]:
             "a preview needs the Pulumi CLI, which is missing",
             "install it; without it, `make migrate ARGS=plan` shows the pending migrations",
         )
-    _prepare_stack(pulumi, config, hidden)
+    _prepare_stack(pulumi, config, secret_keys)
     return pulumi, options
 
 
@@ -385,52 +386,69 @@ def _pulumi(pulumi: str, command: str, *options: str) -> NoReturn:
     )
 
 
-def _prepare_stack(pulumi: str, config: dict[str, Any], hidden: list[str]) -> None:
+def _prepare_stack(pulumi: str, config: dict[str, Any], secret_keys: list[str]) -> None:
     """Create the stack where there is none, and write its config with the secrets encrypted.
 
     It is created from .state/, with a project file of its own, so that the salt of its encryption
     goes to .state/Pulumi.dev.yaml and not into the committed one.
     """
-
-    def quietly(*arguments: str, stdin: str | None = None) -> None:
-        done = subprocess.run(
-            [pulumi, *arguments, "--stack", STACK, "--non-interactive"],
-            cwd=STATE,
-            env=_environment(),
-            input=stdin,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise UserError(f"pulumi {arguments[0]} {arguments[1]} failed: {done.stderr.strip()}")
-
-    secrets_file = STATE / "secrets.json"
     if not (STACK_FILE.exists() and PULUMI_STATE.exists()):
         (STATE / "Pulumi.yaml").write_text(f"name: {PROJECT}\nruntime: python\n")
-        quietly("stack", "select", "--create")
+        _run_pulumi(pulumi, "stack", "select", "--create")
+    _unlock_stack(pulumi)
+    _write_config(pulumi, config, secret_keys)
+
+
+def _run_pulumi(pulumi: str, *arguments: str, stdin: str | None = None) -> None:
+    """Run a Pulumi command on the stack, which prints nothing.
+
+    Raises:
+        UserError: it fails.
+    """
+    done = subprocess.run(
+        [pulumi, *arguments, "--stack", STACK, "--non-interactive"],
+        cwd=STATE,
+        env=_environment(),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        command = " ".join(arguments[:2])
+        raise UserError(f"pulumi {command} failed: {done.stderr.strip()}", "see docs/recovery.md")
+
+
+def _unlock_stack(pulumi: str) -> None:
+    """Remove the lock and the pending operations of a run whose process has ended."""
     locks = STATE / "pulumi" / ".pulumi" / "locks" / "organization" / PROJECT / STACK
     for lock in locks.glob("*.json"):
         if not psutil.pid_exists(json.loads(lock.read_text())["pid"]):
             print("a run was killed: its lock and its pending operations are removed")
-            quietly("cancel", "--yes")
+            _run_pulumi(pulumi, "cancel", "--yes")
             # Of the stack resource alone, so that no provider is asked.
             target = ("--target", "**pulumi:pulumi:Stack**")
-            quietly("refresh", "--yes", "--skip-preview", "--clear-pending-creates", *target)
+            refresh = ("refresh", "--yes", "--skip-preview", "--clear-pending-creates")
+            _run_pulumi(pulumi, *refresh, *target)
+
+
+def _write_config(pulumi: str, config: dict[str, Any], secret_keys: list[str]) -> None:
+    """Write the stack's config; secrets are encrypted again only where one may have changed."""
     stack = yaml.safe_load(STACK_FILE.read_text())
     present = stack.get("config", {})
-    encrypted = {f"{PROJECT}:{key}": present.get(f"{PROJECT}:{key}") for key in hidden}
-    stale = not all(encrypted.values()) or secrets_file.stat().st_mtime > STACK_FILE.stat().st_mtime
-    plain = {f"{PROJECT}:{k}": v for k, v in config.items() if k not in hidden and v != ""}
+    encrypted = {f"{PROJECT}:{key}": present.get(f"{PROJECT}:{key}") for key in secret_keys}
+    changed = (STATE / "secrets.json").stat().st_mtime > STACK_FILE.stat().st_mtime
+    stale = changed or not all(encrypted.values())
+    plain = {f"{PROJECT}:{k}": v for k, v in config.items() if k not in secret_keys and v != ""}
     if stale or plain | encrypted != present:
         stack["config"] = plain if stale else plain | encrypted
         _write(STACK_FILE, yaml.safe_dump(stack))
-    if stale:
-        for key in hidden:
-            given = config[key] if isinstance(config[key], dict) else {None: config[key]}
-            for name, secret in given.items():
-                path = f"{PROJECT}:{key}" + (f".{name}" if name else "")
-                quietly("config", "set", "--secret", "--path", path, stdin=secret)
+    for key in secret_keys if stale else ():
+        named = config[key] if isinstance(config[key], dict) else {None: config[key]}
+        for name, secret in named.items():
+            path = f"{PROJECT}:{key}" + (f".{name}" if name else "")
+            # By standard input, since every user of the machine can read arguments.
+            _run_pulumi(pulumi, "config", "set", "--secret", "--path", path, stdin=secret)
 
 
 def _ensure_helm(helm: Path) -> None:

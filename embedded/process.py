@@ -23,13 +23,13 @@ PORTS = range(20000, 32768)
 _REMEDIES = {
     errno.ENOSPC: "free some space there, then start again",
     errno.EROFS: "choose a file system that can be written to",
-    errno.EACCES: "give it to the user who starts the server",
-    errno.EPERM: "give it to the user who starts the server",
+    errno.EACCES: "chown it to the user who runs this",
+    errno.EPERM: "chown it to the user who runs this",
 }
 
 
 def system_error(error: OSError, path: Path) -> UserError:
-    """A system's error about a path, or one below it, as a user can read it."""
+    """An error of the operating system, about the file that it names, otherwise about the path."""
     return UserError(
         f"{error.filename or path}: {error.strerror or error}",
         _REMEDIES.get(error.errno or 0, ""),

@@ -11,6 +11,7 @@ from typing import Any
 from components import PROJECT, ROOT
 from components.database_target import DatabaseTarget
 from embedded.errors import UserError
+from embedded.process import system_error
 from ops.reviews import text
 from ops.reviews.github import GitHub
 
@@ -61,7 +62,7 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"error: {system_error(error, ROOT)}", file=sys.stderr)
     return ERROR
 
 

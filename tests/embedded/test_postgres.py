@@ -520,7 +520,7 @@ class TestFailure:
             message = failure(Server(tmp_path / "theirs" / "server", postgres_bin).start)
             assert message == (
                 f"{tmp_path}/theirs/server: Permission denied\n"
-                "  what to do: give it to the user who starts the server"
+                "  what to do: chown it to the user who runs this"
             )
 
     @needs_root
