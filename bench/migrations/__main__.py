@@ -128,7 +128,7 @@ def _markdown(results: Mapping[str, Any]) -> str:
         for title, measured in measures.decode(stored.get(name, {})):
             parts.append(f"### {title[0].upper() + title[1:]}\n\n{show(measured)}")
     if "features" in results:
-        parts.append(f"### Who keeps which promise\n\n{_features(results['features'])}")
+        parts.append(f"### Features\n\n{_features(results['features'])}")
     return "\n\n".join(parts)
 
 

@@ -15,7 +15,7 @@ from psycopg.types.json import Jsonb
 
 @contextmanager
 def acting_for(connection: psycopg.Connection, claims: Mapping[str, Any]) -> Iterator[None]:
-    """A transaction with the rights of a user; when it ends, however it ends, they are gone.
+    """A transaction with the rights of a user, which end with it, however it ends.
 
     Args:
         connection: as customer_portal, from a pool or not, with no transaction open.

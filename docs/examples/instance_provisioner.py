@@ -1,4 +1,4 @@
-"""instance-provisioner: makes true what the rows of `instances` say."""
+"""instance-provisioner: makes the cluster agree with the rows of `instances`."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from psycopg.types.json import Jsonb
 
 
 def provision(connection: psycopg.Connection, subscription: UUID, config: Any) -> UUID:
-    """A new instance, which whoever listens hears of at once.
+    """A new instance; its id is notified to those who listen.
 
     Raises:
         psycopg.errors.ObjectNotInPrerequisiteState: the subscription is not live.
@@ -23,7 +23,7 @@ def provision(connection: psycopg.Connection, subscription: UUID, config: Any) -
 
 
 def deprovision(connection: psycopg.Connection, instance: UUID, reason: str) -> bool:
-    """Begin the removal; False if it has begun before."""
+    """Begin the removal; False if it had begun before."""
     begun: bool
     [[begun]] = connection.execute(
         "select deprovision_instance(instance_id => %s, reason => %s)", [instance, reason]
@@ -49,7 +49,7 @@ def to_reconcile(listener: psycopg.Connection, resync: float = 60) -> Iterator[U
 def deployed(
     connection: psycopg.Connection, instance: UUID, frontend_url: str, secrets: Mapping[str, str]
 ) -> None:
-    """Write down that it runs, and where, and its secrets, which no user can read."""
+    """Record that it runs, and where, and its secrets, which no user can read."""
     with connection.transaction():
         connection.cursor().executemany(
             """insert into private.instance_secrets (instance_id, name, value) values (%s, %s, %s)
@@ -65,7 +65,7 @@ def deployed(
 def observed(
     connection: psycopg.Connection, instance: UUID, health: str, reasons: Any, storage_gb: float
 ) -> None:
-    """Write down how it is and how much it stores, which counts against the plan."""
+    """Record its health and how much it stores, which counts against the plan."""
     with connection.transaction():
         connection.execute(
             "select update_instance_health(instance_id => %s, status => %s, details => %s)",

@@ -43,7 +43,7 @@ def receive(connection: psycopg.Connection, body: str, fetch: Callable[[str], Fe
 
 
 def reconcile(connection: psycopg.Connection, subscriptions: Iterable[Fetched]) -> None:
-    """Make the platform what Stripe is, whatever events were lost.
+    """Make the platform agree with Stripe, even where events were lost.
 
     Args:
         connection: as stripe_handler, in autocommit mode.

@@ -104,7 +104,7 @@ def test_what_is_now_is_in_the_catalog(db: Db) -> None:
 
     for row in of(NAMES):
         original, now, why = row.cells
-        if now == "gone":
+        if now == "removed":
             assert why, row
             continue
         names = quoted(now)
@@ -186,5 +186,5 @@ def test_requests_are_the_provisioners() -> None:
     served = {f"{method.upper()} {path}" for path in paths for method in paths[path]}
     for row in of(REQUESTS):
         now = quoted(row.cells[1])
-        assert now or (row.cells[1] == "gone" and row.cells[2])
+        assert now or (row.cells[1] == "removed" and row.cells[2])
         assert set(now) <= served
