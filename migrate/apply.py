@@ -5,12 +5,12 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 
 import psycopg
-from psycopg import sql
 
-from migrate import catalog, ledger
+from migrate import indexes, ledger
 from migrate.connection import (
     CLEAN,
     SESSION,
@@ -23,10 +23,13 @@ from migrate.connection import (
 )
 from migrate.errors import MigrateError
 from migrate.files import VERSIONED, File
+from migrate.ledger import Progress
 from migrate.parser import Piece, Statement, alone, split
 from migrate.report import describe
 
 _SETTING = re.compile(r"(set|reset|select\s+(pg_catalog\.)?set_config)\b", re.IGNORECASE)
+
+_REINDEX = re.compile(r"reindex\b", re.IGNORECASE)
 
 _REFUSALS = (
     psycopg.errors.ActiveSqlTransaction,
@@ -143,7 +146,12 @@ def _standing(connection: Connection, failed: _ApplyError) -> str:
     text = f"not rolled back: {done} of the statements of {file.name}"
     if done:
         text += ", which are done and not to be edited"
-    if statement and not is_broken(failed.error) and _index(connection, statement) is False:
+    if (
+        statement
+        and not is_broken(failed.error)
+        and statement.builds_concurrently
+        and indexes.built_by(connection, statement)[1] is False
+    ):
         name = statement.node.idxname
         text += f"\n  invalid index {name} is left, which the next run drops and builds again"
     return text
@@ -202,22 +210,25 @@ def _one_by_one(connection: Connection, file: File) -> None:
     """
     begun = ledger.progress(connection).get((file.folder.name, file.name))
     if begun is None or begun.problem(file):
-        begun = ledger.Progress(0, hashlib.sha256().hexdigest(), building=False)
-        ledger.advance(connection, file, 0, begun.sha256)
+        begun = Progress(0, hashlib.sha256().hexdigest())
+        ledger.advance(connection, file, begun)
     before = hashlib.sha256()
     started = time.monotonic()
     send(connection, CLEAN)
+    reindexed = []
     for statement in file.script.statements():
+        if _REINDEX.match(statement.text):
+            reindexed.append(statement)
         digest = before.copy()
         digest.update(statement.text.encode())
         if statement.number > begun.done:
             advance = partial(ledger.advance, connection, file)
-            undone = partial(advance, statement.number - 1, before.hexdigest())
-            done = partial(advance, statement.number, digest.hexdigest())
-            was_building = begun.building and statement.number == begun.done + 1
+            done = partial(advance, Progress(statement.number, digest.hexdigest()))
             try:
                 if statement.builds_concurrently:
-                    _build_index(connection, statement, undone, was_building)
+                    undone = Progress(statement.number - 1, before.hexdigest())
+                    was_building = begun.building and begun.done == undone.done
+                    _build_index(connection, statement, advance, undone, was_building)
                     done()
                 else:
                     _carry_out(connection, statement, done)
@@ -232,7 +243,9 @@ def _one_by_one(connection: Connection, file: File) -> None:
         elif _SETTING.match(statement.text):  # holds for the rest of the file
             send(connection, statement.text)
         before = digest
-    if invalid := catalog.invalid_indexes(connection):
+    if invalid := "".join(
+        indexes.left_by_reindex(connection, statement) for statement in reindexed
+    ):
         raise MigrateError(f"{file.path}: is not done{invalid}")
     with connection.transaction():
         connection.execute(SESSION.encode())
@@ -258,43 +271,31 @@ def _carry_out(connection: Connection, statement: Statement, done: Callable[[], 
 
 
 def _build_index(
-    connection: Connection, statement: Statement, undone: Callable[..., None], was_building: bool
+    connection: Connection,
+    statement: Statement,
+    advance: Callable[[Progress], None],
+    undone: Progress,
+    was_building: bool,
 ) -> None:
     """Build an index CONCURRENTLY, unless the run that was cut off has built it.
 
     Args:
         connection: which holds the lock of the run.
         statement: the CREATE INDEX.
-        undone: notes that it is not done, and whether it is being built.
+        advance: notes how far the file has come.
+        undone: that the statement is not done.
         was_building: a run was cut off while it built this index.
     """
-    node = statement.node
-    valid = _index(connection, statement)
+    name, valid = indexes.built_by(connection, statement)
     if valid and was_building:
         return
     if valid is False:
-        schema = [node.relation.schemaname] if node.relation.schemaname else []
-        name = sql.Identifier(*schema, node.idxname).as_string()
         send(connection, f"drop index concurrently {name}")
     if not valid:
-        undone(building=True)
+        advance(replace(undone, building=True, index=name))
     try:
         send(connection, statement.text)
     except StatementError as failed:
         if not is_broken(failed.error):
-            undone(building=False)
+            advance(replace(undone, index=None if valid else name))
         raise
-
-
-def _index(connection: Connection, statement: Statement) -> bool | None:
-    """Whether the index that a statement builds CONCURRENTLY is valid; None without one."""
-    if not statement.builds_concurrently:
-        return None
-    node = statement.node
-    table = sql.Identifier(*filter(None, (node.relation.schemaname, node.relation.relname)))
-    row = connection.execute(
-        """select indisvalid from pg_index join pg_class on oid = indexrelid
-           where indrelid = to_regclass(%s) and relname = %s""",
-        [table.as_string(), node.idxname],
-    ).fetchone()
-    return None if row is None else bool(row[0])

@@ -9,7 +9,6 @@ appears as `us`, so that two databases made by different roles compare equal.
 import hashlib
 from collections.abc import Mapping
 
-from embedded.errors import with_remedy
 from migrate.connection import Connection, readable
 from migrate.errors import Difference
 from migrate.ledger import SCHEMA
@@ -172,18 +171,3 @@ def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> list[D
         for name in sorted(expected.keys() | found.keys())
         if expected.get(name) != found.get(name)
     ]
-
-
-def invalid_indexes(connection: Connection) -> str:
-    """The invalid indexes of the database with what to do, a line each; empty without one."""
-    rows = connection.execute(
-        """select indexrelid::regclass::text from pg_index join pg_class on oid = indexrelid
-           where not indisvalid and relkind = 'i' order by 1"""
-    )
-    return "".join(
-        with_remedy(
-            f"\n  invalid index {name}, left by a CREATE INDEX CONCURRENTLY that failed",
-            f"DROP INDEX CONCURRENTLY {name}, then run again",
-        )
-        for (name,) in rows
-    )

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import datetime
 
 import psycopg
@@ -35,6 +35,7 @@ create table if not exists {SCHEMA}.progress (
   statements integer not null,
   sha256 text not null,
   building boolean not null default false,
+  index_name text,
   primary key (folder, name)
 );
 create table if not exists {SCHEMA}.catalog (
@@ -56,6 +57,7 @@ progress or was interrupted: then it holds the drift that there was before that 
 UPGRADE = f"""\
 alter table {SCHEMA}.ledger add column if not exists content text;
 alter table {SCHEMA}.catalog add column if not exists in_progress jsonb;
+alter table {SCHEMA}.progress add column if not exists index_name text;
 """
 """Brings the ledger of an older engine up to date."""
 
@@ -184,11 +186,13 @@ class Progress:
         done: how many of its statements are carried out.
         sha256: their common digest.
         building: the next one was building an index when the run was cut off.
+        index: the quoted name of the index that the next one was building, or failed to build.
     """
 
     done: int
     sha256: str
-    building: bool
+    building: bool = False
+    index: str | None = None
 
     def problem(self, file: File) -> str | None:
         """Why a checked file is not continued: it is not what a run began; None where it is."""
@@ -211,25 +215,26 @@ def progress(connection: Connection) -> dict[tuple[str, str], Progress]:
     """Folder and file name -> how far it has come, of the files that are half done."""
     try:
         rows = connection.execute(
-            f"select folder, name, statements, sha256, building from {SCHEMA}.progress"
+            f"""select folder, name, statements, sha256, building, to_jsonb(p) ->> 'index_name'
+                from {SCHEMA}.progress p"""
         ).fetchall()
     except psycopg.errors.UndefinedTable:
         return {}
     return {(folder, name): Progress(*rest) for folder, name, *rest in rows}
 
 
-def advance(
-    connection: Connection, file: File, done: int, sha256: str, *, building: bool = False
-) -> None:
+def advance(connection: Connection, file: File, progress: Progress) -> None:
     """Remember how far a file without a transaction has come, whatever role it has taken on."""
     with connection.transaction():
         connection.execute("set local session authorization default; set local role to default")
         connection.execute(
-            f"""insert into {SCHEMA}.progress values (%s, %s, %s, %s, %s)
+            f"""insert into {SCHEMA}.progress
+                  (folder, name, statements, sha256, building, index_name)
+                values (%s, %s, %s, %s, %s, %s)
                 on conflict (folder, name) do update
                 set statements = excluded.statements, sha256 = excluded.sha256,
-                    building = excluded.building""",
-            [file.folder.name, file.name, done, sha256, building],
+                    building = excluded.building, index_name = excluded.index_name""",
+            [file.folder.name, file.name, *astuple(progress)],
         )
 
 

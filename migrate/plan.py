@@ -8,7 +8,7 @@ from functools import cached_property
 import psycopg
 
 from embedded.errors import with_remedy
-from migrate import catalog, files, ledger
+from migrate import files, indexes, ledger
 from migrate.connection import ANOTHER_ENCODING, Connection, readable
 from migrate.files import PLATFORM, REPEATABLE, VERSIONED, File, Tree
 from migrate.parser import Piece
@@ -158,24 +158,28 @@ def _encoding_problems(connection: Connection, pending: Sequence[File]) -> list[
 
 
 def _half_done_problems(connection: Connection, found: Plan) -> list[str]:
-    """What is wrong with versioned files of which a run has carried out a part."""
+    """What is wrong with files of which a run has carried out a part."""
     problems = []
     pending = {(file.folder.name, file.name): file for file in found.pending}
+    names = {folder.name for folder in found.folders}
     for key, begun in ledger.progress(connection).items():
-        if key[0] == VERSIONED in (folder.name for folder in found.folders):
-            file = pending.get(key)
-            if begun.done and file is None:
-                problems.append(
-                    with_remedy(
-                        f"{'/'.join(key)}: was removed, but statements of it are done (the first "
-                        f"{begun.done}), by a run that was cut off or failed",
-                        "restore it",
-                    )
+        if key[0] not in names:
+            continue
+        label, file = "/".join(key), pending.get(key)
+        if begun.done and key[0] == VERSIONED and file is None:
+            problems.append(
+                with_remedy(
+                    f"{label}: was removed, but statements of it are done (the first {begun.done}),"
+                    " by a run that was cut off or failed",
+                    "restore it",
                 )
-            elif begun.done and file and (problem := begun.problem(file)):
-                problems.append(problem)
-            elif (file is None or file.script.transactional) and (
-                invalid := catalog.invalid_indexes(connection)
-            ):
-                problems.append(f"{'/'.join(key)}: had begun, and is another now{invalid}")
+            )
+        elif begun.done and key[0] == VERSIONED and file and (problem := begun.problem(file)):
+            problems.append(problem)
+        elif begun.index and not any(
+            indexes.builds(statement, begun.index)
+            for statement in (file.script.statements() if file else ())
+        ):
+            invalid = indexes.invalid(connection, begun.index)
+            problems += [f"{label}: had begun, and is another now{invalid}"] if invalid else []
     return problems

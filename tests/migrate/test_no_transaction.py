@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 from typing import Any, LiteralString
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -12,6 +13,7 @@ from tests.support.migrating import (
     checks_passed,
     cut_off,
     failure,
+    in_background,
     incomplete,
     indexes,
     made,
@@ -21,6 +23,7 @@ from tests.support.migrating import (
     tables,
     up,
     up_fails,
+    wait_for,
     wait_until_active,
     write,
 )
@@ -92,7 +95,7 @@ def test_an_invalid_index_of_a_file_that_is_another_now_is_told(
         write(tmp_path, {f"migrations/{name}": "create table other ();"})
     assert failure(lambda: up(database, tmp_path), FilesError) == (
         "migrations/0003_i.sql: had begun, and is another now\n"
-        "  invalid index t1_a, left by a CREATE INDEX CONCURRENTLY that failed\n"
+        "  invalid index t1_a, left by a build CONCURRENTLY that did not end\n"
         "  what to do: DROP INDEX CONCURRENTLY t1_a, then run again\n"
         "  committed in this run: nothing"
     )
@@ -101,19 +104,84 @@ def test_an_invalid_index_of_a_file_that_is_another_now_is_told(
     assert indexes(database) == []
 
 
-def test_a_file_that_leaves_an_invalid_index_is_not_taken_for_done(
+@pytest.mark.parametrize("whose", ["another role's", "our own", "on the same table"])
+def test_an_invalid_index_that_is_not_of_the_file_stops_nothing(
+    database: str, role: str, tmp_path: Path, whose: str
+) -> None:
+    user = urlsplit(role).username
+    query(database, f"grant create on database {urlsplit(role).path[1:]} to {user}")
+    query(database, f"grant create on schema public to {user}")
+    up(role, write(tmp_path, tables(1)))
+    schema, table = "public", "t1" if whose == "on the same table" else "fact"
+    if whose == "another role's":
+        schema = f"theirs_{user}"
+        query(database, f"create schema {schema}")
+    if table == "fact":
+        query(database, f"create table {schema}.fact (a int)")
+    query(database, f"insert into {schema}.{table} values (1), (1)")
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        query(database, f"create unique index concurrently other_a on {schema}.{table} (a)")
+    build = "create index concurrently t1_a on t1 (a)"
+    files = {"migrations/0002_i.sql": without_transaction(build), **tables(3)}
+    assert up(role, write(tmp_path, files)) == ["0002_i.sql", "0003_t3.sql"]
+    assert ("t1_a", True) in indexes(database)
+    query(database, f"drop index {schema}.other_a")
+    query(database, f"drop table if exists {schema}.fact")
+    if whose == "another role's":
+        query(database, f"drop schema {schema}")
+
+
+def test_an_index_that_another_session_is_building_stops_nothing(
     database: str, tmp_path: Path
 ) -> None:
-    query(database, "create table other (a int); insert into other values (1), (1)")
-    with pytest.raises(psycopg.errors.UniqueViolation):
-        query(database, "create unique index concurrently other_a on other (a)")
-    write(tmp_path, {**tables(1), "migrations/0002_i.sql": CONCURRENTLY})
+    theirs = "create index concurrently theirs on other (a)"
+    query(database, "create table other (a int)")
+    write(tmp_path, {**tables(1), "migrations/0002_i.sql": CONCURRENTLY, **tables(3)})
+    with (
+        psycopg.connect(database) as blocker,
+        in_background(lambda: query(database, theirs)) as building,
+    ):
+        blocker.execute("insert into other values (7)")
+        wait_for(lambda: ("theirs", False) in indexes(database), "the build begins")
+        again = without_transaction("reindex table concurrently t1")
+        write(tmp_path, {"migrations/0004_r.sql": again})
+        assert len(up(database, tmp_path)) == 4
+        assert not building.done()
+        blocker.rollback()
+    assert ("theirs", True) in indexes(database)
+
+
+def test_a_file_that_builds_another_index_now_is_not_taken_for_done(
+    database: str, tmp_path: Path
+) -> None:
+    """The invalid one would stay, and cost every write."""
+    rows = {"migrations/0002_r.sql": "insert into t1 values (1), (1);"}
+    write(tmp_path, {**tables(1), **rows, "migrations/0003_i.sql": CONCURRENTLY})
+    up_fails(database, tmp_path)
+    other = "create index concurrently other_a on t1 (a)"
+    write(tmp_path, {"migrations/0003_i.sql": without_transaction(other)})
+    message = failure(lambda: up(database, tmp_path), FilesError)
+    assert "migrations/0003_i.sql: had begun, and is another now\n  invalid index t1_a" in message
+    assert "  what to do: DROP INDEX CONCURRENTLY t1_a, then run again" in message
+    query(database, "drop index concurrently t1_a")
+    assert up(database, tmp_path) == ["0003_i.sql"]
+    assert indexes(database) == [("other_a", True)]
+
+
+def test_half_an_index_that_a_reindex_left_is_told(database: str, tmp_path: Path) -> None:
+    again = "reindex table concurrently t1"
+    write(tmp_path, {**tables(1), "migrations/0002_i.sql": "create index t1_a on t1 (a);"})
+    up(database, tmp_path)
+    write(tmp_path, {"migrations/0003_r.sql": without_transaction(again)})
+    with psycopg.connect(database) as blocker:
+        blocker.execute("insert into t1 values (7)")
+        assert "terminating connection" in cut_off(database, tmp_path, f"{again}%")
+        blocker.rollback()
+    assert ("t1_a_ccnew", False) in indexes(database)
     message = up_fails(database, tmp_path)
-    assert "invalid index other_a, left by a CREATE INDEX CONCURRENTLY that failed\n" in message
-    assert "  what to do: DROP INDEX CONCURRENTLY other_a, then run again" in message
-    assert recorded(database) == ["0001_t1.sql"]
-    query(database, "drop index concurrently other_a")
-    assert up(database, tmp_path) == ["0002_i.sql"]
+    assert f"{tmp_path}/migrations/0003_r.sql: is not done\n  invalid index t1_a_ccnew" in message
+    query(database, "drop index concurrently t1_a_ccnew")
+    assert up(database, tmp_path) == ["0003_r.sql"]
     assert indexes(database) == [("t1_a", True)]
 
 
