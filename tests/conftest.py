@@ -106,6 +106,7 @@ LONG = (
     "provisioner/api",
     "provisioner/scale",
     "embedded/cluster",
+    "program/new_table",
     "program/demo",
     "components/provider_schema",
     "migrate/concurrency",

@@ -32,7 +32,7 @@ from components.authorization import (
     USER_FUNCTIONS,
 )
 from tests.support.platforms import Platform, run, server_major, stack_config, supabase
-from tests.support.samples import Column, Row, Table, sample_rows, tables_of
+from tests.support.samples import Column, Row, Table, insert, sample_rows, tables_of
 
 OWN, FOREIGN = "own", "foreign"
 WHICH = ("first", "second")
@@ -144,12 +144,6 @@ def rows(tables: Mapping[str, Table], customer: str) -> tuple[dict[str, Row], di
     }
     first = sample_rows(tables, f"first-of-{customer}", users[0])
     return first, sample_rows(tables, f"second-of-{customer}", users[1], first)
-
-
-def insert(table: str, row: Row) -> Statement:
-    values = ", ".join("default" if value is None else "%s" for value in row.values())
-    given: list[str | None] = [value for value in row.values() if value is not None]
-    return f"insert into {table} ({', '.join(row)}) values ({values})".encode(), given
 
 
 def add_customer(world: "World", customer: str) -> list[str]:

@@ -20,23 +20,13 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from tests.support.platforms import Platform
+from tests.support.samples import Row, insert, sample_rows, tables_of
 
 TODAY = "(now() at time zone 'utc')::date"
 NOBODY = "00000000-0000-4000-8000-000000000000"
 
 ZONES = ("UTC", "Pacific/Kiritimati", "Etc/GMT+12")
 """At any time of day one of them is in another day than UTC."""
-
-OWNED = {
-    "accounts": "id",
-    "subscriptions": "account_id",
-    "instances": "account_id",
-    "usage_metrics": "account_id",
-    "support_tickets": "account_id",
-    "instance_backups": "account_id",
-    "api_keys": "account_id",
-}
-"""Table -> its column that says whose a row is; of those that go with the account."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +84,7 @@ class Db:
         assert inserted is not None
         return inserted
 
-    def update(self, table: str, key: UUID, **changes: object) -> None:
+    def update(self, table: str, key: object, **changes: object) -> None:
         given = [Jsonb(value) if isinstance(value, dict) else value for value in changes.values()]
         query = f"update {table} set {', '.join(f'{name} = %s' for name in changes)} where id = %s"
         assert self.connection.execute(query.encode(), [*given, key]).rowcount == 1
@@ -142,10 +132,16 @@ class Db:
         return {key: tuple(row) for key, *row in rows}
 
     def counts(self, customer: Customer) -> dict[str, int]:
-        """How many rows of each table are a customer's."""
+        """How many rows of each table are a customer's, of those that go with the account."""
+        owned = {"public.accounts": "id"} | {
+            table: "account_id"
+            for table, shape in tables_of(self.connection).items()
+            if table.startswith("public.")
+            and any("account_id" in key.columns for key in shape.foreign_keys)
+        }
         return {
             table: self.one(f"select count(*) from {table} where {owner} = %s", customer.account)
-            for table, owner in OWNED.items()
+            for table, owner in owned.items()
         }
 
 
@@ -174,6 +170,26 @@ def key_hash(key: str) -> str:
 def add_key(db: Db, key: str, **columns: object) -> dict[str, Any]:
     row = {"name": "a key", "key_prefix": "mr_12345", "key_hash": key_hash(key)}
     return db.insert("api_keys", **row | columns)
+
+
+def one_row_of_each(db: Db, customer: Customer) -> dict[str, Row]:
+    """A customer's row of each table of public; with a subscription and an instance already."""
+    tables = tables_of(db.connection)
+    rows = sample_rows(
+        {table: shape for table, shape in tables.items() if table.startswith("public.")},
+        customer.name,
+        {
+            "public.accounts": {"id": str(customer.account)},
+            "public.subscriptions": {"id": str(customer.subscription), "tier": customer.tier},
+            "public.instances": {"id": str(customer.instance)},
+            "public.audit_logs": {"account_id": str(customer.account)},
+            "public.api_keys": {"key_hash": key_hash("a key")},
+        },
+    )
+    for table, row in rows.items():
+        query, values = insert(table, row)
+        db.connection.execute(query + b" on conflict do nothing", values)
+    return {table.removeprefix("public."): row for table, row in rows.items()}
 
 
 def catalogue(db: Db, tier: str, columns: tuple[str, ...]) -> tuple[Any, ...]:

@@ -137,6 +137,13 @@ def sample_rows(
     return rows
 
 
+def insert(table: str, row: Row) -> tuple[bytes, list[str | None]]:
+    """The query and its values."""
+    values = ", ".join("default" if value is None else "%s" for value in row.values())
+    given: list[str | None] = [value for value in row.values() if value is not None]
+    return f"insert into {table} ({', '.join(row)}) values ({values})".encode(), given
+
+
 def _value(table: str, column: Column, name: str) -> str | None:
     """A value for what refers to nothing."""
     uid = uuid5(NAMESPACE_OID, f"{table}.{column.name} of {name}")
