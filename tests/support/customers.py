@@ -28,6 +28,27 @@ NOBODY = "00000000-0000-4000-8000-000000000000"
 ZONES = ("UTC", "Pacific/Kiritimati", "Etc/GMT+12")
 """At any time of day one of them is in another day than UTC."""
 
+LIMITS = (
+    "max_messages_per_day",
+    "max_storage_gb",
+    "max_agents",
+    "max_platforms",
+    "max_team_members",
+)
+
+TIERS = ("free", "starter", "professional", "enterprise")
+
+STATUSES = {
+    "provisioning": "running stopped failed deprovisioning",
+    "running": "stopped failed maintenance deprovisioning",
+    "stopped": "running failed maintenance deprovisioning",
+    "failed": "provisioning running stopped maintenance deprovisioning",
+    "maintenance": "running stopped failed deprovisioning",
+    "deprovisioning": "deprovisioned",
+    "deprovisioned": "",
+}
+"""Status of an instance -> where it may go: removal, once begun, only goes on, and is final."""
+
 
 @dataclass(frozen=True)
 class Customer:
