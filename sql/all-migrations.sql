@@ -38,6 +38,7 @@ create table if not exists migrate.progress (
   statements integer not null,
   sha256 text not null,
   building boolean not null default false,
+  index_name text,
   primary key (folder, name)
 );
 create table if not exists migrate.catalog (
