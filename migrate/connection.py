@@ -1,10 +1,11 @@
 """Connecting, and the one lock under which a database is changed."""
 
 import re
+import select
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -46,6 +47,9 @@ file that needs longer says `set local statement_timeout = ...`."""
 
 ANOTHER_ENCODING = "create a database with `encoding 'UTF8'` and move the data there by pg_dump"
 
+_SECOND_SESSION = 3
+"""Seconds to wait for a second session of a pooler, which a pool of one session does not give."""
+
 LOOK = 1.0
 """Seconds between two looks at who stands in the way of a file."""
 
@@ -75,11 +79,15 @@ def connect(url: str, connect_timeout: int = 10) -> Connection:
         text = str(error).strip()
         raise UnreachableError(f"cannot connect to the database: {text}", _remedy(text)) from None
     place = f"{connection.info.host}:{connection.info.port}"
-    if connection.info.port == TRANSACTION_POOLER_PORT:
+    with readable():
+        pooled = connection.info.port == TRANSACTION_POOLER_PORT or _changes_backends(
+            connection, options
+        )
+    if pooled:
         connection.close()
         raise MigrateError(
             f"{place} is a pooler in transaction mode, where the lock of a run does not hold",
-            "use the session mode port 5432",
+            "use its session mode (Supabase: port 5432), or the database itself",
         )
     if connection.info.server_version < OLDEST_SERVER * 10000:
         found = connection.info.server_version // 10000
@@ -96,6 +104,45 @@ def connect(url: str, connect_timeout: int = 10) -> Connection:
             ANOTHER_ENCODING,
         )
     return connection
+
+
+def _changes_backends(connection: Connection, options: Mapping[str, Any]) -> bool:
+    """Whether a pooler gives the session another backend from one transaction to the next.
+
+    A session that is a backend's own has the process id that it was told at the login.  Of a
+    pooler's, a second one tells: while it holds its backend in a transaction, that is one which the
+    first session had before, or the first one is given another, then or afterwards.  Leaves nothing
+    in any backend.
+    """
+    had = {_backend(connection)}
+    if had == {connection.info.backend_pid}:
+        return False
+    with suppress(psycopg.Error, TimeoutError):  # there is no second one where the first is bound
+        options = {**options, "connect_timeout": _SECOND_SESSION}
+        with closing(psycopg.connect(autocommit=True, **options)) as other:
+            for _ in range(3):
+                shared = _backend(other, "begin;", _SECOND_SESSION) in had
+                had |= set() if shared else {_backend(connection)}
+                send(other, "rollback")
+                if shared or len(had | {_backend(connection), _backend(connection)}) > 1:
+                    return True
+    return False
+
+
+def _backend(connection: Connection, before: str = "", wait: float | None = None) -> int:
+    """The process id of the backend that carries out a statement.
+
+    Raises:
+        TimeoutError: there is no answer within `wait` seconds.
+    """
+    connection.pgconn.send_query(f"{before}select pg_backend_pid()".encode())
+    connection.pgconn.flush()
+    if not select.select([connection.pgconn.socket], [], [], wait)[0]:
+        raise TimeoutError
+    *_, result = connection.wait(generators.execute(connection.pgconn))
+    if result.status == ExecStatus.FATAL_ERROR:
+        raise psycopg.errors.error_from_result(result)
+    return int(result.get_value(0, 0) or 0)
 
 
 def _parse(url: str) -> dict[str, Any]:

@@ -166,5 +166,5 @@ def test_a_pooler_in_transaction_mode_is_refused_with_the_port_to_use(server: Se
         url = server.url().replace(f"127.0.0.1:{server.port}", f"{host}:6543")
         assert failure(lambda: connect(url)) == (
             f"{host}:6543 is a pooler in transaction mode, where the lock of a run does not hold\n"
-            "  what to do: use the session mode port 5432"
+            "  what to do: use its session mode (Supabase: port 5432), or the database itself"
         )

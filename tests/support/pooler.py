@@ -1,17 +1,23 @@
-"""Supabase's session pooler before a plain server, and what its server refuses.
+"""Poolers before a plain server: Supabase's, with what its server refuses, and a small one.
 
-Behind the pooler a login is `ROLE.TENANT`.  The server of a hosted project has an extension
+Behind Supabase's pooler a login is `ROLE.TENANT`.  The server of a hosted project has an extension
 (supautils) by which nobody but a superuser changes its reserved roles, whatever CREATEROLE and
 ADMIN OPTION would allow.  Here the statement is read on its way and replaced by the refusal; what a
 DO block executes is not seen.
 """
 
+import os
+import secrets
 import socket
 import struct
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from contextlib import contextmanager, suppress
+from queue import LifoQueue, Queue
+from typing import Any, Literal
 
+import psycopg
 from postgast import PgQueryError, parse, wrap
 from postgast.pg_query_pb2 import OBJECT_ROLE
 
@@ -126,3 +132,105 @@ def _refusals(node: Any) -> Iterator[str]:
     for role in changed:
         if role in RESERVED:
             yield f'"{role}" is a reserved role, only superusers can modify it'
+
+
+_REPORTED = ("server_version", "server_encoding", "client_encoding", "standard_conforming_strings")
+
+
+class SmallPooler:
+    """Gives its clients, whoever they are, backends out of a pool, as PgBouncer does.
+
+    Attributes:
+        port: its own, on 127.0.0.1.
+        backends: the sessions on the server; idle ones may be asked while no client is there.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        size: int,
+        mode: Literal["session", "transaction"] = "transaction",
+        idle: Literal["last used first", "in turn"] = "last used first",
+    ) -> None:
+        self.backends = [
+            psycopg.connect(url, autocommit=True, client_encoding="utf-8") for _ in range(size)
+        ]
+        self._mode = mode
+        self._idle: Queue[socket.socket] = Queue() if idle == "in turn" else LifoQueue()
+        for backend in self.backends:
+            idle_one = socket.socket(fileno=os.dup(backend.fileno()))
+            idle_one.setblocking(True)
+            self._idle.put(idle_one)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        """End everything."""
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for backend in self.backends:
+            backend.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=[client], daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, suppress(OSError, struct.error):
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            stream = client.makefile("rb")
+            while True:
+                size, code = struct.unpack("!ii", stream.read(8))
+                stream.read(size - 8)
+                if code not in _ENCRYPTION:
+                    break
+                client.sendall(b"N")
+            client.sendall(_message(b"R", struct.pack("!i", 0)))
+            for name in _REPORTED:
+                value = self.backends[0].info.parameter_status(name) or ""
+                client.sendall(_message(b"S", f"{name}\0{value}\0".encode()))
+            client.sendall(_message(b"K", secrets.token_bytes(8)) + _message(b"Z", b"I"))
+            while (kind := stream.read(1)) and kind != b"X":
+                with self._backend() as backend:
+                    state = b""
+                    while state != b"I" or self._mode == "session":
+                        (size,) = struct.unpack("!i", stream.read(4))
+                        backend.sendall(kind + struct.pack("!i", size) + stream.read(size - 4))
+                        if kind in b"QS":
+                            state = _answered(backend, client)
+                        if state != b"I" or self._mode == "session":
+                            kind = stream.read(1)
+                            if kind in (b"", b"X"):
+                                return
+
+    @contextmanager
+    def _backend(self) -> Iterator[socket.socket]:
+        backend = self._idle.get()
+        try:
+            yield backend
+        finally:
+            if self._mode == "session":
+                for clean in (b"rollback\0", b"discard all\0"):
+                    backend.sendall(_message(b"Q", clean))
+                    _answered(backend, None)
+            self._idle.put(backend)
+
+
+def _message(kind: bytes, body: bytes) -> bytes:
+    return kind + struct.pack("!i", len(body) + 4) + body
+
+
+def _answered(backend: socket.socket, client: socket.socket | None) -> bytes:
+    """Pass an answer on up to its end; the state of the transaction."""
+    while True:
+        head = backend.recv(5, socket.MSG_WAITALL)
+        body = backend.recv(struct.unpack("!i", head[1:])[0] - 4, socket.MSG_WAITALL)
+        if client:
+            with suppress(OSError):  # who went away does not stop the answer
+                client.sendall(head + body)
+        if head[:1] == b"Z":
+            return body
