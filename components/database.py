@@ -11,10 +11,10 @@ from components.schema import RepeatableSet
 from components.session import existing_on_server
 from migrate.files import PLATFORM
 
-MAINTENANCE = "postgres"
+MAINTENANCE_DATABASE = "postgres"
 """The database that every plain server has, from which others are created."""
 
-TUNNEL = {"DATABASE_PROXY": "ALL_PROXY", "DATABASE_NO_PROXY": "NO_PROXY"}
+PROXY_VARIABLES = {"DATABASE_PROXY": "ALL_PROXY", "DATABASE_NO_PROXY": "NO_PROXY"}
 """What bin/tunnel sets -> what the provider, and nothing else, shall see.
 
 Its inputs are the server's own, and the same without a tunnel or with the next one."""
@@ -57,7 +57,7 @@ class Database(pulumi.ComponentResource):
     ) -> None:
         super().__init__("mindroom:database:Database", name, None, opts)
         to, plain = args.connection, args.platform == "postgres"
-        existing = existing_on_server(replace(to, database=MAINTENANCE) if plain else to)
+        existing = existing_on_server(replace(to, database=MAINTENANCE_DATABASE) if plain else to)
         self.existing_roles = existing.roles
         self.provider = postgresql.Provider(
             "server",
@@ -68,9 +68,9 @@ class Database(pulumi.ComponentResource):
             password=pulumi.Output.secret(to.password),
             sslmode=to.sslmode,
             sslrootcert=to.sslrootcert or None,
-            database=MAINTENANCE if plain else to.database,
+            database=MAINTENANCE_DATABASE if plain else to.database,
             superuser=plain,
-            opts=pulumi.ResourceOptions(parent=self, env_var_mappings=TUNNEL),
+            opts=pulumi.ResourceOptions(parent=self, env_var_mappings=PROXY_VARIABLES),
         )
         self.name = pulumi.Output.from_input(to.database)
         if plain:

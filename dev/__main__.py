@@ -23,7 +23,7 @@ from components import INSTANCES_NAMESPACE, PROJECT, ROOT
 from components.authorization import SERVICES
 from components.database_target import DatabaseTarget
 from dev import provisioner as process
-from embedded.cluster import Access, Cluster
+from embedded.cluster import Cluster, ClusterAccess
 from embedded.errors import UserError
 from embedded.postgres import Server, embedded_bin
 from embedded.process import system_error
@@ -230,10 +230,10 @@ def _own_cluster() -> Cluster:
     return Cluster(STATE / "cluster")
 
 
-def _cluster() -> Access:
+def _cluster() -> ClusterAccess:
     """The cluster that CLUSTER_KUBECONFIG names, otherwise the embedded one, started."""
     if given := os.environ.get("CLUSTER_KUBECONFIG"):
-        return Access(Path(given))
+        return ClusterAccess(Path(given))
     STATE.mkdir(mode=0o700, exist_ok=True)
     own = _own_cluster()
     if own.start():

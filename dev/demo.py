@@ -18,7 +18,7 @@ import httpx2
 import psycopg
 from psycopg.types.json import Jsonb
 
-from embedded.cluster import Access
+from embedded.cluster import ClusterAccess
 from embedded.errors import UserError
 
 TIMEOUT = 120.0
@@ -54,7 +54,7 @@ class Demo:
     stripe_handler: str
     api: str
     token: str
-    cluster: Access
+    cluster: ClusterAccess
     namespace: str
     step: int = 0
     mark: str = field(default_factory=lambda: secrets.token_hex(4))

@@ -32,7 +32,7 @@ from pulumi.runtime.settings import get_root_resource
 
 from components import PROJECT, ROOT
 from components.database_target import endpoint
-from embedded.cluster import Access
+from embedded.cluster import ClusterAccess
 from embedded.errors import UserError
 
 HELM = ROOT / ".tools" / "bin" / "helm"
@@ -134,7 +134,7 @@ class Executor(mocks.Mocks):
         if args.typ.startswith("pulumi:providers:"):
             self.providers[args.name] = args.inputs
             return args.name, args.inputs
-        execute = _EXECUTE.get("dynamic" if "__provider" in args.inputs else args.typ)
+        execute = _EXECUTORS.get("dynamic" if "__provider" in args.inputs else args.typ)
         if execute is None:
             raise InProcessError(f"{args.name}: resources of type {args.typ} are not known here")
         with self.lock:
@@ -320,7 +320,7 @@ def _dynamic(executor: Executor, args: mocks.MockResourceArgs) -> tuple[bool, Pr
 
 
 def _manifest(executor: Executor, args: mocks.MockResourceArgs) -> tuple[bool, Properties]:
-    return _place(executor.provider_of(args), args.inputs), args.inputs
+    return _apply(executor.provider_of(args), args.inputs), args.inputs
 
 
 def _chart(executor: Executor, args: mocks.MockResourceArgs) -> tuple[bool, Properties]:
@@ -340,14 +340,14 @@ def _chart(executor: Executor, args: mocks.MockResourceArgs) -> tuple[bool, Prop
         raise InProcessError(f"{args.name}: {rendered.stderr.strip()}")
     provider = executor.provider_of(args)
     manifests = filter(None, yaml.safe_load_all(rendered.stdout))
-    return sum([_place(provider, manifest) for manifest in manifests]) > 0, {}
+    return sum([_apply(provider, manifest) for manifest in manifests]) > 0, {}
 
 
-def _place(provider: Properties, manifest: Properties) -> bool:
+def _apply(provider: Properties, manifest: Properties) -> bool:
     """Apply or write a manifest as the Kubernetes provider would; whether that changed anything."""
     if directory := provider.get("renderYamlToDirectory"):
         return _write(ROOT / directory, manifest)
-    access = Access(Path(os.environ.get("KUBECONFIG") or Path.home() / ".kube" / "config"))
+    access = ClusterAccess(Path(os.environ.get("KUBECONFIG") or Path.home() / ".kube" / "config"))
     to = ["--context", provider["context"]]
     if namespace := manifest["metadata"].get("namespace"):
         to += ["--namespace", namespace]
@@ -379,7 +379,7 @@ def _write(directory: Path, manifest: Properties) -> bool:
     return True
 
 
-_EXECUTE: Mapping[str, Callable[[Executor, mocks.MockResourceArgs], tuple[bool, Properties]]] = {
+_EXECUTORS: Mapping[str, Callable[[Executor, mocks.MockResourceArgs], tuple[bool, Properties]]] = {
     "postgresql:index/database:Database": _database,
     "postgresql:index/role:Role": _role,
     "postgresql:index/grant:Grant": _grant,

@@ -18,7 +18,7 @@ import psutil  # type: ignore[import-untyped]
 import yaml
 
 from components import INSTANCES_NAMESPACE, NAMESPACE, PROVISIONER, ROOT
-from embedded.cluster import Access
+from embedded.cluster import ClusterAccess
 from embedded.errors import UserError
 from embedded.process import PORTS, is_free
 
@@ -27,7 +27,7 @@ TIMEOUT = 60.0
 TOKEN_HOURS = 24
 
 
-def start(directory: Path, cluster: Access, settings: Mapping[str, str]) -> str:
+def start(directory: Path, cluster: ClusterAccess, settings: Mapping[str, str]) -> str:
     """Start it, or restart it with other settings; wait until it is ready.
 
     Args:
@@ -109,7 +109,7 @@ def stop(directory: Path) -> bool:
     return running
 
 
-def _write_kubeconfig(directory: Path, cluster: Access, token: str) -> None:
+def _write_kubeconfig(directory: Path, cluster: ClusterAccess, token: str) -> None:
     config = yaml.safe_load(cluster.kubeconfig.read_text())
     for user in config["users"]:
         user["user"] = {"tokenFile": str(directory / "token")}

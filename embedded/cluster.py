@@ -34,7 +34,7 @@ BUILT = Path(__file__).parent.parent / ".tools" / "bin"
 STAGES = Path(__file__).with_name("stages.yaml")
 TIMEOUT = 60.0
 """Seconds that the cluster may take to come up."""
-GRACE = 10.0
+STOP_TIMEOUT = 10.0
 """Seconds that a program may take to stop before it is killed, and again when it was killed."""
 
 # All paths are within the working directory.  etcd has no passwords: only who may enter that
@@ -124,7 +124,7 @@ def program(name: str) -> str:
     raise UserError(f"{BUILT / name} is missing", "make cluster, which builds it")
 
 
-class Access:
+class ClusterAccess:
     """A cluster that is reached through a kubeconfig.
 
     Attributes:
@@ -168,7 +168,7 @@ class Access:
         return done.stdout
 
 
-class Cluster(Access):
+class Cluster(ClusterAccess):
     """A cluster in a private directory; only `start` creates anything.
 
     Attributes:
@@ -194,13 +194,13 @@ class Cluster(Access):
             if "kube-apiserver" in missing:
                 self._choose_port()
             try:
-                self._bring_up(SERVERS, missing, lambda: self._get("/readyz") is not None)
+                self._start_programs(SERVERS, missing, lambda: self._get("/readyz") is not None)
                 if missing:
                     objects = {"apiVersion": "v1", "kind": "List", "items": OBJECTS}
                     self.kubectl("apply", "--server-side", "-f-", stdin=json.dumps(objects))
-                self._bring_up(CLIENTS, missing, self._takes_pods)
+                self._start_programs(CLIENTS, missing, self._is_ready)
             except BaseException:
-                self._end(missing, signal.SIGKILL)
+                self._terminate(missing, signal.SIGKILL)
                 raise
             return bool(missing)
 
@@ -216,8 +216,8 @@ class Cluster(Access):
         if not self.directory.exists():
             return False
         with self._locked():
-            clients = self._end(CLIENTS)
-            return any([self._end(["kube-apiserver"]), self._end(["etcd"]), clients])
+            clients = self._terminate(CLIENTS)
+            return any([self._terminate(["kube-apiserver"]), self._terminate(["etcd"]), clients])
 
     def destroy(self) -> None:
         """Stop it at once and remove its directory.
@@ -227,7 +227,7 @@ class Cluster(Access):
         """
         if self.directory.exists():
             with self._locked():
-                self._end([*CLIENTS, *SERVERS], signal.SIGKILL)
+                self._terminate([*CLIENTS, *SERVERS], signal.SIGKILL)
                 shutil.rmtree(self.directory)
 
     @contextmanager
@@ -289,7 +289,7 @@ class Cluster(Access):
                     found[Path(process.cmdline()[0]).name] = process
         return found
 
-    def _bring_up(
+    def _start_programs(
         self,
         programs: Mapping[str, list[str]],
         missing: Collection[str],
@@ -340,16 +340,16 @@ class Cluster(Access):
             return None
         return answer.content if answer.is_success else None
 
-    def _takes_pods(self) -> bool:
+    def _is_ready(self) -> bool:
         node = json.loads(self._get("/api/v1/nodes/node") or "{}")
         conditions = node.get("status", {}).get("conditions", [])
         return (
             self._get("/api/v1/namespaces/default/serviceaccounts/default") is not None
             and any(item["type"] == "Ready" and item["status"] == "True" for item in conditions)
-            and self._connected() >= CLIENTS.keys()
+            and self._api_clients() >= CLIENTS.keys()
         )
 
-    def _connected(self) -> set[str]:
+    def _api_clients(self) -> set[str]:
         """The programs that talk to the API server: of the scheduler nothing else tells."""
         port, found = self._port(), set()
         for name, process in self._running().items():
@@ -359,20 +359,20 @@ class Cluster(Access):
                     found.add(name)
         return found
 
-    def _end(self, names: Collection[str], how: signal.Signals = signal.SIGTERM) -> bool:
+    def _terminate(self, names: Collection[str], how: signal.Signals = signal.SIGTERM) -> bool:
         ended = [process for name, process in self._running().items() if name in names]
         for process in ended:
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(how)
-        deadline = time.monotonic() + GRACE
+        deadline = time.monotonic() + STOP_TIMEOUT
         for process in ended:
             while alive(process):
                 if time.monotonic() > deadline:
                     if how == signal.SIGKILL:
                         raise UserError(
                             f"{process.name()} (process {process.pid}) in {self.directory} did "
-                            f"not stop within {GRACE:g} seconds of being killed"
+                            f"not stop within {STOP_TIMEOUT:g} seconds of being killed"
                         )
-                    self._end(names, signal.SIGKILL)
+                    self._terminate(names, signal.SIGKILL)
                 time.sleep(0.02)
         return bool(ended)

@@ -132,7 +132,7 @@ class Server:
         """
         with self._locked(claim=True) as lock:
             running = self._postmaster(forget_others=True)
-            if running and self._comes_up(running):
+            if running and self._wait_until_ready(running):
                 return False
             run_as, major = self._run_as()
             for leftover in self.directory.glob("initdb-*"):  # of a process that was killed
@@ -172,7 +172,7 @@ class Server:
         if not self.directory.exists():
             return False
         with self._locked():
-            return self._end(self._postmaster(), signal.SIGINT)
+            return self._terminate(self._postmaster(), signal.SIGINT)
 
     def destroy(self) -> None:
         """Stop the server at once and remove its directory: for throwaway servers.
@@ -182,7 +182,7 @@ class Server:
         """
         if self.directory.exists():
             with self._locked():
-                self._end(self._postmaster(), signal.SIGQUIT)
+                self._terminate(self._postmaster(), signal.SIGQUIT)
                 shutil.rmtree(self.directory)
 
     # --- the directory -----------------------------------------------------------------------
@@ -218,7 +218,7 @@ class Server:
             account = max(known, key=lambda entry: entry.pw_name)
             os.chown(self.directory, account.pw_uid, account.pw_gid)
 
-    def _own(self, path: Path | int) -> None:
+    def _chown(self, path: Path | int) -> None:
         """Give what root made to the account that the server runs as."""
         if os.geteuid() == 0:
             owner = self.directory.stat()
@@ -228,7 +228,7 @@ class Server:
         """Open a private file of the directory, but no symbolic link that its owner put there."""
         flags |= os.O_CREAT | os.O_NOFOLLOW
         descriptor = os.open(self.directory / name, flags, 0o600)
-        self._own(descriptor)
+        self._chown(descriptor)
         return os.fdopen(descriptor, "w")
 
     def _read(self, name: str) -> str:
@@ -323,7 +323,7 @@ class Server:
         new = Path(tempfile.mkdtemp(prefix="initdb-", dir=self.directory))
         process = None
         try:
-            self._own(new)
+            self._chown(new)
             # Code point order, and Unicode's upper and lower case, on any machine.
             locale = ["--locale=C.UTF-8"]
             if major >= 17:
@@ -340,7 +340,7 @@ class Server:
                 raise UserError(
                     f"the database cluster in {self.directory} could not be created, and nothing "
                     f"of it is left:\n{_tail(errors)}",
-                    self._space() or "fix that, then start again",
+                    self._space_remedy() or "fix that, then start again",
                 )
             new.rename(self.data)
         except BaseException:
@@ -381,7 +381,7 @@ class Server:
             (self.data / "postmaster.pid").unlink(missing_ok=True)
         return None
 
-    def _comes_up(self, process: psutil.Process, port: int = 0) -> bool:
+    def _wait_until_ready(self, process: psutil.Process, port: int = 0) -> bool:
         """Wait until the server is ready (True) or has ended (False); ask it, at a `port`."""
         deadline = time.monotonic() + self.timeout
         while alive(process):
@@ -389,7 +389,7 @@ class Server:
             if lines[0] == str(process.pid) and lines[7:] and lines[7].strip() == "ready":
                 if not port and not (self.directory / "port").exists():
                     self._write("port", lines[3])
-                return not port or self._answers(process.pid, port)
+                return not port or self._check_login(process.pid, port)
             if time.monotonic() > deadline:
                 raise UserError(
                     f"PostgreSQL in {self.directory} (process {process.pid}) did not come up "
@@ -398,7 +398,7 @@ class Server:
             time.sleep(0.02)
         return False
 
-    def _answers(self, pid: int, port: int) -> bool:
+    def _check_login(self, pid: int, port: int) -> bool:
         import psycopg  # spares a start that finds the server running 0.05 s
 
         try:
@@ -436,14 +436,14 @@ class Server:
                 process = spawn(command, stdout=output, stderr=output)
                 process.returncode = 0  # nobody waits for it: no ResourceWarning
                 postmaster = psutil.Process(process.pid)
-            if self._comes_up(postmaster, port):
+            if self._wait_until_ready(postmaster, port):
                 return True
             if not is_free(port):
                 return False
             raise UserError(f"PostgreSQL in {self.directory} did not start")
         except BaseException as error:
             with suppress(UserError):
-                self._end(postmaster, signal.SIGQUIT)
+                self._terminate(postmaster, signal.SIGQUIT)
             if not isinstance(error, UserError) or error.remedy:
                 raise
             # Only what it wrote since this start: older lines may quote its clients' statements.
@@ -452,10 +452,10 @@ class Server:
                 lines = _tail(log.read()) or "  (nothing)"
             raise UserError(
                 f"{error.problem}\nthe last lines of {log.name}:\n{lines}",
-                self._space() or "fix what these lines name, then start again",
+                self._space_remedy() or "fix what these lines name, then start again",
             ) from error.__cause__
 
-    def _end(self, process: psutil.Process | None, how: signal.Signals) -> bool:
+    def _terminate(self, process: psutil.Process | None, how: signal.Signals) -> bool:
         if process is None:
             return False
         with suppress(psutil.NoSuchProcess):
@@ -471,7 +471,7 @@ class Server:
             time.sleep(0.02)
         return True
 
-    def _space(self) -> str:
+    def _space_remedy(self) -> str:
         """What to do where the file system is full; empty where it is not."""
         free = shutil.disk_usage(self.directory).free
         if free >= 64 << 20:

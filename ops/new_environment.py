@@ -16,7 +16,7 @@ from components.config import SECRETS, parse
 from embedded.errors import UserError
 
 TEMPLATE = "staging"
-OWN = ("databaseHost", "databaseUser", "kubernetesContext", "provisionerImage", "baseDomain")
+OWN_KEYS = ("databaseHost", "databaseUser", "kubernetesContext", "provisionerImage", "baseDomain")
 """What no two environments share, left empty for whoever makes one."""
 
 
@@ -50,7 +50,7 @@ def write(name: str) -> str:
     declared = _config("Pulumi.yaml")
     template = _config(f"Pulumi.{TEMPLATE}.yaml")
     values: dict[str, Any] = {
-        key: "" if key in OWN else template.get(f"{PROJECT}:{key}", item["default"])
+        key: "" if key in OWN_KEYS else template.get(f"{PROJECT}:{key}", item["default"])
         for key, item in declared.items()
         if key not in SECRETS
     }

@@ -24,14 +24,14 @@ from embedded.errors import UserError, with_remedy
 from ops import committed_config
 
 USAGE = "bin/tunnel [-s STACK] -- COMMAND [ARGUMENT...]"
-FAILED = 255
+EXIT_NO_TUNNEL = 255
 """The exit code when there is no tunnel: that of ssh."""
 
-NOT_FOUND = 127
+EXIT_NO_COMMAND = 127
 """The exit code when the command does not exist: that of shells."""
 
 UP = "the tunnel is up"
-OPTIONS = {
+SSH_OPTIONS = {
     "BatchMode": "yes",
     "PreferredAuthentications": "publickey",
     "StrictHostKeyChecking": "yes",
@@ -50,9 +50,9 @@ OPTIONS = {
     "LocalCommand": f"echo {UP}",
 }
 
-TAKEN = "Address already in use"
-REASONS = {
-    TAKEN: ("every port that was chosen was taken by another program", "run it again"),
+PORT_TAKEN = "Address already in use"
+SSH_ERRORS = {
+    PORT_TAKEN: ("every port that was chosen was taken by another program", "run it again"),
     "Offending": (
         "its host key is not the recorded one",
         "somebody may be in between: ask whoever runs it; docs/tunnel.md says how to record a new "
@@ -72,16 +72,16 @@ REASONS = {
 }
 """Part of an error of ssh -> its meaning, and what to do."""
 
-REFUSED = "open failed: "
+OPEN_FAILED = "open failed: "
 """Part of ssh's output when the bastion cannot, or will not, connect to the database."""
 
 ATTEMPTS = 5
 """How often ports are chosen, since another program may take one before ssh does."""
 
-TICK = 0.2
+POLL_SECONDS = 0.2
 """Seconds within which the end of the command is noticed."""
 
-PAUSE = 2.0
+RETRY_SECONDS = 2.0
 """Seconds between two attempts to connect again."""
 
 
@@ -93,7 +93,7 @@ def main(arguments: list[str]) -> int:
         _become(command)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return FAILED
+        return EXIT_NO_TUNNEL
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 
@@ -148,12 +148,12 @@ def _open(stack: str) -> None:
     target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     for attempt in range(ATTEMPTS):
         near, proxy = _free_ports()
-        options = [f"-o{key}={value}" for key, value in OPTIONS.items()]
+        options = [f"-o{key}={value}" for key, value in SSH_OPTIONS.items()]
         forwards = ["-L", f"127.0.0.1:{near}:{target}", "-D", f"127.0.0.1:{proxy}"]
-        result = _guard(["ssh", "-N", "-T", *options, *forwards, "--", bastion], bastion)
+        result = _start_guard(["ssh", "-N", "-T", *options, *forwards, "--", bastion], bastion)
         if result == UP:
             break
-        if TAKEN not in result or attempt == ATTEMPTS - 1:
+        if PORT_TAKEN not in result or attempt == ATTEMPTS - 1:
             raise UserError(f"no tunnel through the bastion {bastion}: {result}")
     os.environ |= {
         "DATABASE_TUNNEL": f"{near}:{host}:{port}",
@@ -179,10 +179,10 @@ def _become(command: list[str]) -> NoReturn:
         os.execvp(command[0], command)
     except OSError as error:
         print(f"error: {command[0]}: {error.strerror}", file=sys.stderr)
-        sys.exit(NOT_FOUND)
+        sys.exit(EXIT_NO_COMMAND)
 
 
-def _guard(ssh: list[str], bastion: str) -> str:
+def _start_guard(ssh: list[str], bastion: str) -> str:
     """Start the child that keeps ssh running; returns UP, or why it is not.
 
     The child ends by itself where ssh never came up.
@@ -232,8 +232,10 @@ def _keep_up(command: list[str], bastion: str, parent: int, answer: TextIO) -> N
             bufsize=0,  # so that select sees all that is left to read
         ) as ssh:
             for line in _lines(ssh, parent):
-                if REFUSED in line:
-                    _report(f"{bastion} does not reach the database: {line.partition(REFUSED)[2]}")
+                if OPEN_FAILED in line:
+                    _report(
+                        f"{bastion} does not reach the database: {line.partition(OPEN_FAILED)[2]}"
+                    )
                 elif line != UP:
                     output.append(line)
                 elif answer.closed:
@@ -255,14 +257,14 @@ def _keep_up(command: list[str], bastion: str, parent: int, answer: TextIO) -> N
         elif reason != reported:
             _report(f"cannot connect to {bastion} again: {reason}")
         reported = "" if up else reason
-        time.sleep(PAUSE)
+        time.sleep(RETRY_SECONDS)
 
 
 def _lines(ssh: subprocess.Popen[bytes], parent: int) -> Iterator[str]:
     """The lines of ssh's output, until it or the parent has ended."""
     stream = cast("IO[bytes]", ssh.stdout)
     while os.getppid() == parent:
-        if select.select([stream], [], [], TICK)[0]:
+        if select.select([stream], [], [], POLL_SECONDS)[0]:
             line = stream.readline()
             if not line:
                 return
@@ -272,7 +274,7 @@ def _lines(ssh: subprocess.Popen[bytes], parent: int) -> Iterator[str]:
 
 
 def _reason(output: list[str]) -> str:
-    for part, (meaning, remedy) in REASONS.items():
+    for part, (meaning, remedy) in SSH_ERRORS.items():
         for line in output:
             if part in line:
                 return with_remedy(f"{meaning} ({line})", remedy)

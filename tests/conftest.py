@@ -24,7 +24,7 @@ from psycopg.conninfo import make_conninfo
 from components import INSTANCES_NAMESPACE, NAMESPACE
 from components.instance_provisioner import RESTRICTED
 from dev.in_process import HELM
-from embedded.cluster import Access, Cluster
+from embedded.cluster import Cluster, ClusterAccess
 from embedded.postgres import Server, embedded_bin
 from tests.support.customers import ANN, BOB, Db, add_customer
 from tests.support.migrating import query
@@ -348,10 +348,10 @@ def helm() -> Path:
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Access]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterAccess]:
     """A Kubernetes cluster of our own, unless CLUSTER_KUBECONFIG names another."""
     if given := os.environ.get("CLUSTER_KUBECONFIG"):
-        yield Access(Path(given))
+        yield ClusterAccess(Path(given))
         return
     own = Cluster(tmp_path_factory.mktemp("cluster") / "own")
     try:
@@ -362,7 +362,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Access]:
 
 
 @pytest.fixture
-def namespace(cluster: Access) -> Iterator[str]:
+def namespace(cluster: ClusterAccess) -> Iterator[str]:
     """A new namespace, removed afterwards."""
     name = f"test-{secrets.token_hex(6)}"
     cluster.kubectl("create", "namespace", name)
@@ -371,7 +371,7 @@ def namespace(cluster: Access) -> Iterator[str]:
 
 
 @pytest.fixture
-def restricted(cluster: Access, namespace: str) -> str:
+def restricted(cluster: ClusterAccess, namespace: str) -> str:
     """That namespace, under the restricted Pod Security Standard."""
     labels = (f"{key}={value}" for key, value in RESTRICTED.items())
     cluster.kubectl("label", "namespace", namespace, *labels)
@@ -393,7 +393,7 @@ def contexts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def deploy_to(cluster: Access, monkeypatch: pytest.MonkeyPatch) -> Iterator[Access]:
+def deploy_to(cluster: ClusterAccess, monkeypatch: pytest.MonkeyPatch) -> Iterator[ClusterAccess]:
     """A cluster without the platform's namespaces, to which programs find the way."""
     monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
     yield cluster
@@ -405,7 +405,7 @@ def deploy_to(cluster: Access, monkeypatch: pytest.MonkeyPatch) -> Iterator[Acce
 def world(
     platform: Platform,
     server: Server,
-    cluster: Access,
+    cluster: ClusterAccess,
     helm: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[World]:

@@ -32,7 +32,7 @@ import yaml
 
 from components import ROOT
 from dev.in_process import HELM
-from embedded.cluster import Access, Cluster
+from embedded.cluster import Cluster, ClusterAccess
 from embedded.postgres import Server, embedded_bin
 from provisioner.cluster import Cluster as Client
 from provisioner.cluster import fingerprint
@@ -61,7 +61,7 @@ def a_platform() -> Iterator[World]:
         stack.callback(server.destroy)
         server.start()
         if given := os.environ.get("CLUSTER_KUBECONFIG"):
-            cluster = Access(Path(given))
+            cluster = ClusterAccess(Path(given))
         else:
             cluster = own = Cluster(directory / "cluster")
             stack.callback(own.destroy)

@@ -41,7 +41,11 @@ def document() -> str:
     ]
     for table in TABLES:
         rows = [
-            [f"`{role}`", access.rows, *(_columns(access.tables[table], each) for each in COMMANDS)]
+            [
+                f"`{role}`",
+                access.rows,
+                *(_columns(access.tables[table], command) for command in COMMANDS),
+            ]
             for role, access in AUTHORIZATION.items()
             if table in access.tables
         ]
@@ -72,7 +76,7 @@ def _columns(privileges: Privileges, command: str) -> str:
 def _memberships() -> str:
     return "".join(
         f"`{role}` has nothing of its own; it only takes the role "
-        f"{' or '.join(f'`{each}`' for each in service.member_of)} (`SET ROLE`).\n"
+        f"{' or '.join(f'`{role}`' for role in service.member_of)} (`SET ROLE`).\n"
         for role, service in SERVICES.items()
         if not service.inherit
     )

@@ -161,21 +161,21 @@ def lines(connection: Connection) -> Iterator[str]:
                 for column, kind, null, default, text in ask(COLUMNS, oid)
             ),
         )
-        yield from (f"- {code(each)}: {code(text)}" for each, text in ask(CONSTRAINTS, oid))
-        yield from (f"- {code(each)}: {code(_index(text))}" for each, text in ask(INDEXES, oid))
+        yield from (f"- {code(key)}: {code(text)}" for key, text in ask(CONSTRAINTS, oid))
+        yield from (f"- {code(index)}: {code(_index(text))}" for index, text in ask(INDEXES, oid))
         yield ""
         if triggers := ask(TRIGGERS, oid):
             yield grid(
                 ["trigger", "when", "calls"],
-                ([code(each), *map(code, _trigger(text))] for each, text in triggers),
+                ([code(trigger), *map(code, _trigger(text))] for trigger, text in triggers),
             )
         yield grid(
             ["policy", "role", "command", "rows", "new rows"],
-            ([each, *map(code, rest)] for each, *rest in ask(POLICIES, oid)),
+            ([policy, *map(code, rest)] for policy, *rest in ask(POLICIES, oid)),
         )
 
     yield "## Domains\n"
-    yield grid(["domain", "type", "check"], (map(code, each) for each in ask(DOMAINS, OURS)))
+    yield grid(["domain", "type", "check"], (map(code, domain) for domain in ask(DOMAINS, OURS)))
 
     yield "## Functions\n"
     yield (

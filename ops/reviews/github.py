@@ -13,7 +13,7 @@ import httpx2
 from embedded.errors import UserError
 
 AUTHOR = "github-actions[bot]"
-PAGE = 100
+PAGE_SIZE = 100
 TIMEOUT = 30.0
 
 
@@ -88,9 +88,9 @@ class GitHub:
 
     def _pages(self, listed: str) -> Iterator[dict[str, Any]]:
         for number in count(1):
-            page = self._call("GET", f"{listed}per_page={PAGE}&page={number}")
+            page = self._call("GET", f"{listed}per_page={PAGE_SIZE}&page={number}")
             yield from page
-            if len(page) < PAGE:
+            if len(page) < PAGE_SIZE:
                 return
 
     def _call(self, method: str, path: str, document: Any = None) -> Any:

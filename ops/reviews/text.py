@@ -75,12 +75,12 @@ def render(kind: str, environment: str, sections: Sequence[Section], limit: int 
 
 def failed(events: Sequence[Json]) -> bool:
     """Whether the preview did not complete, or policies forbid a change."""
-    return not any(event["result"] == "succeeded" for event in _all(events, "summaryEvent"))
+    return not any(event["result"] == "succeeded" for event in _events_of(events, "summaryEvent"))
 
 
 def steps(events: Sequence[Json]) -> list[Json]:
     """The steps by which Pulumi would change a resource."""
-    metadata = [event["metadata"] for event in _all(events, "resourcePreEvent")]
+    metadata = [event["metadata"] for event in _events_of(events, "resourcePreEvent")]
     return [step for step in metadata if step["op"] in SIGNS]
 
 
@@ -89,7 +89,7 @@ def is_applied(events: Sequence[Json]) -> bool:
     return any(
         event["metadata"]["type"].endswith("/schema:MigrationSet")
         and event["metadata"]["op"] != "create"
-        for event in _all(events, "resourcePreEvent")
+        for event in _events_of(events, "resourcePreEvent")
     )
 
 
@@ -147,10 +147,10 @@ def policies(events: Sequence[Json]) -> Section:
     checked = {
         (event["policyPackName"], name)
         for kind in ("policyAnalyzeSummaryEvent", "policyAnalyzeStackSummaryEvent")
-        for event in _all(events, kind)
+        for event in _events_of(events, kind)
         for name in (*event.get("passed", ()), *event.get("failed", ()))
     }
-    violations = list(_all(events, "policyEvent"))
+    violations = list(_events_of(events, "policyEvent"))
     if not checked and not violations:
         return Section("**Policies:** none asked.")
     if not violations:
@@ -170,7 +170,7 @@ def messages(events: Sequence[Json]) -> Section:
     """Errors and warnings; information is in the other sections."""
     shown = [
         event
-        for event in _all(events, "diagnosticEvent")
+        for event in _events_of(events, "diagnosticEvent")
         if event["severity"] in ("error", "warning") and not event.get("ephemeral")
     ]
     lines = [
@@ -182,7 +182,7 @@ def messages(events: Sequence[Json]) -> Section:
     return Section(f"**Errors and warnings:** {len(different) or 'none'}.", "\n".join(different))
 
 
-def _all(events: Sequence[Json], kind: str) -> Iterator[Json]:
+def _events_of(events: Sequence[Json], kind: str) -> Iterator[Json]:
     return (event[kind] for event in events if kind in event)
 
 
@@ -198,7 +198,7 @@ def _outputs(events: Sequence[Json]) -> tuple[Json, Json]:
     """The stack's outputs before and after; twice nothing where either is not known."""
     stacks = [
         event["metadata"]
-        for event in _all(events, "resOutputsEvent")
+        for event in _events_of(events, "resOutputsEvent")
         if event["metadata"]["type"] == _STACK
     ]
     if failed(events) or not stacks or not stacks[-1]["old"]:

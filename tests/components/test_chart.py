@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from components.instance_provisioner import RESTRICTED
-from embedded.cluster import Access
+from embedded.cluster import ClusterAccess
 from embedded.errors import UserError
 from tests.support.manifests import (
     CHARTS,
@@ -628,7 +628,7 @@ class TestOnACluster:
     """
 
     @pytest.fixture
-    def release(self, cluster: Access, restricted: str) -> Iterator[Helm]:
+    def release(self, cluster: ClusterAccess, restricted: str) -> Iterator[Helm]:
         own = Helm(cluster, f"{restricted}-own")
         cluster.kubectl("create", "namespace", own.namespace)
         labels = (f"{key}={value}" for key, value in RESTRICTED.items())
@@ -644,7 +644,7 @@ class TestOnACluster:
         config = yaml.safe_load(release.cluster.kubeconfig.read_text())
         config["users"][0]["user"] = {"token": release.kubectl("create", "token", RELEASE)}
         (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
-        return Helm(Access(tmp_path / "kubeconfig"), restricted)
+        return Helm(ClusterAccess(tmp_path / "kubeconfig"), restricted)
 
     def test_release_comes_up(self, release: Helm, restricted: str, values: Values) -> None:
         values |= {"instancesNamespace": restricted, "automation": {"jobs": JOBS}}

@@ -17,7 +17,7 @@ import yaml
 
 from components import ROOT
 from embedded import cluster as module
-from embedded.cluster import CLIENTS, SERVERS, Access, Cluster, program
+from embedded.cluster import CLIENTS, SERVERS, Cluster, ClusterAccess, program
 from embedded.errors import UserError
 
 PROGRAMS = {*SERVERS, *CLIENTS}
@@ -94,7 +94,7 @@ def test_a_client_that_watches_does_not_hold_the_stop_up(own: Cluster) -> None:
             client.stdout.readline()
             begun = time.monotonic()
             assert own.stop() is True
-            assert time.monotonic() - begun < module.GRACE
+            assert time.monotonic() - begun < module.STOP_TIMEOUT
         finally:
             client.kill()
     assert running(own) == {}
@@ -104,7 +104,7 @@ def test_a_client_that_watches_does_not_hold_the_stop_up(own: Cluster) -> None:
 def test_a_program_that_does_not_stop_is_killed(
     own: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "GRACE", 2.0)
+    monkeypatch.setattr(module, "STOP_TIMEOUT", 2.0)
     running(own)["kube-apiserver"].suspend()
     assert own.stop() is True
     assert running(own) == {}
@@ -196,7 +196,7 @@ def test_programs_of_kubebuilder_assets_come_first(
 def test_kubeconfig_without_a_context(tmp_path: Path, content: str) -> None:
     (tmp_path / "kubeconfig").write_text(content)
     with pytest.raises(UserError, match="is not a kubeconfig with a current context"):
-        _ = Access(tmp_path / "kubeconfig").context
+        _ = ClusterAccess(tmp_path / "kubeconfig").context
 
 
 def wait_for(what: Callable[[], str], expected: str) -> None:
@@ -209,13 +209,13 @@ def wait_for(what: Callable[[], str], expected: str) -> None:
 class TestPods:
     """What becomes of pods and volumes."""
 
-    def test_a_job_succeeds(self, cluster: Access, namespace: str) -> None:
+    def test_a_job_succeeds(self, cluster: ClusterAccess, namespace: str) -> None:
         cluster.kubectl("create", "job", "job", "--image=a:1", "-n", namespace)
         complete = ("wait", "--for=condition=complete", "job/job", "--timeout=30s")
         cluster.kubectl(*complete, "-n", namespace)
 
     def test_a_pod_that_no_node_can_take_is_unschedulable(
-        self, cluster: Access, namespace: str
+        self, cluster: ClusterAccess, namespace: str
     ) -> None:
         need = (
             '{"spec": {"containers": [{"name": "a", "resources": {"limits": {"memory": "5Ti"}}}]}}'
@@ -225,7 +225,9 @@ class TestPods:
         reason = ("get", "pod", "a", "-n", namespace, "-ojsonpath={.status.conditions[0].reason}")
         wait_for(lambda: cluster.kubectl(*reason), "Unschedulable")
 
-    def test_a_claim_gets_a_volume_that_goes_with_it(self, cluster: Access, namespace: str) -> None:
+    def test_a_claim_gets_a_volume_that_goes_with_it(
+        self, cluster: ClusterAccess, namespace: str
+    ) -> None:
         claim = {
             "apiVersion": "v1",
             "kind": "PersistentVolumeClaim",
@@ -248,7 +250,7 @@ class TestPods:
         wait_for(lambda: cluster.kubectl(*found), "")
 
     def test_a_service_account_may_do_what_its_role_says(
-        self, cluster: Access, namespace: str, tmp_path: Path
+        self, cluster: ClusterAccess, namespace: str, tmp_path: Path
     ) -> None:
         cluster.kubectl("create", "serviceaccount", "reader", "-n", namespace)
         cluster.kubectl(
@@ -267,7 +269,7 @@ class TestPods:
         config = yaml.safe_load(cluster.kubeconfig.read_text())
         config["users"][0]["user"] = {"token": token}
         (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
-        reader = Access(tmp_path / "kubeconfig")
+        reader = ClusterAccess(tmp_path / "kubeconfig")
         reader.kubectl("get", "pods", "-n", namespace)
         with pytest.raises(UserError, match="cannot list resource"):
             reader.kubectl("get", "secrets", "-n", namespace)

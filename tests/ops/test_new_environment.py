@@ -55,7 +55,7 @@ def test_file_has_every_key_but_the_secrets(project: Path) -> None:
 def test_what_is_said_to_be_left_is_all_that_is_left(project: Path) -> None:
     left = new_environment.write("qa")
     named = re.findall(rf"^{PROJECT}:(\w+) ", left, re.MULTILINE)
-    assert sorted(named) == sorted([*SECRETS, *new_environment.OWN, "databaseSslrootcert"])
+    assert sorted(named) == sorted([*SECRETS, *new_environment.OWN_KEYS, "databaseSslrootcert"])
     commands = re.findall(r"(?:what to do|and): (pulumi .+)", left)
     assert commands
     assert all(each.startswith("pulumi config set -s qa --secret ") for each in commands)

@@ -21,7 +21,7 @@ from markdown_it import MarkdownIt
 from pulumi import automation
 
 from components import PROJECT
-from embedded.cluster import Access
+from embedded.cluster import ClusterAccess
 from ops.reviews import __main__ as reviews
 from ops.reviews import text
 from tests.program.test_dev import WITHOUT_PULUMI
@@ -500,7 +500,9 @@ PolicyPack(
 
 @pytest.mark.engine
 @pytest.mark.skipif(not shutil.which("pulumi"), reason="needs the Pulumi CLI on PATH")
-def test_life_on_the_real_engine(deploy_to: Access, postgres_bin: Path, tmp_path: Path) -> None:
+def test_life_on_the_real_engine(
+    deploy_to: ClusterAccess, postgres_bin: Path, tmp_path: Path
+) -> None:
     directory = tmp_path / "project"
     directory.mkdir()
     with own_server(tmp_path, postgres_bin) as server:

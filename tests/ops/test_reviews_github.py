@@ -16,7 +16,7 @@ import pytest
 from embedded.errors import UserError
 from ops.reviews import text
 from ops.reviews.__main__ import main
-from ops.reviews.github import AUTHOR, PAGE, GitHub
+from ops.reviews.github import AUTHOR, PAGE_SIZE, GitHub
 
 TOKEN = "ghs_a-token-that-nobody-may-see"
 SOMEBODY = "somebody"
@@ -127,7 +127,7 @@ def test_one_comment_an_environment_is_updated_in_place(hub: Hub, tmp_path: Path
 
 
 def test_its_comment_is_found_behind_many_others(hub: Hub) -> None:
-    for number in range(2 * PAGE):
+    for number in range(2 * PAGE_SIZE):
         hub.add(hub.comments, SOMEBODY, body=f"comment {number}")
     for line in ("first", "second", "third"):
         hub.repository.comment(7, preview("prod", line))

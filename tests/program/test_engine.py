@@ -19,7 +19,7 @@ from pulumi import automation
 from components import PROJECT, ROOT
 from components.automation import SCHEDULES
 from docs.examples import stripe_handler
-from embedded.cluster import Access
+from embedded.cluster import ClusterAccess
 from embedded.postgres import Server
 from migrate import files
 from tests.support.engines import (
@@ -338,7 +338,9 @@ def test_destroy_on_dev_leaves_nothing(project: Project, server: Server) -> None
     assert "table public.accounts" in live_catalog(project.url)
 
 
-def test_deployed_to_a_cluster(deploy_to: Access, postgres_bin: Path, tmp_path: Path) -> None:
+def test_deployed_to_a_cluster(
+    deploy_to: ClusterAccess, postgres_bin: Path, tmp_path: Path
+) -> None:
     directory = tmp_path / "project"
     directory.mkdir()
     ready = ("get", "deployments", "-n", "mindroom", "-o", "jsonpath={..readyReplicas}")

@@ -16,7 +16,7 @@ from components import ROOT
 from components.authorization import API_ROLES, SERVICES
 from components.automation import SCHEDULES
 from dev.in_process import Executor, InProcessError
-from embedded.cluster import Access
+from embedded.cluster import ClusterAccess
 from migrate import catalog, files, verify
 from migrate.connection import connect
 from tests.support.outputs import breaches
@@ -180,7 +180,7 @@ def test_manifests_are_valid_and_private(platform: Platform) -> None:
         assert (TOKEN in path.read_text()) == secret
 
 
-def test_deployed_to_a_cluster(deploy_to: Access, database: str, tmp_path: Path) -> None:
+def test_deployed_to_a_cluster(deploy_to: ClusterAccess, database: str, tmp_path: Path) -> None:
     to = {"kubernetesContext": deploy_to.context, "renderDirectory": ""}
     config = stack_config(database, tmp_path, **to)
     assert {"mindroom", "mindroom-instances", "instance-provisioner"} <= set(run(config).changed)

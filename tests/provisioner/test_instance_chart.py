@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dev.in_process import HELM
-from embedded.cluster import Access
+from embedded.cluster import ClusterAccess
 from tests.support.manifests import (
     CHARTS,
     KUBERNETES,
@@ -381,7 +381,7 @@ class TestOnACluster:
     """A release in a namespace under the restricted Pod Security Standard."""
 
     @pytest.fixture
-    def release(self, cluster: Access, restricted: str) -> Instance:
+    def release(self, cluster: ClusterAccess, restricted: str) -> Instance:
         return Instance(cluster, restricted)
 
     def test_release_comes_up(self, release: Instance) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from components import ROOT
 from dev.in_process import HELM
-from embedded.cluster import Access
+from embedded.cluster import ClusterAccess
 from embedded.errors import UserError
 
 Object: TypeAlias = Any  # a manifest or a part of one, as YAML gives it
@@ -33,7 +33,7 @@ def run(helm: Path, *arguments: str | Path, stdin: str = "") -> subprocess.Compl
 class Helm:
     """Helm and kubectl in one namespace of a cluster."""
 
-    cluster: Access
+    cluster: ClusterAccess
     namespace: str
 
     def __call__(self, *arguments: str | Path, stdin: str = "") -> None:

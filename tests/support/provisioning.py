@@ -25,7 +25,7 @@ import yaml
 from psycopg.types.json import Jsonb
 
 from components import ROOT
-from embedded.cluster import Access
+from embedded.cluster import ClusterAccess
 from tests.support.platforms import Platform
 
 TOKEN = "a-token-of-the-provisioner's-tests"
@@ -132,7 +132,7 @@ class World:
 
     platform: Platform
     db: psycopg.Connection
-    cluster: Access
+    cluster: ClusterAccess
     namespace: str
     directory: Path
     helm: Path
@@ -316,7 +316,9 @@ class World:
 
 
 @contextmanager
-def a_world(platform: Platform, cluster: Access, helm: Path, directory: Path) -> Iterator[World]:
+def a_world(
+    platform: Platform, cluster: ClusterAccess, helm: Path, directory: Path
+) -> Iterator[World]:
     """A namespace, the ServiceAccount's kubeconfig, and an end to all that was started."""
     namespace = f"test-{secrets.token_hex(4)}"
     with psycopg.connect(platform.url, autocommit=True) as db:
