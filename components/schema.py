@@ -28,7 +28,7 @@ from migrate.errors import (
     NoRehearsalError,
     UnreachableError,
 )
-from migrate.lint import lint
+from migrate.lint import default_privileges, lint
 from migrate.plan import Plan
 
 SQL = Path(os.path.relpath(ROOT / "sql"))
@@ -138,7 +138,7 @@ def _preview(session: Connection, tree: files.Tree, planned: Plan) -> None:
     for name in folder.work:
         print(f"pending: {folder.name}/{name}")
     everything = plan.make(session, tree)
-    for finding in lint(*everything.linted):
+    for finding in lint(*everything.linted, defaults=default_privileges(session)):
         if finding.path.parent.name == folder.name:
             print(f"finding: {finding}")
     if not planned.complete:

@@ -18,7 +18,7 @@ from migrate.bundle import bundle
 from migrate.connection import LOCK_WAIT, Connection, connect
 from migrate.errors import DriftError, FailedChecksError, FilesError, MigrateError
 from migrate.files import FOLDERS, PLATFORM, REPEATABLE, VERSIONED, File, Tree
-from migrate.lint import lint
+from migrate.lint import default_privileges, lint
 from migrate.run import Step
 
 UP_TO_DATE, ERROR, PENDING, DRIFT = 0, 1, 2, 3
@@ -267,7 +267,8 @@ def _plan_of_database(options: argparse.Namespace) -> _Result:
         else:
             drift = verify.drift(connection) if found.complete else []
         state = rehearsal.state(connection)
-    findings = lint(*found.linted)
+        defaults = default_privileges(connection)
+    findings = lint(*found.linted, defaults=defaults)
     rehearsed = rehearsal.rehearse(tree, state) if options.rehearse and found.work else None
     removed = [f"{folder.name}/{name}" for folder in found.folders for name in folder.removed]
     text = [

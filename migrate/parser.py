@@ -312,12 +312,18 @@ _NO_SLOT = re.compile(r"\balter\s+subscription\b[^;]*\bslot_name\s*=\s*none\b", 
 
 def has_option(options: Any, name: str) -> bool:
     """Whether an option is there, and not off."""
-    return any(
-        option.defname == name
-        and str(getattr(option.arg, "sval", getattr(option.arg, "ival", "on"))).lower()
-        not in ("false", "off", "0")
-        for option in options
-    )
+    return any(option.defname == name and _said(option) not in _OFF for option in options)
+
+
+_OFF = {"false", "f", "no", "n", "off", "0"}
+
+
+def _said(option: Any) -> str:
+    """What an option is set to; `off` is parsed as the name of a type."""
+    value = option.arg
+    names = getattr(value, "names", None)
+    value = names[-1] if names else value
+    return str(getattr(value, "sval", getattr(value, "ival", "on"))).lower()
 
 
 def _is_off(options: Any, name: str) -> bool:

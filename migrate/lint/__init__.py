@@ -1,26 +1,35 @@
 """What in the pending files hurts a live database, and the safe way.
 
-Nothing here asks a database.  The files applied before tell which tables and functions there are;
-what the pending files make themselves is empty and unused, so that no lock on it hurts; what no
-file tells of exists and is full.  Where the files leave a doubt, as the body of a DO block does,
-they are believed: what is found is to be right.  docs/lint.md has a section for each rule.
+No database is asked, but for its default privileges.  The files applied before tell which tables
+and functions there are; what the pending files make themselves is empty and unused, so that no
+lock on it hurts; what no file tells of exists and is full.  Where the files leave a doubt, as the
+body of a DO block does, they are believed: what is found is to be right.  docs/lint.md has a
+section for each rule.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from migrate.files import File
+from migrate.lint.privileges import Default, default_privileges
 from migrate.lint.rules import RULES, Finding, Rule
 
-__all__ = ["RULES", "Finding", "Rule", "lint"]
+__all__ = ["RULES", "Default", "Finding", "Rule", "default_privileges", "lint"]
 
 
-def lint(files: Sequence[File], before: Sequence[File] = (), apart: bool = False) -> list[Finding]:
+def lint(
+    files: Sequence[File],
+    before: Sequence[File] = (),
+    apart: bool = False,
+    defaults: Collection[Default] | None = None,
+) -> list[Finding]:
     """What hurts in the pending files, in their order, acknowledged or not.
 
     Args:
         files: the pending files in the order of their run.
         before: the files applied before them.
         apart: each may run long after the one before it, so that what that made is in use.
+        defaults: the default privileges of the database, which no file need tell of; None to
+            believe the files.
 
     Raises:
         FilesError: the parser refuses a file.
@@ -31,7 +40,7 @@ def lint(files: Sequence[File], before: Sequence[File] = (), apart: bool = False
     reader = Reader()
     for file in before:
         reader.read(file)
-    reader.start_pending()
+    reader.start_pending(defaults)
     for file in files:
         reader.read(file)
         if apart:
@@ -43,6 +52,6 @@ def lint(files: Sequence[File], before: Sequence[File] = (), apart: bool = False
     )
     if not apart and any(found.rule == "acknowledgement" for found in findings):
         # What another database needs acknowledged is no slip here, where more is pending.
-        slips = lint(files, before, apart=True)
+        slips = lint(files, before, apart=True, defaults=defaults)
         findings = [f for f in findings if f.rule != "acknowledgement" or f in slips]
     return findings

@@ -8,17 +8,16 @@ from typing import Any, NamedTuple
 from postgast import nodes, walk_typed
 from postgast import pg_query_pb2 as postgres
 
-_SHARE_ROW_EXCLUSIVE, ACCESS_EXCLUSIVE = 6, 8
-_UNHINDERING = re.compile(
-    "AT_(AttachPartition|ClusterOn|DropCluster|(Dis|En)able(Always|Replica)?Trig|(Res|S)et(Rel)?"
-    "Options|SetStatistics|ValidateConstraint)"
+from migrate.lint.locks import (
+    ACCESS_EXCLUSIVE,
+    ALTER_TABLE,
+    EXCLUSIVE_OPTIONS,
+    SHARE_ROW_EXCLUSIVE,
+    SHARE_UPDATE_EXCLUSIVE,
 )
-"""What ALTER TABLE does without keeping anybody from reading."""
+from migrate.parser import has_option
+
 SERIAL = re.compile("(big|small)?serial|serial[248]")
-_VOLATILE = re.compile(
-    "clock_timestamp|gen_random_(bytes|uuid)|nextval|random(_normal)?|timeofday"
-    "|uuid_generate_v(1|1mc|4)|uuidv[47]"
-)
 _WIDER = {
     "date": {"timestamp", "timestamptz"},
     "float4": {"float8", "numeric"},
@@ -73,36 +72,43 @@ def is_column(expression: Any, column: str) -> bool:
     return expression is None or is_name
 
 
-def is_public_execute(node: Any) -> bool:
-    """Whether a GRANT or REVOKE is about everybody's right to call functions."""
-    rights = {right.priv_name for right in node.privileges}
-    return (
-        node.objtype in ROUTINES
-        and (not rights or "execute" in rights)
-        and any(role.roletype == postgres.ROLESPEC_PUBLIC for role in node.grantees)
-    )
+def granted(node: Any, right: str) -> set[str]:
+    """The roles that a GRANT or REVOKE of all, or of this right, is about; PUBLIC is one."""
+    rights = {given.priv_name for given in node.privileges}
+    if rights and right not in rights:
+        return set()
+    public = postgres.ROLESPEC_PUBLIC
+    return {"PUBLIC" if role.roletype == public else role.rolename for role in node.grantees}
 
 
-def lock_mode(command: Any) -> int:
-    """The lock of a subcommand of ALTER TABLE; 0 for one that lets others read and write."""
-    if _UNHINDERING.match(postgres.AlterTableType.Name(command.subtype)):
-        return 0
-    foreign = getattr(command.def_, "contype", None) == postgres.CONSTR_FOREIGN
-    return _SHARE_ROW_EXCLUSIVE if foreign else ACCESS_EXCLUSIVE
+def lock_mode(command: Any) -> int | None:
+    """The lock of a subcommand of ALTER TABLE; None for one that is not known."""
+    effect = ALTER_TABLE.get(postgres.AlterTableType.Name(command.subtype).removeprefix("AT_"))
+    definition = command.def_
+    if effect is None:
+        return None
+    if getattr(definition, "contype", None) == postgres.CONSTR_FOREIGN:
+        return SHARE_ROW_EXCLUSIVE
+    if getattr(definition, "concurrent", False):
+        return SHARE_UPDATE_EXCLUSIVE
+    options = {option.defname for option in getattr(definition, "items", ())}
+    return ACCESS_EXCLUSIVE if options & EXCLUSIVE_OPTIONS else effect.lock
+
+
+def options_of(definition: Any) -> Mapping[str, bool]:
+    """The options of a relation, and whether each is on."""
+    return {option.defname: has_option([option], option.defname) for option in definition}
 
 
 def rewriting(type_: Type, given: Mapping[int, Any]) -> str | None:
-    """What about a new column rewrites its table."""
+    """What about a new column rewrites its table, whatever its default."""
     if SERIAL.fullmatch(type_.name):
         return type_.name
     if postgres.CONSTR_IDENTITY in given:
         return "an identity column"
     if any(constraint.generated_kind == "s" for constraint in given.values()):
         return "a stored generated column"
-    default = given.get(postgres.CONSTR_DEFAULT)
-    calls = nodes_below(default.raw_expr, nodes.FuncCall) if default else ()
-    volatile = any(_VOLATILE.fullmatch(last_name(call.funcname)) for call in calls)
-    return "its default is volatile" if volatile else None
+    return None
 
 
 def filled_columns(node: Any, column: str | None) -> set[str]:

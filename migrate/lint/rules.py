@@ -44,7 +44,8 @@ class Rule(NamedTuple):
 RULES: Mapping[str, Rule] = {
     "create-index": Rule(
         "nobody can write to {} until the index is built",
-        "create it CONCURRENTLY, in a file of its own with `-- migrate: no-transaction`",
+        "create it CONCURRENTLY, in a file of its own with `-- migrate: no-transaction`; on a "
+        "partitioned table ON ONLY it, then on each partition",
     ),
     "drop-index": Rule(
         "dropping {} waits for every query on its table, and all later ones wait behind it",
@@ -54,9 +55,14 @@ RULES: Mapping[str, Rule] = {
         "during REINDEX of {} nobody can write to the table, and new queries on it wait",
         "reindex CONCURRENTLY, in a file of its own with `-- migrate: no-transaction`",
     ),
+    "partitioned": Rule(
+        "PostgreSQL refuses {} on {}, which is partitioned",
+        "do it on each partition; an index is first created ON ONLY the table, then CONCURRENTLY "
+        "on each partition, and these by ALTER INDEX ... ATTACH PARTITION become its parts",
+    ),
     "column-rewrite": Rule(
-        "adding {} rewrites the table and its indexes, and meanwhile nobody can read or write it",
-        "add the column without that, and fill the rows that are there in batches",
+        "{} rewrites the table and its indexes, and meanwhile nobody can read or write it",
+        "add a column without that, and fill the rows that are there in batches",
     ),
     "type-rewrite": Rule(
         "changing {} rewrites the table and its indexes, and meanwhile nobody can read or write it",
@@ -82,6 +88,21 @@ RULES: Mapping[str, Rule] = {
         "every row is tested by {}, and meanwhile nobody can {}",
         "add it NOT VALID, and VALIDATE CONSTRAINT in a later file",
     ),
+    "attach-partition": Rule(
+        "every row of {} is tested against the bounds of the partitions, and meanwhile nobody can "
+        "read or write it",
+        "first add a CHECK to it that says what the bounds will, NOT VALID, and VALIDATE it in a "
+        "later file: then nothing is left to test",
+    ),
+    "detach-partition": Rule(
+        "detaching a partition of {} waits for every query on the table, and all later ones wait "
+        "behind it",
+        "detach it CONCURRENTLY, in a file of its own with `-- migrate: no-transaction`",
+    ),
+    "refresh": Rule(
+        "nobody can read {} until it is filled anew",
+        "give it a unique index, and refresh it CONCURRENTLY",
+    ),
     "constraint-index": Rule(
         "the index of {} is built, and meanwhile nobody can read or write the table",
         "create a unique index CONCURRENTLY, then add the constraint USING INDEX; EXCLUDE has no "
@@ -90,6 +111,11 @@ RULES: Mapping[str, Rule] = {
     "drop": Rule(
         "clients that still use {} fail, and its data is lost",
         "first release clients that do without it, then drop it",
+    ),
+    "cascade": Rule(
+        "whatever depends on {} is dropped with it, named nowhere in the file",
+        "drop by name what depends on it, and leave CASCADE out: then the server refuses if more "
+        "does",
     ),
     "rename": Rule(
         "clients that still use the old name of {} fail",
@@ -116,6 +142,15 @@ RULES: Mapping[str, Rule] = {
         "{} has no row-level security: who may use the table may use every row",
         "ALTER TABLE ... ENABLE ROW LEVEL SECURITY in the same file, and policies for who needs it",
     ),
+    "view-security": Rule(
+        "{} is read with the rights of its owner: row-level security is not asked who reads it",
+        "create it WITH (security_invoker = true), each time: CREATE OR REPLACE VIEW without it "
+        "takes it away",
+    ),
+    "default-privileges": Rule(
+        "{} may read all of {}, by default privileges; it has no row-level security",
+        "REVOKE ALL ON it FROM them in the same file, and grant by name what they need",
+    ),
     "search-path": Rule(
         "{} has its owner's rights, and looks names up where its caller says: with any other "
         "search_path than this, the empty one included, types in the caller's pg_temp first",
@@ -123,16 +158,28 @@ RULES: Mapping[str, Rule] = {
         "schema",
     ),
     "public-execute": Rule(
-        "PUBLIC, which is every role, may execute {}",
-        "REVOKE EXECUTE ON FUNCTION ... FROM PUBLIC in the same file, and grant it by name",
+        "{} may execute {}",
+        "REVOKE EXECUTE ON FUNCTION ... FROM all of these in the same file, and grant it by name",
     ),
     "new-enum-value": Rule(
         "{} is used in the transaction that adds it, which PostgreSQL refuses",
         "use it in a later file, which has a transaction of its own",
+    ),
+    "unknown-statement": Rule(
+        "nobody here knows what {} locks or reads",
+        "look it up in PostgreSQL's documentation, and write what it does as the reason",
+    ),
+    "directive": Rule(
+        "{} is not followed",
+        "write `-- migrate: no-transaction` into the comment that opens the file, from the begin "
+        "of a line on, or `-- migrate: allow RULE: REASON` directly before a statement",
     ),
     "acknowledgement": Rule(
         "this acknowledges nothing: {}",
         "write `-- migrate: allow RULE: REASON` directly before the statement, or remove it",
     ),
 }
-"""Every rule by its name; the last one cannot be acknowledged."""
+"""Every rule by its name."""
+
+SLIPS = {"directive", "acknowledgement"}
+"""Rules that cannot be acknowledged."""

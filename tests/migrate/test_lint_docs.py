@@ -30,6 +30,13 @@ create table orders (
 create index orders_created_at_idx on orders (created_at);
 create table tickets (id bigint primary key, priority priority not null);
 create table plans (id bigint primary key, seats integer);
+create domain sku as text;
+create table items (id bigint primary key, sku sku);
+create view open_orders with (security_invoker) as select id from orders where status = 'new';
+create materialized view order_totals as select customer_id, sum(total) from orders group by 1;
+create table visits (id bigint, day date not null) partition by range (day);
+create table visits_2026 partition of visits for values from ('2026-01-01') to ('2027-01-01');
+create table visits_2027 (id bigint, day date not null);
 """
 """What the examples of the document work on."""
 
@@ -47,7 +54,10 @@ def test_every_rule_has_its_section_and_no_section_is_left() -> None:
     assert set(links) <= set(RULES)
 
 
-@pytest.mark.parametrize("rule", RULES)
+EXAMPLES = [rule for rule in RULES if HURTS[rule]]
+
+
+@pytest.mark.parametrize("rule", EXAMPLES)
 def test_the_document_shows_what_is_found_and_what_is_not(tmp_path: Path, rule: str) -> None:
     shop = written(tmp_path / "shop", SHOP)
     hurts, *safe = sections()[rule]
@@ -56,7 +66,7 @@ def test_the_document_shows_what_is_found_and_what_is_not(tmp_path: Path, rule: 
     assert [finding for finding in lint(instead, shop) if not finding.reason] == []
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", EXAMPLES)
 def test_the_safe_way_of_the_document_runs(database: str, tmp_path: Path, rule: str) -> None:
     _, *safe = sections()[rule]
     with psycopg.connect(database, autocommit=True) as connection:
@@ -86,7 +96,7 @@ def test_squawk_agrees_with_what_the_documents_recommend(tmp_path: Path) -> None
     recipes = (ROOT / "docs" / "migrations.md").read_text()
     blocks = re.findall(r"```sql\n(.*?)```", recipes, re.S)
     texts = [text for block in blocks for text in re.split(r"^-- \d{4}.*\n", block, flags=re.M)]
-    safe = [text for _, *section in sections().values() for text in section]
+    safe = [text for section in sections().values() for text in section[1:]]
     written(tmp_path, *filter(None, texts), *safe)
     assert squawk(tmp_path, "--config", ".squawk.toml") == []
 
