@@ -188,7 +188,7 @@ HARMLESS = frozenset(
     CreatePLangStmt CreatePublicationStmt CreateRangeStmt CreateRoleStmt CreateStatsStmt
     CreateSubscriptionStmt CreateTableSpaceStmt CreateTransformStmt CreateUserMappingStmt
     CreatedbStmt DeallocateStmt DeclareCursorStmt DefineStmt DiscardStmt DropRoleStmt
-    DropSubscriptionStmt DropTableSpaceStmt DropUserMappingStmt DropdbStmt ExecuteStmt FetchStmt
+    DropSubscriptionStmt DropTableSpaceStmt DropUserMappingStmt ExecuteStmt FetchStmt
     GrantRoleStmt ImportForeignSchemaStmt ListenStmt LoadStmt NotifyStmt ReassignOwnedStmt
     SecLabelStmt TransactionStmt UnlistenStmt VariableShowStmt
     """.split()  # noqa: SIM905

@@ -195,6 +195,29 @@ def test_what_is_not_known_is_found(
     assert told in finding.message
 
 
+@pytest.mark.parametrize(
+    ("text", "rules"),
+    [
+        ("alter table t alter constraint k enforced", ["constraint-scan"]),
+        ("alter table t alter constraint k not enforced", []),
+        ("alter table t add constraint k check (b > 0) not enforced", []),
+        ("alter table t add constraint k not null a not valid", []),
+        ("alter table t add column c int generated always as (a) virtual", []),
+        ("alter table t alter c set expression as (a + 1)", ["column-rewrite"]),
+        ("alter foreign table f alter a type text, alter b set not null", []),
+        ("alter foreign table f drop column a", ["drop"]),
+        ("alter sequence s set logged", []),
+        ("alter type pair alter attribute a type bigint cascade", ["type-rewrite"]),
+        ("alter table all in tablespace a set tablespace b", ["table-rewrite"]),
+        ("drop cast (int as text)", []),
+    ],
+)
+def test_what_is_of_some_versions_or_objects_only(
+    tmp_path: Path, text: str, rules: list[str]
+) -> None:
+    assert rules_of(found(tmp_path, text)) == rules
+
+
 # --- default privileges of the database ----------------------------------------------------------
 
 REVEAL = (

@@ -153,6 +153,7 @@ HURTS: Mapping[str, Sequence[str]] = {
         + NEXT_FILE
         + "alter table t alter a set not null",
         "alter table t alter proved set not null, drop constraint proved_known",
+        "alter table t drop constraint t_key, add constraint k primary key using index t_x",
     ],
     "constraint-scan": [
         "alter table t add constraint k check (b >= 0)",
@@ -193,6 +194,7 @@ HURTS: Mapping[str, Sequence[str]] = {
         "drop sequence counter",
         "alter type pair drop attribute a",
         "drop owned by somebody",
+        NO_TRANSACTION + "drop database old",
     ],
     "cascade": [
         "drop type mood cascade",
@@ -213,6 +215,8 @@ HURTS: Mapping[str, Sequence[str]] = {
         "alter function quiet() rename to calm",
         "create schema s; alter function quiet() set schema s",
         "alter type pair rename to two",
+        "alter domain public.word rename to words",
+        "alter role somebody rename to nobody",
         "alter type pair rename attribute a to c",
         "alter type mood rename value 'ok' to 'fine'",
     ],
@@ -226,6 +230,10 @@ HURTS: Mapping[str, Sequence[str]] = {
     "missing-where": [
         "update t set b = 1",
         "delete from t",
+        "delete from t where true",
+        "update t set b = 1 where 1 = 1",
+        "explain analyze delete from t",
+        "prepare q as delete from t",
         "with gone as (delete from t returning id) select count(*) from gone",
     ],
     "work-under-lock": [
@@ -257,6 +265,8 @@ HURTS: Mapping[str, Sequence[str]] = {
         "alter table other add foreign key (id) references t not valid;"
         "update t set b = 1 where id = 1",
         "alter table t add column c int; create materialized view c as select * from other",
+        "alter table t add column c int; select * into temporary c from other",
+        "alter table t add column c int; copy other to '/tmp/other'",
         "alter table t add column c int; explain analyze update t set b = 1 where id = 1",
         "alter domain word validate constraint word_check; update t set b = 1 where id = 1",
     ],
@@ -495,6 +505,7 @@ LETS_THROUGH: Mapping[str, Sequence[str]] = {
         "alter table t rename constraint proved_known to k",
         "create type c as enum ('a'); alter type c rename value 'a' to 'b'",
         "create view c with (security_invoker) as select 1 as a; alter view c rename to d",
+        "create type c as (a int); alter type public.c rename to d",
     ],
     "lock-table": ["lock table t in row exclusive mode", NEW + "lock table new"],
     "truncate": [NEW + "truncate new"],
