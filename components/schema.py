@@ -1,7 +1,7 @@
 """Schema: the SQL files of sql/, applied by the migration engine as three dynamic resources."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from migrate.errors import (
     NoRehearsalError,
     UnreachableError,
 )
-from migrate.lint import default_privileges, lint
+from migrate.lint import Finding, default_privileges, lint
 from migrate.plan import Plan
 
 SQL = Path(os.path.relpath(ROOT / "sql"))
@@ -135,20 +135,30 @@ def _preview(session: Connection, tree: files.Tree, planned: Plan) -> None:
         MigrateError: the rehearsal failed.
     """
     (folder,) = planned.folders
-    for name in folder.work:
-        print(f"pending: {folder.name}/{name}")
     everything = plan.make(session, tree)
-    for finding in lint(*everything.linted, defaults=default_privileges(session)):
-        if finding.path.parent.name == folder.name:
-            print(f"finding: {finding}")
+    findings = lint(*everything.linted, defaults=default_privileges(session))
+    _print_work(folder, findings)
     if not planned.complete:
         print("the record of what is there is not complete: this completes it")
-    first = next((pending.name for pending in everything.folders if pending.work), None)
-    if folder.name == first:  # one rehearsal, of versioned and repeatable files together
-        try:
-            print(rehearsal.rehearse(tree, rehearsal.state(session)))
-        except NoRehearsalError as error:
-            print(f"warning: {error}")
+    working = [pending for pending in everything.folders if pending.work]
+    if not working or folder.name != working[0].name:
+        return  # one rehearsal, of versioned and repeatable files together
+    try:
+        print(rehearsal.rehearse(tree, session))
+    except NoRehearsalError as error:
+        print(f"warning: {error}")
+    except MigrateError:
+        for other in working[1:]:  # the preview does not come to these
+            _print_work(other, findings)
+        raise
+
+
+def _print_work(folder: plan.Folder, findings: Sequence[Finding]) -> None:
+    for name in folder.work:
+        print(f"pending: {folder.name}/{name}")
+    for finding in findings:
+        if finding.path.parent.name == folder.name:
+            print(f"finding: {finding}")
 
 
 class VerificationProvider(DatabaseProvider):

@@ -57,6 +57,24 @@ def embedded_bin() -> Path:
     return Path(spec.origin).parent / "pginstall" / "bin"
 
 
+_INSTALLED = (
+    "/usr/lib/postgresql/{}/bin",  # Debian
+    "/usr/pgsql-{}/bin",  # Red Hat
+    "/opt/homebrew/opt/postgresql@{}/bin",
+    "/usr/local/opt/postgresql@{}/bin",
+    "/Applications/Postgres.app/Contents/Versions/{}/bin",
+)
+"""Where the packages of a major version put its programs."""
+
+
+def installed_bin(major: int) -> Path | None:
+    """The bin directory of a PostgreSQL of a major version on this machine; None without one."""
+    for directory in (Path(form.format(major)) for form in _INSTALLED):
+        if (directory / "initdb").is_file() and (directory / "postgres").is_file():
+            return directory
+    return None
+
+
 @dataclass(frozen=True)
 class Server:
     """A server in a private directory; only `start` creates anything.

@@ -16,7 +16,13 @@ from typing import Any, NoReturn
 from migrate import adoption, files, ledger, plan, rehearsal, run, verify
 from migrate.bundle import bundle
 from migrate.connection import LOCK_WAIT, Connection, connect
-from migrate.errors import DriftError, FailedChecksError, FilesError, MigrateError
+from migrate.errors import (
+    DriftError,
+    FailedChecksError,
+    FilesError,
+    MigrateError,
+    NoRehearsalError,
+)
 from migrate.files import FOLDERS, PLATFORM, REPEATABLE, VERSIONED, File, Tree
 from migrate.lint import default_privileges, lint
 from migrate.run import Step
@@ -244,16 +250,15 @@ def _plan_of_files(options: argparse.Namespace) -> _Result:
     everything = [file for name in FOLDERS for file in tree[name]]
     files.refuse(files.number_problems(tree[VERSIONED]) + files.sql_problems(everything))
     findings = lint([*tree[VERSIONED], *tree[REPEATABLE]], apart=True)
-    rehearsed = rehearsal.rehearse(tree) if options.rehearse else None
-    text = [*map(str, findings), *([str(rehearsed)] if rehearsed else [])]
-    document = {
-        "findings": [asdict(finding) for finding in findings],
-        "rehearsal": rehearsed and asdict(rehearsed),
-    }
+    rehearsed = _rehearse(tree) if options.rehearse else _NOT_ASKED
+    text = "\n".join([*map(str, findings), *rehearsed.text.splitlines()])
+    document = {"findings": [asdict(finding) for finding in findings]} | rehearsed.document
+    if rehearsed.error:
+        return _Result(ERROR, text, rehearsed.error, document)
     if any(finding.reason is None for finding in findings):
-        return _Result(ERROR, "\n".join(text), _UNACKNOWLEDGED, document)
-    text.append("the files are sound; which of them are pending only a database knows")
-    return _Result(UP_TO_DATE, "\n".join(text), "", document)
+        return _Result(ERROR, text, _UNACKNOWLEDGED, document)
+    sound = "the files are sound; which of them are pending only a database knows"
+    return _Result(UP_TO_DATE, f"{text}\n{sound}".lstrip(), "", document)
 
 
 def _plan_of_database(options: argparse.Namespace) -> _Result:
@@ -266,10 +271,9 @@ def _plan_of_database(options: argparse.Namespace) -> _Result:
             drift = [] if found.pending else adopted.differences
         else:
             drift = verify.drift(connection) if found.complete else []
-        state = rehearsal.state(connection)
-        defaults = default_privileges(connection)
-    findings = lint(*found.linted, defaults=defaults)
-    rehearsed = rehearsal.rehearse(tree, state) if options.rehearse and found.work else None
+        findings = lint(*found.linted, defaults=default_privileges(connection))
+        asked = options.rehearse and found.work
+        rehearsed = _rehearse(tree, connection) if asked else _NOT_ASKED
     removed = [f"{folder.name}/{name}" for folder in found.folders for name in folder.removed]
     text = [
         *(f"pending  {file.label}" for file in found.pending),
@@ -277,7 +281,7 @@ def _plan_of_database(options: argparse.Namespace) -> _Result:
         *([str(adopted)] if adopted and not adopted.bundled else []),
         *map(str, findings),
         *(f"drift: {difference}" for difference in drift),
-        *([str(rehearsed)] if rehearsed else []),
+        *rehearsed.text.splitlines(),
         *([] if found.complete else [_INCOMPLETE]),
     ]
     document = {
@@ -286,10 +290,23 @@ def _plan_of_database(options: argparse.Namespace) -> _Result:
         "complete": found.complete,
         "findings": [asdict(finding) for finding in findings],
         "drift": [asdict(difference) for difference in drift],
-        "rehearsal": rehearsed and asdict(rehearsed),
-    }
+    } | rehearsed.document
     code = PENDING if found.work else DRIFT if drift else UP_TO_DATE
-    return _Result(code, "\n".join(text) or "nothing to do", "", document)
+    code = ERROR if rehearsed.error else code
+    return _Result(code, "\n".join(text) or "nothing to do", rehearsed.error, document)
+
+
+_NOT_ASKED = _Result(document={"rehearsal": None})
+
+
+def _rehearse(tree: Tree, connection: Connection | None = None) -> _Result:
+    try:
+        rehearsed = rehearsal.rehearse(tree, connection)
+    except NoRehearsalError as error:
+        return _Result(text=str(error), document={"rehearsal": None, "not_rehearsed": str(error)})
+    except MigrateError as error:
+        return _failed(error, {"rehearsal": None})
+    return _Result(text=str(rehearsed), document={"rehearsal": asdict(rehearsed)})
 
 
 def _described(file: File) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from embedded.errors import UserError
-from embedded.postgres import Server, embedded_bin
+from embedded.postgres import Server, embedded_bin, installed_bin
 from migrate.errors import NoRehearsalError
 
 _SETTINGS = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
@@ -14,15 +14,19 @@ _SETTINGS = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "o
 
 
 @contextmanager
-def throwaway() -> Iterator[str]:
+def throwaway(major: int | None = None) -> Iterator[str]:
     """A new server for as long as it is needed; its superuser's URL.
+
+    Args:
+        major: the major version that it has if this machine has one; else the embedded one's.
 
     Raises:
         NoRehearsalError: it does not come up.
     """
     with tempfile.TemporaryDirectory(prefix="throwaway-") as directory:
         try:
-            server = Server(Path(directory, "server"), embedded_bin(), settings=_SETTINGS)
+            program = (major and installed_bin(major)) or embedded_bin()
+            server = Server(Path(directory, "server"), program, settings=_SETTINGS)
             server.start()
         except UserError as error:
             raise NoRehearsalError(f"not rehearsed: {error.problem}", error.remedy) from error

@@ -81,7 +81,7 @@ def _preview(options: argparse.Namespace) -> int:
             text.changes(events),
             text.migrations(plan),
             text.policies(events),
-            text.messages(events),
+            text.messages(events, plan),
         ],
     )
     return ERROR if text.failed(events) or "error" in plan else DONE
@@ -91,7 +91,7 @@ def _drift(options: argparse.Namespace) -> int:
     events = _events(options, "--refresh", "--expect-no-changes")
     plan = _plan_of(options, events)
     differs = bool(text.steps(events))
-    sections = [text.changes(events), text.migrations(plan), text.messages(events)]
+    sections = [text.changes(events), text.migrations(plan), text.messages(events, plan)]
     _print("drift", options.stack, [_HINT, *sections] if differs else sections)
     if text.failed(events) or "error" in plan:
         return ERROR

@@ -119,8 +119,10 @@ def migrations(plan: Json) -> Section:
     findings = [Finding(**finding) for finding in plan.get("findings", ())]
     drift = [Difference(**difference) for difference in plan.get("drift", ())]
     rehearsed = plan.get("rehearsal")
-    if "error" in plan:
+    if "error" in plan and not pending:
         summary = "what is pending cannot be applied, or is not known"
+    elif "error" in plan:
+        summary = f"pending {len(pending)}, which cannot be applied"
     elif "pending" in plan:
         summary = f"pending {len(pending)}" if pending else "none pending"
     else:
@@ -132,13 +134,15 @@ def migrations(plan: Json) -> Section:
         summary += f", objects changed behind the engine's back {len(drift)}"
     if rehearsed:
         summary += f", rehearsed in {rehearsed['seconds']:.2f} s"
+    elif "not_rehearsed" in plan:
+        summary += ", not rehearsed"
     lines = [f"pending  {name}" for name in pending]
     lines += [f"removed  {name}" for name in plan.get("removed", ())]
     lines += [f"not read  {name}" for name in plan.get("not_read", ())]
     lines += [f"finding: {finding}" for finding in findings]
     lines += [f"drift: {difference}" for difference in drift]
     lines += [str(Rehearsal(**rehearsed))] if rehearsed else []
-    lines += [plan["error"]] if "error" in plan else []
+    lines += [plan[key] for key in ("not_rehearsed", "error") if key in plan]
     return Section(f"**Migrations:** {summary}.", "\n".join(lines))
 
 
@@ -166,8 +170,8 @@ def policies(events: Sequence[Json]) -> Section:
     return Section(f"**Policies:** {summary}.", "\n".join(lines))
 
 
-def messages(events: Sequence[Json]) -> Section:
-    """Errors and warnings; information is in the other sections."""
+def messages(events: Sequence[Json], plan: Json) -> Section:
+    """Errors and warnings; information, and why the plan failed, is in the other sections."""
     shown = [
         event
         for event in _events_of(events, "diagnosticEvent")
@@ -178,6 +182,8 @@ def messages(events: Sequence[Json]) -> Section:
         + (event.get("prefix", "") + event["message"]).strip()
         for event in shown
     ]
+    failure = plan.get("error") or None
+    lines = [line.replace(failure, "see Migrations") if failure else line for line in lines]
     different = list(dict.fromkeys(lines))
     return Section(f"**Errors and warnings:** {len(different) or 'none'}.", "\n".join(different))
 

@@ -250,6 +250,18 @@ class TestDiff:
         assert told.replace("NAME", name) in message
         assert applied.everything() == before
 
+    def test_failed_rehearsal_shows_the_findings_of_both_folders(self, applied: Stack) -> None:
+        name = applied.add("create index late on public.accounts (company_name);\nselect 1 / 0;\n")
+        added = applied.project / "sql" / "repeatable" / "zz.sql"
+        added.write_text("create index later on public.accounts (company_name);\n")
+        with applied.host() as host:
+            message = host.failure(host.diff, "migrations")
+            shown = host.printed()
+        assert message.count("division by zero") == 1
+        assert "division by zero" not in shown
+        assert f"pending: migrations/{name.name}\nfinding: sql/migrations/{name.name}:1:1" in shown
+        assert "pending: repeatable/zz.sql\nfinding: sql/repeatable/zz.sql:1:1: " in shown
+
     def test_cut_off_run_is_pending_until_it_is_finished(self, applied: Stack) -> None:
         applied.execute("update migrate.catalog set in_progress = '{}'")
         with applied.host() as host:

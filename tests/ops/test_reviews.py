@@ -237,6 +237,21 @@ class TestMigrations:
             )
         )
 
+    def test_failed_rehearsal_leaves_the_findings(self) -> None:
+        plan = PLAN | {"rehearsal": None, "error": "the rehearsal failed: a.sql:1:1"}
+        section = text.migrations(plan)
+        assert section.line == (
+            "**Migrations:** pending 1, which cannot be applied, findings 1 (not acknowledged 1)."
+        )
+        assert "finding: sql/migrations/0014_late.sql:1:1: create-index" in section.block
+        assert section.block.endswith("\nthe rehearsal failed: a.sql:1:1")
+
+    def test_missing_rehearsal(self) -> None:
+        plan = PLAN | {"rehearsal": None, "not_rehearsed": "not rehearsed: no extension x"}
+        section = text.migrations(plan)
+        assert section.line.endswith(", findings 1 (not acknowledged 1), not rehearsed.")
+        assert section.block.endswith("\nnot rehearsed: no extension x")
+
     def test_error(self) -> None:
         section = text.migrations({"error": "the rehearsal failed: a.sql:1:1", "exit_code": 1})
         assert section == text.Section(
@@ -278,7 +293,7 @@ class TestMessages:
     """Errors and warnings."""
 
     def test_none(self) -> None:
-        assert str(text.messages([SAME, END])) == "**Errors and warnings:** none."
+        assert str(text.messages([SAME, END], PLAN)) == "**Errors and warnings:** none."
 
     def test_each_is_told_once(self) -> None:
         events = [
@@ -289,7 +304,7 @@ class TestMessages:
             said("debug", "registering"),
             said("error", "later", ephemeral=True),
         ]
-        assert text.messages(events) == text.Section(
+        assert text.messages(events, PLAN) == text.Section(
             "**Errors and warnings:** 2.", "thing: warning: careful\nerror: failed"
         )
 
@@ -327,7 +342,7 @@ class TestMarkdown:
             text.changes(events),
             text.migrations(plan),
             text.policies(events),
-            text.messages(events),
+            text.messages(events, PLAN),
         ]
         tokens = MarkdownIt("commonmark").parse(text.render("preview", "prod", sections))
         kinds = [token.type for token in tokens]
