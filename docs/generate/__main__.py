@@ -20,7 +20,7 @@ GENERATED: dict[str, Callable[[], str]] = {
 
 
 def main() -> int:
-    """Write the files, or show what of them is not current."""
+    """Write the files, or show how they differ from what would be written."""
     parser = argparse.ArgumentParser(prog="python -m docs.generate", description=__doc__)
     parser.add_argument("--check", action="store_true", help="only compare; exit 1 on a difference")
     check = parser.parse_args().check

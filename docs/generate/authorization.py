@@ -18,10 +18,10 @@ INTRO = f"""\
 Generated from `components/authorization.py` by `make generate`: edit that, not this.
 `tests/database/test_authorization.py` tries every cell on a real server.
 
-- What is not listed is refused. Nobody but the owner of the tables has TRUNCATE, REFERENCES or
-  TRIGGER, and nobody may pass a privilege on.
+- A privilege that is not listed is not granted. Only the owner of the tables has TRUNCATE,
+  REFERENCES or TRIGGER, and no role may grant its privileges to others.
 - Rows: `authenticated`, a user, reaches the rows of the own account only; all others reach every
-  customer's. Row-level security says so to everyone, to the services by policies of their own.
+  customer's. Row-level security enforces that, with policies of their own for the services.
 - API roles ({", ".join(f"`{role}`" for role in API_ROLES)}) are taken by requests through
   Supabase's API; services ({", ".join(f"`{role}`" for role in SERVICES)}) log in.
 """
@@ -36,7 +36,7 @@ def document() -> str:
         grid(["table", *AUTHORIZATION], [[f"`{table}`", *_letters(table)] for table in TABLES]),
         _memberships(),
         "## Functions\n",
-        "X = EXECUTE. Users learn of their own account only; PUBLIC may execute none.\n",
+        "X = EXECUTE. Users get results of their own account only; PUBLIC may execute none.\n",
         grid(["function", *AUTHORIZATION], [[f"`{name}`", *_executes(name)] for name in FUNCTIONS]),
     ]
     for table in TABLES:
