@@ -424,7 +424,7 @@ def _unlock_stack(pulumi: str) -> None:
     locks = STATE / "pulumi" / ".pulumi" / "locks" / "organization" / PROJECT / STACK
     for lock in locks.glob("*.json"):
         if not psutil.pid_exists(json.loads(lock.read_text())["pid"]):
-            print("a run was killed: its lock and its pending operations are removed")
+            print("a run was killed: its lock and its unfinished operations are removed")
             _run_pulumi(pulumi, "cancel", "--yes")
             # Of the stack resource alone, so that no provider is asked.
             target = ("--target", "**pulumi:pulumi:Stack**")
