@@ -101,7 +101,7 @@ class Automation(pulumi.ComponentResource):
     scheduler leaves no job behind, whatever the state knows.
 
     Attributes:
-        kubernetes: the jobs that are the provisioner's chart to run.
+        kubernetes: the jobs that the provisioner's chart runs.
         description: the scheduler, and job -> schedule, for who depends on them.
     """
 

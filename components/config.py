@@ -183,7 +183,7 @@ def _problem(detail: Any) -> _Problem:
 
 
 def _contradictions(given: Mapping[str, Any]) -> Iterator[_Problem]:
-    """What is wrong in combination, also of values that may be wrong by themselves."""
+    """Problems that the types do not show: of combinations, lengths, files and contexts."""
     yield from _database_problems(given)
     yield from _cluster_problems(given)
     yield from _provisioner_problems(given)

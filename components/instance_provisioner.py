@@ -17,7 +17,7 @@ CHART = ROOT / "charts" / PROVISIONER
 PORT = 8080
 
 VERSION = importlib.metadata.version("pulumi-kubernetes")
-"""Of the provider's plugin, which is that of its SDK."""
+"""The plugin has the SDK's version."""
 
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 

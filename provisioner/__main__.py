@@ -75,7 +75,7 @@ async def _run_tasks(context: Context, stopping: asyncio.Event) -> None:
         )
     )
     logger = structlog.get_logger()
-    logger.info("started", worker=settings.worker, workers=settings.workers)
+    logger.info("started", lease_owner=settings.lease_owner, workers=settings.workers)
     async with asyncio.TaskGroup() as group:
         background = [
             group.create_task(watch.run()),

@@ -50,7 +50,7 @@ INTERRUPTED = ("pending-install", "pending-upgrade", "pending-rollback", "uninst
 METADATA_ONLY = {"Accept": "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"}
 TIMEOUT = httpx2.Timeout(10)
 
-ClusterError = (httpx2.HTTPError, ConfigError)
+CLUSTER_ERRORS = (httpx2.HTTPError, ConfigError)
 """The exceptions of the client: the API server cannot be reached, or refuses a request."""
 
 
@@ -128,7 +128,7 @@ class Cluster(AsyncClient):
         """Whether the API server grants a request at this moment."""
         try:
             await self._metadata(Secret, {INSTANCE_LABEL: "none"})
-        except ClusterError:
+        except CLUSTER_ERRORS:
             return False
         return True
 

@@ -15,7 +15,7 @@ the connection limit of the role."""
 
 CONNECT_TIMEOUT_SECONDS = 5.0
 
-UnreachableError = (OperationalError, InterfaceError, PoolTimeout)
+UNREACHABLE_ERRORS = (OperationalError, InterfaceError, PoolTimeout)
 """The exceptions that are raised while the server cannot be reached."""
 
 

@@ -15,7 +15,7 @@ from lightkube.resources.apps_v1 import Deployment, StatefulSet
 from lightkube.resources.core_v1 import Pod
 
 from provisioner import instances
-from provisioner.cluster import INSTANCE_LABEL, ClusterError
+from provisioner.cluster import CLUSTER_ERRORS, INSTANCE_LABEL
 from provisioner.context import Context
 from provisioner.health import Health, Summary, assess, summarize
 
@@ -84,7 +84,7 @@ class HealthWatch:
                     server_timeout=WATCH_SECONDS,
                 ):
                     self._apply_event(kind, event, obj)
-            except ClusterError as error:
+            except CLUSTER_ERRORS as error:
                 # The version is too old to continue from: list again.
                 if isinstance(error, ApiError) and error.status.code == HTTPStatus.GONE:
                     continue

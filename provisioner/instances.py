@@ -62,8 +62,8 @@ class RecordedState:
 async def read(database: Database, instance_id: uuid.UUID) -> Instance | None:
     """The desired state of an instance now; None if its row was deleted.
 
-    It is read after the claim, by a statement of its own: a claim sees the newest revision, but of
-    other tables only what they held when it began.
+    Read after the claim commits: the claiming statement's snapshot may be older than a change of
+    tier.
     """
     async with database.connection() as connection:
         cursor = connection.cursor(row_factory=class_row(Instance))

@@ -16,7 +16,7 @@ attempt_duration = Histogram(
     "provisioner_attempt_duration_seconds", "Duration of attempts", ["action"], buckets=DURATIONS
 )
 failures = Counter(
-    "provisioner_failures_total", "Failed attempts by class of error", ["action", "step"]
+    "provisioner_failures_total", "Failed attempts by class of error", ["action", "error"]
 )
 helm_duration = Histogram(
     "provisioner_helm_duration_seconds", "Duration of Helm runs", ["command"], buckets=DURATIONS

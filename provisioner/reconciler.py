@@ -77,7 +77,7 @@ class Reconciler:
         database = self._context.database
         try:
             if claim := await leases.claim(
-                database, self._settings.worker, self._settings.lease_seconds
+                database, self._settings.lease_owner, self._settings.lease_seconds
             ):
                 return claim
             queue = await leases.queue(database)

@@ -12,7 +12,7 @@ from lightkube.resources.core_v1 import PersistentVolumeClaim
 
 from provisioner import instances, metrics
 from provisioner.actions import applied_state
-from provisioner.cluster import ClusterError, ObjectsByInstance, fingerprint
+from provisioner.cluster import CLUSTER_ERRORS, ObjectsByInstance, fingerprint
 from provisioner.context import Context
 from provisioner.health_watch import HealthWatch
 from provisioner.instances import RecordedState
@@ -46,7 +46,7 @@ class Resync:
                 await self._resync()
             except psycopg.Error as error:
                 self._context.database_reachability.failed(TASK, error)
-            except ClusterError as error:
+            except CLUSTER_ERRORS as error:
                 self._context.cluster_reachability.failed(TASK, error)
             else:
                 self._context.database_reachability.ok(TASK)

@@ -10,7 +10,7 @@ from tenacity import (
     wait_exponential_jitter,
 )
 
-from provisioner.database import UnreachableError
+from provisioner.database import UNREACHABLE_ERRORS
 from provisioner.settings import Settings
 
 
@@ -28,7 +28,7 @@ async def retry_while_unreachable(settings: Settings, write: Callable[[], Awaita
         psycopg.Error: the last error, if the database did not come back in time.
     """
     async for attempt in AsyncRetrying(
-        retry=retry_if_exception_type(UnreachableError),
+        retry=retry_if_exception_type(UNREACHABLE_ERRORS),
         wait=wait_exponential_jitter(initial=0.2, max=5),
         stop=stop_after_delay(settings.lease_seconds),
         reraise=True,

@@ -91,8 +91,8 @@ class Settings(BaseSettings):
     grace_seconds: Annotated[float, Field(ge=0)] = 45
 
     @property
-    def worker(self) -> str:
-        """The name of this process in its leases."""
+    def lease_owner(self) -> str:
+        """This process's name in `leased_by`: host/pid."""
         return f"{socket.gethostname()}/{os.getpid()}"
 
 

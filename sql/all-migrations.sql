@@ -2347,7 +2347,7 @@ revoke all on function
   private.keep_deployed_instance()
 from public, anon, authenticated, service_role;
 
--- By their names these two run before the next two, which go by the plan that was adopted.
+-- Triggers fire in the order of their names: adopt_* sets the subscription before apply_* reads its tier.
 create or replace trigger instances_adopt_other_plan
   before update of subscription_id on public.instances
   for each row when (
@@ -2479,7 +2479,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '22_instances.sql', '60b1cda458f6036ed94fbe8867590365d0ea28460a08b269559a7eaf6acbafe1', NULL, '1.0.0');
+values (0, 'repeatable', '22_instances.sql', '241871469a397c3adce0b5851f8edb3a79a9dbda45060aa88e1fd143a2454545', NULL, '1.0.0');
 
 -- repeatable/23_usage_metrics.sql
 
@@ -3701,8 +3701,8 @@ values (0, 'repeatable', '51_usage_functions.sql', '20c414ce53676e0527570a73b808
 -- The life of an instance. The row is the desired state: these functions write it, a notification wakes
 -- the instance-provisioner, and that makes it true.
 
--- Whoever wrote: a user's config, a new tier's resources, a pause. That it runs is the provisioner's
--- own answer; a status at which it keeps its hands off takes the work back.
+-- Every insert and relevant update enqueues work, whoever wrote it; not provisioning -> running, which
+-- the provisioner writes itself. A status without an action (failed, maintenance) cancels pending work.
 create or replace function private.notify_instance() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -3970,7 +3970,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '52_instance_functions.sql', '3e6caad9d972f66eec8ca7a82166ddea303104c6ce351bb8cbb004c3cd696233', NULL, '1.0.0');
+values (0, 'repeatable', '52_instance_functions.sql', '5cb7173eb380488d615fb69e1c2301a5a3d3e13fcc166af4d6da08a6ad8d85c3', NULL, '1.0.0');
 
 -- repeatable/53_automation_functions.sql
 

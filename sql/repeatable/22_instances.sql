@@ -201,7 +201,7 @@ revoke all on function
   private.keep_deployed_instance()
 from public, anon, authenticated, service_role;
 
--- By their names these two run before the next two, which go by the plan that was adopted.
+-- Triggers fire in the order of their names: adopt_* sets the subscription before apply_* reads its tier.
 create or replace trigger instances_adopt_other_plan
   before update of subscription_id on public.instances
   for each row when (

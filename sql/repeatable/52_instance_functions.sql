@@ -1,8 +1,8 @@
 -- The life of an instance. The row is the desired state: these functions write it, a notification wakes
 -- the instance-provisioner, and that makes it true.
 
--- Whoever wrote: a user's config, a new tier's resources, a pause. That it runs is the provisioner's
--- own answer; a status at which it keeps its hands off takes the work back.
+-- Every insert and relevant update enqueues work, whoever wrote it; not provisioning -> running, which
+-- the provisioner writes itself. A status without an action (failed, maintenance) cancels pending work.
 create or replace function private.notify_instance() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$

@@ -64,6 +64,11 @@ def test_automation_document_has_every_job_with_its_schedule() -> None:
     assert rows == list(SCHEDULES.items())
 
 
+def test_readme_shows_the_newest_migration() -> None:
+    newest = max(path.stem for path in (ROOT / "sql" / "migrations").iterdir())
+    assert f'schema_version       : "{newest}"' in text("README.md")
+
+
 def test_map_in_the_readme_names_every_directory() -> None:
     tracked = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
