@@ -29,13 +29,13 @@ def main() -> None:
     }
     urls = pulumi.Output.secret(
         {
-            role: config.connection.url_for(role, password.get_secret_value())
+            role: config.target.url_for(role, password.get_secret_value())
             for role, password in config.service_passwords.items()
         }
     )
 
     database = Database(
-        "database", DatabaseArgs(config.platform, config.connection, config.protect)
+        "database", DatabaseArgs(config.platform, config.target, config.protect)
     )
     schema = Schema(
         "schema", SchemaArgs(config.protect), pulumi.ResourceOptions(depends_on=database)

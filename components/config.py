@@ -73,7 +73,7 @@ class Config(BaseModel):
     )
 
     @property
-    def connection(self) -> DatabaseTarget:
+    def target(self) -> DatabaseTarget:
         """The administrator's way to the database."""
         return DatabaseTarget.read(lambda key: _plain(getattr(self, _FIELDS[key])))
 

@@ -26,12 +26,12 @@ class DatabaseArgs:
 
     Attributes:
         platform: "postgres" for a plain server, "supabase" for a hosted project.
-        connection: the administrator's way to the database.
+        target: the administrator's way to the database.
         protect: refuse to destroy it.
     """
 
     platform: Literal["postgres", "supabase"]
-    connection: DatabaseTarget
+    target: DatabaseTarget
     protect: bool
 
 
@@ -56,7 +56,7 @@ class Database(pulumi.ComponentResource):
         self, name: str, args: DatabaseArgs, opts: pulumi.ResourceOptions | None = None
     ) -> None:
         super().__init__("mindroom:database:Database", name, None, opts)
-        to, plain = args.connection, args.platform == "postgres"
+        to, plain = args.target, args.platform == "postgres"
         existing = existing_on_server(replace(to, database=MAINTENANCE_DATABASE) if plain else to)
         self.existing_roles = existing.roles
         self.provider = postgresql.Provider(

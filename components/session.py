@@ -23,7 +23,7 @@ _open: dict[str, Connection] = {}
 class ServerInventory:
     """Names of the databases and roles that a server has before a run.
 
-    They are declared with `import_`: what the engine's state does not know of them, because it was
+    They are declared with `import_`: what Pulumi's state does not know of them, because it was
     lost or a run was killed, is taken over and made as declared.
     """
 
@@ -56,13 +56,13 @@ class DatabaseProvider(ResourceProvider):
 
     serialize_as_secret_always = False
 
-    connection: DatabaseTarget
+    target: DatabaseTarget
 
     def configure(self, req: ConfigureRequest) -> None:
         """Remember the connection; called once in the provider process, by one thread."""
         # The host reports an exception with its traceback; the message alone is for operators.
         sys.tracebacklimit = 0
-        self.connection = DatabaseTarget.read(req.config.get)
+        self.target = DatabaseTarget.read(req.config.get)
 
     @contextmanager
     def session(self) -> Iterator[Connection]:
@@ -70,10 +70,10 @@ class DatabaseProvider(ResourceProvider):
 
         Raises:
             UnreachableError: the database cannot be reached.
-            MigrateError: the engine's error, as the operator will read it.
+            MigrateError: what migrate refuses, as the operator will read it.
         """
         with _exclusive:
-            url = self.connection.url()
+            url = self.target.url()
             try:
                 session = _open.get(url)
                 if session is None or session.closed:

@@ -1,1 +1,1 @@
-"""What every stack is held to: `rules`, and the pack that has the engine run them."""
+"""What every stack is held to: `rules`, and the pack that has Pulumi run them."""

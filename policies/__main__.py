@@ -1,4 +1,4 @@
-"""The policy pack, as the engine starts it: `pulumi preview --policy-pack policies`."""
+"""The policy pack, as Pulumi starts it: `pulumi preview --policy-pack policies`."""
 
 import sys
 from contextlib import suppress
@@ -23,7 +23,7 @@ from policies.rules import RULES, PolicyException, Resource, Rule, parse_excepti
 
 
 def main() -> None:
-    """Serve the engine until it ends this process."""
+    """Serve Pulumi until it ends this process."""
     exceptions: list[PolicyException] = []
     with suppress(ValueError):  # components/config.py reports what is wrong with them
         exceptions = parse_exceptions(pulumi.Config().get("policyExceptions") or "[]")

@@ -1,6 +1,6 @@
 """The rules for every resource of a stack, as functions without Pulumi: see docs/policies.md.
 
-`policies/__main__.py` runs them in the engine; the tests run them over the charts, too.
+`policies/__main__.py` runs them in Pulumi; the tests run them over the charts, too.
 """
 
 import json

@@ -126,7 +126,7 @@ class Scheduled:
     def provider(self) -> PgCronProvider:
         """The provider, on this platform's database."""
         provider = PgCronProvider()
-        provider.connection = DatabaseTarget.read(self.platform.config.get)
+        provider.target = DatabaseTarget.read(self.platform.config.get)
         return provider
 
 

@@ -130,7 +130,7 @@ def test_valid_config_is_typed() -> None:
     ]
     assert config.render_directory == ""
     assert {r: w.get_secret_value() for r, w in config.service_passwords.items()} == PASSWORDS
-    assert config.connection == DatabaseTarget(
+    assert config.target == DatabaseTarget(
         host="pooler.example",
         port=5432,
         database="postgres",
@@ -464,7 +464,7 @@ def test_config_shows_no_secret(word: str) -> None:
     passwords = json.dumps(dict.fromkeys(SERVICES, word))
     secrets = dict.fromkeys(SECRETS, word) | {"servicePasswords": passwords}
     config = parse(VALID | secrets, [], "prod")
-    assert "hunter2" not in f"{config!r} {config} {config.connection!r} {config.connection}"
+    assert "hunter2" not in f"{config!r} {config} {config.target!r} {config.target}"
 
 
 class TestLoad:
@@ -567,9 +567,9 @@ class TestProjectFiles:
         config = parse(
             {k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items()}, [], "dev"
         )
-        assert config.connection.host == "127.0.0.1"
-        assert config.connection.port == 20000
-        assert config.connection.password == "word"
+        assert config.target.host == "127.0.0.1"
+        assert config.target.port == 20000
+        assert config.target.password == "word"
         assert config.automation == "kubernetes"
         assert config.protect is False
 
@@ -652,6 +652,6 @@ class TestConnection:
 
     def test_on_a_plain_server_a_dot_in_a_name_means_nothing(self) -> None:
         plain = VALID | {"platform": "postgres", "databaseUser": "ops.admin"}
-        to = parse(plain, [], "prod").connection
+        to = parse(plain, [], "prod").target
         assert conninfo_to_dict(to.url())["user"] == "ops.admin"
         assert conninfo_to_dict(to.url_for("stripe_handler", "word"))["user"] == "stripe_handler"
