@@ -34,9 +34,7 @@ def main() -> None:
         }
     )
 
-    database = Database(
-        "database", DatabaseArgs(config.platform, config.target, config.protect)
-    )
+    database = Database("database", DatabaseArgs(config.platform, config.target, config.protect))
     schema = Schema(
         "schema", SchemaArgs(config.protect), pulumi.ResourceOptions(depends_on=database)
     )

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 
@@ -129,13 +130,28 @@ def _name_problem(folder: Path, name: str) -> str | None:
 
 
 def unread(directory: Path) -> list[str]:
-    """Paths of what lies in the folders and is not read, below the directory, in their order."""
-    found: list[str] = []
+    """Paths of what lies in the folders and is not read, below the directory, in their order.
+
+    Beside the folders: what is named almost as they are, or as a versioned file.
+    """
+    found = [
+        entry.name
+        for entry in sorted(os.scandir(directory), key=lambda entry: entry.name)
+        if entry.name not in FOLDERS and (_misplaced(entry.name) or _misspelt(entry))
+    ]
     for folder in FOLDERS:
         with suppress(OSError):
             names = sorted(os.listdir(directory / folder))
             found += [f"{folder}/{name}" for name in names if not _is_read(name)]
     return found
+
+
+def _misplaced(name: str) -> bool:
+    return bool(_VERSIONED_NAME.fullmatch(name))
+
+
+def _misspelt(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir() and bool(get_close_matches(entry.name.lower(), FOLDERS, cutoff=0.8))
 
 
 def _content(name: str, within: int) -> bytes:

@@ -22,6 +22,9 @@ _BULK = re.compile(r"comment\b|insert\s+into\s+\S+\s*(\([^)]*\)\s*)?values\b", r
 _DATA = re.compile(r"(delete|insert|merge|select|update|with)\b", re.IGNORECASE)
 _LONGEST_DATA = 10_000
 
+_PLACEHOLDER = re.compile(r"\$\{[\w.:-]+\}|\{\{-?\s*[.$]?[A-Za-z_][\w. ]*-?\}\}")
+_CODE = re.compile(r"(create\s+(or\s+replace\s+)?(function|procedure)|do)\b", re.IGNORECASE)
+
 _CASCADE = postgres.DROP_CASCADE
 _SECURES = re.compile(r"enable\s+row\s+level\s+security", re.IGNORECASE)
 _REVOKES = re.compile(
@@ -44,6 +47,8 @@ class Reader(Tables, Functions):
         self.begin()
         for statement in file.script.statements():
             self.enter(file, statement)
+            if placeholder := _placeholder(statement.text):
+                self.find("placeholder", placeholder)
             if self._matters(statement.text):
                 node = statement.node
                 self._check_values(node)
@@ -365,6 +370,14 @@ class Reader(Tables, Functions):
             self.schema = next((name for name in values if name and name != "$user"), "public")
         elif node.name == "timezone":
             self.utc = values == ["UTC"]
+
+
+def _placeholder(text: str) -> str | None:
+    """What in a statement only another tool would fill in; a function's body may mean it."""
+    if ("${" not in text and "{{" not in text) or _CODE.match(text):
+        return None
+    found = _PLACEHOLDER.search(text)
+    return found and found[0]
 
 
 def _always(change: Any) -> bool:

@@ -165,6 +165,10 @@ RULES: Mapping[str, Rule] = {
         "{} is used in the transaction that adds it, which PostgreSQL refuses",
         "use it in a later file, which has a transaction of its own",
     ),
+    "placeholder": Rule(
+        "{} stands for itself: there is nothing that fills it in",
+        "write what is meant; or, if it is text that a program fills in, say so as the reason",
+    ),
     "unknown-statement": Rule(
         "nobody here knows what {} locks or reads",
         "look it up in PostgreSQL's documentation, and write what it does as the reason",

@@ -345,6 +345,13 @@ HURTS: Mapping[str, Sequence[str]] = {
         "alter type mood add value 'glad'; alter table t alter m set default 'glad'",
         "alter type mood add value 'glad'; select 'glad'::mood",
     ],
+    "placeholder": [
+        "select '${user}'",
+        "insert into t (x) values ('${flyway:user}')",
+        'create table "{{ prefix }}_c" (a int); '
+        'alter table "{{ prefix }}_c" enable row level security',
+        "comment on table t is 'of {{.Env}}'",
+    ],
     "unknown-statement": [],
     "directive": [
         "-- migrate: no_transaction\nselect 1",
@@ -616,6 +623,11 @@ LETS_THROUGH: Mapping[str, Sequence[str]] = {
         "alter type mood add value 'glad'; comment on type mood is 'glad'",
         "alter type mood add value 'glad'; insert into other select 1 where 'glad' = 'sad'",
         "create type c as enum ('a'); alter type c add value 'b'; select 'b'::c",
+    ],
+    "placeholder": [
+        "select '{user}', '$1', '$ {user}', '{}', '{{1,2}}', '{{1},{2}}'",
+        "-- ${user}\nselect 1",
+        "do $$ begin perform format('${user}'); end $$",
     ],
     "unknown-statement": ["checkpoint", "notify c", "call p()"],
     "directive": [
