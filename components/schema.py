@@ -67,7 +67,7 @@ class FilesProvider(DatabaseProvider):
         folder, tree = news["folder"], files.read_tree(SQL)
         changed = olds.get("files") != news["files"]
         for name in files.unread(SQL):
-            if name.startswith(f"{folder}/"):
+            if name.startswith(f"{folder}/") or (folder == files.VERSIONED and "/" not in name):
                 print(f"not read: {name}")
         try:
             with self.session() as session:

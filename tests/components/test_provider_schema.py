@@ -185,6 +185,15 @@ class TestDiff:
         with applied.host() as host:
             assert [host.diff(name) for name in NAMES] == [(DIFF_NONE, "")] * len(NAMES)
 
+    def test_what_is_not_read_is_named(self, applied: Stack) -> None:
+        (applied.folder("migrations") / "0099_later.txt").touch()
+        (applied.folder("migrations").parent / "migration").mkdir()
+        with applied.host() as host:
+            changes, told = host.diff("migrations")
+            assert host.diff("repeatable") == (DIFF_NONE, "")
+        assert changes == DIFF_NONE
+        assert told.splitlines() == ["not read: migration", "not read: migrations/0099_later.txt"]
+
     def test_new_migration_is_pending_until_it_is_applied(self, applied: Stack) -> None:
         name = applied.add(SOUND).name
         before = applied.everything()

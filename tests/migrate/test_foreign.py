@@ -8,7 +8,7 @@ from migrate import files
 from migrate.__main__ import main
 from migrate.errors import FilesError
 from migrate.files import REPEATABLE, VERSIONED
-from tests.support.migrating import tables, write
+from tests.support.migrating import query, tables, write
 
 TABLE = "create table t (a int);\nalter table t enable row level security;\n"
 
@@ -169,3 +169,29 @@ def test_another_spelling_of_the_ending_is_refused(
         assert main(["--directory", str(tmp_path), *arguments]) == 1
         error = f"error: {tmp_path}/migrations/{name}: does not end in .sql\n"
         assert capsys.readouterr().err == f"{error}  what to do: rename it\n"
+
+
+# --- at the command line ---------------------------------------------------------------------
+
+REFUSED = {
+    "dbmate": f"-- migrate:up\n{TABLE}\n-- migrate:down\ndrop table t;\n",
+    "goose": f"-- +goose Up\n{TABLE}\n-- +goose Down\ndrop table t;\n",
+    "cannot run inside a transaction": (
+        "create subscription s connection 'host=127.0.0.1 port=1' publication p;\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("told", REFUSED)
+@pytest.mark.parametrize("command", [["plan", "--offline"], ["plan"], ["up"]])
+def test_every_command_refuses_it_and_runs_nothing(
+    database: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    told: str,
+    command: list[str],
+) -> None:
+    write(tmp_path, {"migrations/0001_a.sql": "select 1;", "migrations/0002_b.sql": REFUSED[told]})
+    assert main(["--database-url", database, "--directory", str(tmp_path), *command]) == 1
+    assert told in capsys.readouterr().err
+    assert query(database, "select to_regclass('migrate.ledger')") == [None]

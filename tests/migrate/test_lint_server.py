@@ -522,3 +522,39 @@ def test_plan_counts_what_the_database_gives_by_default(
     assert main(command) == 2
     told = "public-execute: anon, by default privileges, may execute public.reveal()"
     assert told in capsys.readouterr().out
+
+
+MADE = """
+create type feeling as enum ('calm', 'cross');
+create domain label as text;
+create table notes (id bigint, body text, feeling feeling, label label) partition by list (id);
+create table notes_1 partition of notes for values in (1);
+alter table notes enable row level security;
+alter table notes_1 enable row level security;
+create view titles with (security_invoker) as select id from notes;
+create function token() returns text language sql volatile set search_path = ''
+as 'select md5(random()::text)';
+revoke execute on function token() from public;
+"""
+DANGEROUS = [
+    ("column-rewrite", "alter table notes add column token text not null default token()"),
+    ("cascade", "drop type feeling cascade"),
+    ("constraint-scan", "alter domain label add constraint label_filled check (value <> '')"),
+    ("view-security", "drop view titles;\ncreate view titles as select id from notes"),
+    ("partitioned", "create index concurrently notes_body on notes (body)"),
+]
+
+
+@pytest.mark.parametrize(("rule", "text"), DANGEROUS)
+def test_both_plans_name_a_danger_to_what_an_applied_file_has_made(
+    database: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], rule: str, text: str
+) -> None:
+    command = ["--database-url", database, "--directory", str(tmp_path)]
+    written(tmp_path / VERSIONED, MADE)
+    assert main([*command, "plan", "--offline"]) == main([*command, "up"]) == 0
+    opening = NO_TRANSACTION if "concurrently" in text else ""
+    written(tmp_path / VERSIONED, MADE, opening + text)
+    capsys.readouterr()
+    for arguments, code in ((["plan"], 2), (["plan", "--offline"], 1)):
+        assert main([*command, *arguments]) == code
+        assert f": {rule}: " in capsys.readouterr().out
