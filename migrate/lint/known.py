@@ -22,8 +22,10 @@ class Relation:
         types: column -> type.
         filled: constraint -> columns that it keeps from null.
         unproved: the same of those that are NOT VALID.
-        checks: CHECK constraints that every row passes.
+        checks: CHECK constraint -> the columns that it names.
+        untested: those of them that are NOT VALID.
         partitioned: it has partitions.
+        keys: the columns by which it has.
         default: its default partition.
         open: the pending statement that leaves it without row-level security, or a view with its
             owner's rights.
@@ -35,11 +37,19 @@ class Relation:
     types: dict[str, Type] = field(default_factory=dict)
     filled: dict[str, set[str]] = field(default_factory=dict)
     unproved: dict[str, set[str]] = field(default_factory=dict)
-    checks: set[str] = field(default_factory=set)
+    checks: dict[str, set[str]] = field(default_factory=dict)
+    untested: set[str] = field(default_factory=set)
     partitioned: bool = False
+    keys: set[str] = field(default_factory=set)
     default: str | None = None
     open: Place | None = None
     exposed: dict[str, Place] = field(default_factory=dict)
+
+    def tested(self, columns: set[str]) -> bool:
+        """Whether every row passes a CHECK on these columns; it may imply a partition's bound."""
+        return any(
+            columns <= named for check, named in self.checks.items() if check not in self.untested
+        )
 
 
 @dataclass

@@ -35,7 +35,9 @@ class Tables(Known):
         if made is None:
             return
         name = self.relation(node.relation)
-        made.partitioned = node.partspec is not None
+        if node.partspec is not None:
+            made.partitioned = True
+            made.keys = {key.name for key in node.partspec.part_params if key.name}
         if node.partbound is not None:
             parent = self.relation(node.inh_relations[0])
             made.types = dict(self.known(parent).types)
@@ -88,9 +90,9 @@ class Tables(Known):
                     self._add_constraint(name, command.def_)
                 case "DropConstraint":
                     relation.filled.pop(command.name, None)
-                    relation.checks.discard(command.name)
+                    relation.checks.pop(command.name, None)
                 case "ValidateConstraint":
-                    relation.checks.add(command.name)
+                    relation.untested.discard(command.name)
                     relation.filled[command.name] = relation.unproved.pop(command.name, set())
                     self.work(name)
                 case "AlterConstraint" if command.def_.is_enforced:
@@ -108,9 +110,11 @@ class Tables(Known):
                 case "AttachPartition" if node.objtype == postgres.OBJECT_TABLE:
                     child = self.relation(command.def_.name)
                     self.hold(child, ACCESS_EXCLUSIVE)
-                    if not self.known(child).checks:
+                    if not self.known(child).tested(relation.keys):
                         self.hurt(child, "attach-partition", child)
                     self._bound(name, child, command.def_.bound)
+                case "DetachPartition" if relation.default == self.relation(command.def_.name):
+                    relation.default = None
 
     def _bound(self, parent: str, child: str, bound: Any) -> None:
         """A partition comes to its parent, and what the default one holds may not belong there."""
@@ -118,9 +122,9 @@ class Tables(Known):
         relation.partitioned = True
         if bound.is_default:
             relation.default = child
-        elif relation.default:
+        elif relation.default in self.relations:
             self.hold(relation.default, ACCESS_EXCLUSIVE)
-            if not self.known(relation.default).checks:
+            if not self.known(relation.default).tested(relation.keys):
                 self.hurt(relation.default, "attach-partition", relation.default)
 
     def _add_column(self, name: str, node: Any) -> None:
@@ -164,9 +168,14 @@ class Tables(Known):
         title = f"{f'constraint {node.conname}' if node.conname else 'a constraint'} of {name}"
         relation = self.known(name)
         match node.contype:
-            case postgres.CONSTR_CHECK if not node.skip_validation:
-                self.hurt(name, "constraint-scan", title, "read or write the table")
-                relation.checks.add(node.conname or title)
+            case postgres.CONSTR_CHECK:
+                check = node.conname or title
+                columns = nodes_below(node.raw_expr, nodes.ColumnRef)
+                relation.checks[check] = {last_name(column.fields) for column in columns}
+                if node.skip_validation:
+                    relation.untested.add(check)
+                else:
+                    self.hurt(name, "constraint-scan", title, "read or write the table")
             case postgres.CONSTR_FOREIGN:
                 if node.skip_validation and relation.partitioned:
                     self.find("partitioned", "a foreign key NOT VALID (before version 18)", name)

@@ -218,6 +218,18 @@ def test_what_is_of_some_versions_or_objects_only(
     assert rules_of(found(tmp_path, text)) == rules
 
 
+def test_a_partitioned_table_is_refused_in_a_transaction(
+    tmp_path: Path, before: list[File]
+) -> None:
+    for text, rule in (
+        ("reindex table parted", "reindex"),
+        ("reindex index parted_day", "reindex"),
+        ("cluster parted using parted_day", "table-rewrite"),
+    ):
+        assert rules_of(found(tmp_path, text, before)) == ["partitioned", rule]
+        assert rules_of(found(tmp_path, NO_TRANSACTION + text, before)) == [rule]
+
+
 # --- default privileges of the database ----------------------------------------------------------
 
 REVEAL = (

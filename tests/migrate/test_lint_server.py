@@ -15,7 +15,7 @@ from postgast import pg_query_pb2 as postgres
 from embedded.postgres import Server
 from migrate.__main__ import main
 from migrate.files import VERSIONED, File
-from migrate.lint import default_privileges, locks
+from migrate.lint import default_privileges, lint, locks
 from migrate.lint.nodes import lock_mode
 from migrate.lint.reader import Reader
 from tests.support.linting import BEFORE, NEW, NEXT_FILE, NO_TRANSACTION, cases, found, written
@@ -101,6 +101,39 @@ def test_a_scan_reads_the_table(
         connection.remove_notice_handler(note)
     reads = re.compile('verifying table "t"|validating foreign key|building index .* on table "t"')
     assert any(map(reads.match, notices)) == hurts, (rule, notices)
+
+
+@pytest.mark.parametrize(
+    ("checked", "reads"),
+    [
+        ([], {"apart", "parted_rest"}),
+        (["apart"], {"parted_rest"}),
+        (["parted_rest"], {"apart"}),
+        (["apart", "parted_rest"], set()),
+    ],
+)
+def test_attaching_reads_what_no_check_speaks_for(
+    connection: psycopg.Connection, tmp_path: Path, checked: list[str], reads: set[str]
+) -> None:
+    conditions = {"apart": "id = 5", "parted_rest": "id <> 5"}
+    checks = [f"alter table {name} add check ({conditions[name]})" for name in checked]
+    attach = "alter table parted attach partition apart for values in (5)"
+    texts = written(tmp_path, BEFORE, *checks, attach)
+    told = [finding.message.split()[3] for finding in lint(texts[-1:], texts[:-1])]
+    assert {name.removeprefix("public.") for name in told} == reads
+    verified: list[str] = []
+
+    def note(notice: psycopg.errors.Diagnostic) -> None:
+        verified.extend(re.findall('verifying table "(.+)"', notice.message_primary or ""))
+
+    with connection.transaction(force_rollback=True):
+        for check in checks:
+            connection.execute(check.encode())
+        connection.execute("set local client_min_messages = debug1")
+        connection.add_notice_handler(note)
+        connection.execute(attach.encode())
+        connection.remove_notice_handler(note)
+    assert set(verified) == reads
 
 
 RULE = "create rule r as on update to t do also select 1;"
@@ -387,6 +420,17 @@ def test_what_is_found_hinders_others(
     with connection.transaction(force_rollback=True):
         connection.execute(text.encode())
         assert hindered(connection) == hinders
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["reindex table parted", "reindex index parted_day", "cluster parted using parted_day"],
+)
+def test_a_partitioned_table_refuses_a_transaction(
+    connection: psycopg.Connection, text: str
+) -> None:
+    with pytest.raises(psycopg.errors.ActiveSqlTransaction), connection.transaction():
+        connection.execute(text.encode())
 
 
 STATES = {

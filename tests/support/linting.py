@@ -172,6 +172,11 @@ HURTS: Mapping[str, Sequence[str]] = {
         "alter table parted attach partition apart for values in (2)",
         "create table c (id int, day date); alter table c enable row level security;"
         "alter table parted attach partition c for values in (2)",
+        "alter table apart add constraint k check (day > '2026-01-01') not valid;"
+        + NEXT_FILE
+        + "alter table apart validate constraint k;"
+        + NEXT_FILE
+        + "alter table parted attach partition apart for values in (2)",
         "create table c partition of parted for values in (2);"
         "alter table c enable row level security",
     ],
