@@ -5,10 +5,10 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
@@ -161,16 +161,8 @@ def main(arguments: list[str]) -> int:
                 "pass --directory, or make one by `new`",
             )
         result = COMMANDS[options.command].run(options)
-    except DriftError as error:
-        result = _Result(
-            DRIFT, "", str(error), {"drift": [asdict(found) for found in error.differences]}
-        )
-    except FailedChecksError as error:
-        result = _failed(error, {"failed_checks": [asdict(failed) for failed in error.failed]})
-    except FilesError as error:
-        result = _failed(error, {"problems": error.problems})
     except MigrateError as error:
-        result = _failed(error, {})
+        result = _refused(error)
     except OSError as error:
         result = _failed(MigrateError(f"{error.filename}: {error.strerror}"), {})
     except KeyboardInterrupt:
@@ -189,6 +181,18 @@ def main(arguments: list[str]) -> int:
         if result.error:
             print(result.error, file=sys.stderr)
     return result.code
+
+
+def _refused(error: MigrateError) -> _Result:
+    match error:
+        case DriftError():
+            drift = [asdict(difference) for difference in error.differences]
+            return _Result(DRIFT, "", str(error), {"drift": drift})
+        case FailedChecksError():
+            return _failed(error, {"failed_checks": [asdict(failed) for failed in error.failed]})
+        case FilesError():
+            return _failed(error, {"problems": error.problems})
+    return _failed(error, {})
 
 
 def _failed(error: MigrateError, document: dict[str, Any]) -> _Result:
@@ -320,10 +324,14 @@ def _described(file: File) -> dict[str, Any]:
 
 def _up(options: argparse.Namespace) -> _Result:
     steps: list[Step] = []
-    with _open(options) as (connection, tree), _progress(options, steps) as report:
-        applied = run.up(connection, tree, _names(options), report, options.wait)
+    try:
+        with _open(options) as (connection, tree), _progress(options, steps) as report:
+            applied = run.up(connection, tree, _names(options), report, options.wait)
+    except MigrateError as error:
+        result = _refused(error)
+        return replace(result, document=result.document | _notices(steps))
     text = f"files applied: {len(applied)}" if applied else "nothing to do"
-    document = {
+    document = _notices(steps) | {
         "applied": [
             {"file": step.subject, "milliseconds": round(step.seconds * 1000)}
             for step in steps
@@ -331,6 +339,10 @@ def _up(options: argparse.Namespace) -> _Result:
         ]
     }
     return _Result(UP_TO_DATE, text, "", document)
+
+
+def _notices(steps: Sequence[Step]) -> dict[str, Any]:
+    return {"notices": [asdict(step.notice) for step in steps if step.notice]}
 
 
 @contextmanager

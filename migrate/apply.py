@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 
 import psycopg
+from psycopg.errors import Diagnostic
 
 from migrate import indexes, ledger
 from migrate.connection import (
@@ -25,7 +26,7 @@ from migrate.errors import MigrateError
 from migrate.files import VERSIONED, File
 from migrate.ledger import Progress
 from migrate.parser import Piece, Statement, alone, split
-from migrate.report import describe
+from migrate.report import Notice, describe, notice
 
 _SETTING = re.compile(r"(set|reset|select\s+(pg_catalog\.)?set_config)\b", re.IGNORECASE)
 
@@ -40,6 +41,14 @@ _THIS_MESSAGE = "extract(epoch from clock_timestamp() - statement_timestamp()) *
 
 _OPENING = f"{CLEAN}begin;commit;begin;"
 """Its commit ends the transaction that CLEAN has begun, in which SET TRANSACTION comes too late."""
+
+_MARK = ";show role"
+"""A statement that changes nothing, and has a row, before which no later notice is read."""
+
+_INSERTS = re.compile(r"^insert\b", re.IGNORECASE | re.MULTILINE)
+
+Told = Callable[[Notice | None], None]
+"""Is given what the server says of a file; None where that is not to be shown."""
 
 RETRIES = 4
 """How often a file is tried again after a lock timeout, the wait doubling from one second."""
@@ -86,6 +95,7 @@ def apply(
     batch: Sequence[File],
     committed: Sequence[File],
     retrying: Callable[[str, float], None],
+    told: Told = lambda _: None,
 ) -> None:
     """Apply files together: all of them, or none.  A file without a transaction comes alone.
 
@@ -94,6 +104,7 @@ def apply(
         batch: checked files.
         committed: what the run has applied before, for the message.
         retrying: is told why, and in how many seconds, it is tried again after a lock timeout.
+        told: is given the notices and warnings.
 
     Raises:
         MigrateError: with what failed, what stands, and what to do.
@@ -107,9 +118,9 @@ def apply(
         try:
             with watching as in_the_way:
                 if transactional:
-                    _in_one_transaction(connection, batch)
+                    _in_one_transaction(connection, batch, told)
                 else:
-                    _one_by_one(connection, batch[0])
+                    _one_by_one(connection, batch[0], told)
             return
         except _ApplyError as failed:
             if isinstance(failed.error, psycopg.errors.LockNotAvailable) and not last:
@@ -157,7 +168,7 @@ def _standing(connection: Connection, failed: _ApplyError) -> str:
     return text
 
 
-def _in_one_transaction(connection: Connection, batch: Sequence[File]) -> None:
+def _in_one_transaction(connection: Connection, batch: Sequence[File], told: Told) -> None:
     """Apply files; one that is a single piece is one message, its begin and commit included."""
     try:
         for file in batch:
@@ -170,30 +181,75 @@ def _in_one_transaction(connection: Connection, batch: Sequence[File]) -> None:
                     closing = f"\n;{SESSION}" + _record(file, f"{before} + {_THIS_MESSAGE}")
                     if file is batch[-1]:
                         committing, closing = list(batch), closing + "commit"
-                _run_piece(connection, committing, opening, piece, closing)
+                count = span.statements if len(file.script.spans) > 1 else 0
+                _run_piece(connection, committing, opening, piece, closing, told, count)
                 opening = ""
     finally:
         roll_back(connection)
 
 
 def _run_piece(
-    connection: Connection, batch: Sequence[File], opening: str, piece: Piece, closing: str
+    connection: Connection,
+    batch: Sequence[File],
+    opening: str,
+    piece: Piece,
+    closing: str,
+    told: Told,
+    count: int,
 ) -> None:
-    """Send a piece; `batch` is what commits if `closing` does."""
+    """Send a piece; `batch` is what commits if `closing` does.
+
+    Where it is nothing but INSERTs, as many as `count`, they are not parsed once more to tell their
+    notices apart; what a trigger says may then be taken for that of the one after.
+    """
+    file, before = batch[-1], opening.count(";")
+    if count and count == len(_INSERTS.findall(piece.text)):  # of data, which is large
+        script, owners, marks = piece.text, list(range(count)), list[int]()
+    else:
+        script, owners, marks = _marked(piece)
+
+    def tell(done: int, diagnostic: Diagnostic) -> None:
+        if owners:
+            owner = owners[min(max(done - before, 0), len(owners) - 1)]
+            told(notice(file, split(piece)[owner], diagnostic))
+
     try:
-        send(connection, opening + piece.text + closing)
+        send(connection, opening + script + closing, tell)
     except StatementError as failed:
-        number = failed.done - opening.count(";")
-        statements = split(piece)
-        if number >= len(statements):
+        number = max(failed.done - before, 0)
+        if number >= len(owners):
             raise _ApplyError(batch, None, None, failed.error) from failed.error
-        statement = statements[max(number, 0)]
-        offset = failed.position
+        statement, offset = split(piece)[owners[number]], failed.position
         if offset is not None:
-            offset -= len(opening) + statement.start
-        raise _ApplyError(batch[-1:], statement, offset, failed.error) from failed.error
+            offset -= len(opening)
+            for mark in marks:
+                offset -= len(_MARK) if offset > mark else 0
+            offset -= statement.start
+        raise _ApplyError([file], statement, offset, failed.error) from failed.error
     except psycopg.OperationalError as error:
         raise _ApplyError(batch, None, None, error) from error
+
+
+def _marked(piece: Piece) -> tuple[str, list[int], list[int]]:
+    """A piece with a mark between its statements, which tells whose a notice is.
+
+    Returns:
+        The text; for each result, those of the marks included, the index of the statement whose
+        notices are read before it; and where in the piece the marks are.
+    """
+    parts: list[str] = []
+    owners: list[int] = []
+    marks: list[int] = []
+    end = 0
+    for index, statement in enumerate(split(piece)):
+        if index:
+            parts.append(_MARK)
+            owners.append(index)
+            marks.append(end)
+        parts.append(piece.text[end : statement.stop])
+        owners.append(index)
+        end = statement.stop
+    return "".join([*parts, piece.text[end:]]), owners, marks
 
 
 def _record(file: File, milliseconds: str) -> str:
@@ -201,7 +257,7 @@ def _record(file: File, milliseconds: str) -> str:
     return ledger.record(file, content, milliseconds)
 
 
-def _one_by_one(connection: Connection, file: File) -> None:
+def _one_by_one(connection: Connection, file: File, told: Told) -> None:
     """Go on behind the statements that a run before this one has carried out.
 
     A statement commits together with the note that it is done.  One that refuses that, because it
@@ -224,14 +280,18 @@ def _one_by_one(connection: Connection, file: File) -> None:
         if statement.number > begun.done:
             advance = partial(ledger.advance, connection, file)
             done = partial(advance, Progress(statement.number, digest.hexdigest()))
+
+            def tell(_: int, said: Diagnostic, by: Statement = statement) -> None:
+                told(notice(file, by, said))
+
             try:
                 if statement.builds_concurrently:
                     undone = Progress(statement.number - 1, before.hexdigest())
                     was_building = begun.building and begun.done == undone.done
-                    _build_index(connection, statement, advance, undone, was_building)
+                    _build_index(connection, statement, advance, undone, was_building, tell)
                     done()
                 else:
-                    _carry_out(connection, statement, done)
+                    _carry_out(connection, statement, done, tell)
             except StatementError as failed:
                 raise _ApplyError(
                     [file], statement, failed.position, failed.error
@@ -253,20 +313,25 @@ def _one_by_one(connection: Connection, file: File) -> None:
         ledger.remove_progress(connection, file.folder.name, file.name)
 
 
-def _carry_out(connection: Connection, statement: Statement, done: Callable[[], None]) -> None:
+def _carry_out(
+    connection: Connection,
+    statement: Statement,
+    done: Callable[[], None],
+    tell: Callable[[int, Diagnostic], None],
+) -> None:
     """Run a statement and note that it is done: in one transaction, unless it refuses that."""
     if not alone(statement):
         try:
             send(connection, "begin")
-            send(connection, statement.text)
+            send(connection, statement.text, tell)
             done()
-            send(connection, "commit")
+            send(connection, "commit", tell)
             return
         except StatementError as failed:
             if not isinstance(failed.error, _REFUSALS):
                 raise
             roll_back(connection)
-    send(connection, statement.text)
+    send(connection, statement.text, tell)
     done()
 
 
@@ -276,6 +341,7 @@ def _build_index(
     advance: Callable[[Progress], None],
     undone: Progress,
     was_building: bool,
+    tell: Callable[[int, Diagnostic], None],
 ) -> None:
     """Build an index CONCURRENTLY, unless the run that was cut off has built it.
 
@@ -285,6 +351,7 @@ def _build_index(
         advance: notes how far the file has come.
         undone: that the statement is not done.
         was_building: a run was cut off while it built this index.
+        tell: is given what the server says meanwhile.
     """
     name, valid = indexes.built_by(connection, statement)
     if valid and was_building:
@@ -294,7 +361,7 @@ def _build_index(
     if not valid:
         advance(replace(undone, building=True, index=name))
     try:
-        send(connection, statement.text)
+        send(connection, statement.text, tell)
     except StatementError as failed:
         if not is_broken(failed.error):
             advance(replace(undone, index=None if valid else name))

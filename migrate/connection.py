@@ -10,7 +10,10 @@ from typing import Any
 
 import psycopg
 from psycopg import conninfo, generators
+from psycopg.abc import PQGen
+from psycopg.errors import Diagnostic
 from psycopg.pq import ExecStatus, TransactionStatus
+from psycopg.pq.abc import PGconn, PGresult
 from psycopg.rows import TupleRow
 
 from migrate.errors import LostError, MigrateError, UnreachableError
@@ -219,18 +222,52 @@ class StatementError(Exception):
         self.position = None if position is None else int(position) - 1
 
 
-def send(connection: Connection, script: str) -> None:
+def send(
+    connection: Connection, script: str, told: Callable[[int, Diagnostic], None] | None = None
+) -> list[PGresult]:
     """Run any number of statements by one message; the server stops at the first that fails.
+
+    Args:
+        connection: to the database.
+        script: the statements.
+        told: is given each notice, and how many results were there when it was read.  It is of the
+            next statement; or of the one after that, if that one has no rows.
+
+    Returns:
+        The result of each statement.
 
     Raises:
         StatementError: one failed.
         psycopg.OperationalError: the connection broke.
     """
+    results: list[PGresult] = []
+
+    def notice(diagnostic: Diagnostic) -> None:
+        if told:
+            told(len(results), diagnostic)
+
     connection.pgconn.send_query(script.encode())
-    results = connection.wait(generators.execute(connection.pgconn))
+    connection.add_notice_handler(notice)
+    try:
+        connection.wait(_receive(connection.pgconn, results))
+    finally:
+        connection.remove_notice_handler(notice)
     for done, result in enumerate(results):
         if result.status == ExecStatus.FATAL_ERROR:
             raise StatementError(done, psycopg.errors.error_from_result(result))
+    return results
+
+
+def _receive(pgconn: PGconn, results: list[PGresult]) -> PQGen[None]:
+    yield from generators.send(pgconn)
+    try:
+        while result := (yield from generators.fetch(pgconn)):
+            results.append(result)
+            if result.status in (ExecStatus.COPY_IN, ExecStatus.COPY_OUT, ExecStatus.COPY_BOTH):
+                break
+    except psycopg.OperationalError:  # the server may have said why
+        if not results or results[-1].status != ExecStatus.FATAL_ERROR:
+            raise
 
 
 def roll_back(connection: Connection) -> None:

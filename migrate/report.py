@@ -2,15 +2,20 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import psycopg
+from psycopg.errors import Diagnostic
 
 from migrate.connection import is_broken
-from migrate.files import File
+from migrate.files import VERSIONED, File
 from migrate.parser import Piece, Statement
 
 _DO_BLOCK_LINE = re.compile(r"PL/pgSQL function inline_code_block line (\d+)")
 _QUOTE = re.compile(r"\$\w*\$|[eE]?'")
+
+_NOT_THERE = ("does_not_exist_skipping", "DropErrorMsgNonExistent")
+"""The functions of the server that say `..., skipping` of DROP, in whatever language."""
 
 _LONGEST = 2000
 """Characters that are shown of what the server says; it may quote a whole value."""
@@ -55,6 +60,42 @@ def describe(
         if text:
             lines.append(f"  {label}: " + _cut(text).replace("\n", "\n    "))
     return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What a statement of a file had the server say, and did not fail.
+
+    Attributes:
+        place: `path:line:column`; the line of a DO block that said it.
+        severity: `NOTICE`, `WARNING`, or another one that the file asks for.
+        message: what it says, with its detail and hint in lines of their own.
+    """
+
+    place: str
+    severity: str
+    message: str
+
+    def __str__(self) -> str:
+        """In one line, its details below."""
+        return f"{self.place}: {self.severity}: {self.message}"
+
+
+def notice(file: File, statement: Statement, diagnostic: Diagnostic) -> Notice | None:
+    """What the server said while a statement of a file was carried out.
+
+    Returns:
+        None for what DROP ... IF EXISTS did not find in a repeatable file, which is written so.
+    """
+    if file.folder.name != VERSIONED and diagnostic.source_function in _NOT_THERE:
+        return None
+    offset = _in_do_block(statement, diagnostic.context or "")
+    lines = [_cut(diagnostic.message_primary or "")]
+    for label, text in (("detail", diagnostic.message_detail), ("hint", diagnostic.message_hint)):
+        if text:
+            lines.append(f"  {label}: " + _cut(text).replace("\n", "\n    "))
+    place = f"{file.path}:{statement.position(offset)}"
+    return Notice(place, diagnostic.severity_nonlocalized or "NOTICE", "\n".join(lines))
 
 
 def _cut(text: str) -> str:

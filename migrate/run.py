@@ -13,6 +13,7 @@ from migrate.connection import LOCK_WAIT, SESSION, Connection, StatementError, l
 from migrate.errors import FilesError, LostError, MigrateError
 from migrate.files import REPEATABLE, VERSIONED, File, Tree
 from migrate.plan import Plan
+from migrate.report import Notice
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,12 @@ class Step:
 
     Attributes:
         event: "adopted" a database, "waiting" for another run, "applying", "retrying" after a lock
-            timeout, "applied", or "unrecorded" a removed repeatable file.
+            timeout, "notice" of the server, "applied", or "unrecorded" a removed repeatable file.
         subject: folder and name of the file; of "waiting", who holds the lock.
         seconds: how long it took; of "retrying", until it is tried again.
         number, total: which of how many pending files.
         detail: of "retrying", what the server said.
+        notice: of "notice", what the server said.
     """
 
     event: str
@@ -34,6 +36,7 @@ class Step:
     number: int = 0
     total: int = 0
     detail: str = ""
+    notice: Notice | None = None
 
     def __str__(self) -> str:
         """The step in one line."""
@@ -42,6 +45,8 @@ class Step:
                 return f"waiting for another run: {self.subject}"
             case "retrying":
                 return f"retrying {self.subject} in {self.seconds:g} s: {self.detail}"
+            case "notice":
+                return str(self.notice)
             case "unrecorded":
                 return f"unrecorded {self.subject}, which was removed; what it made stays"
             case "applied":
@@ -135,9 +140,13 @@ def _apply(connection: Connection, found: Plan, applied: list[File], report: Rep
             def retrying(why: str, seconds: float, label: str = label) -> None:
                 report(Step("retrying", label, seconds, detail=why))
 
+            def told(notice: Notice | None, label: str = label) -> None:
+                if notice:
+                    report(Step("notice", label, notice=notice))
+
             report(Step("applying", label, number=len(applied) + 1, total=total))
             started = time.monotonic()
-            apply(connection, batch, applied, retrying)
+            apply(connection, batch, applied, retrying, told)
             seconds = (time.monotonic() - started) / len(batch)
             for file in batch:
                 applied.append(file)

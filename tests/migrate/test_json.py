@@ -61,7 +61,7 @@ def test_a_life_in_documents(database: str, tmp_path: Path) -> None:
         each["file"] for each in planned["pending"]
     ]
     assert all(each["milliseconds"] >= 0 for each in applied["applied"])
-    assert migrate(tmp_path, database, "up") == (0, {"applied": [], "not_read": []})
+    assert migrate(tmp_path, database, "up") == (0, {"applied": [], "notices": [], "not_read": []})
 
     code, status = migrate(tmp_path, database, "status")
     assert code == 0

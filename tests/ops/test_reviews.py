@@ -539,6 +539,7 @@ def test_life_on_the_real_engine(
         drifts(life, url)
         changes(life)
         shapes(life)
+        failing(life)
 
 
 def drifts(life: Life, url: str) -> None:
@@ -582,6 +583,19 @@ def changes(life: Life) -> None:
     assert "**Policies:** asked 3, violations 4 (mandatory 2).\n````diff\n" in shown
     assert "- mandatory no-namespace: mindroom\n    None.\n    ```\n    # no <!--" in shown
     assert "! advisory warns: mindroom\n" in shown
+
+
+def failing(life: Life) -> None:
+    """What the plan and the preview both fail by is said once."""
+    folder = life.project.directory / "sql" / "migrations"
+    (folder / f"{len(list(folder.glob('*.sql'))) + 1:04d}_bad.sql").write_text("select 1 / 0;\n")
+    code, shown = life.run("preview")
+    assert code == 1
+    assert re.search(r"pending 2, which cannot be applied, findings \d", shown), shown
+    assert "create-index: " in shown
+    for told in ("the rehearsal failed; nothing was done", "_bad.sql:1:1: division by zero"):
+        assert shown.count(told) == 1, shown
+    assert "see Migrations" in shown
 
 
 def shapes(life: Life) -> None:
