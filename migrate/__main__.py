@@ -253,7 +253,7 @@ def _plan_of_files(options: argparse.Namespace) -> _Result:
     tree = files.read_tree(options.directory)
     everything = [file for name in FOLDERS for file in tree[name]]
     files.refuse(files.number_problems(tree[VERSIONED]) + files.sql_problems(everything))
-    findings = lint([*tree[VERSIONED], *tree[REPEATABLE]], apart=True)
+    findings = lint([*tree[VERSIONED], *tree[REPEATABLE]], each_alone=True)
     rehearsed = _rehearse(tree) if options.rehearse else _NOT_ASKED
     text = "\n".join([*map(str, findings), *rehearsed.text.splitlines()])
     document = {"findings": [asdict(finding) for finding in findings]} | rehearsed.document

@@ -19,7 +19,7 @@ __all__ = ["RULES", "Default", "Finding", "Rule", "default_privileges", "lint"]
 def lint(
     files: Sequence[File],
     before: Sequence[File] = (),
-    apart: bool = False,
+    each_alone: bool = False,
     defaults: Collection[Default] | None = None,
 ) -> list[Finding]:
     """What hurts in the pending files, in their order, acknowledged or not.
@@ -27,7 +27,7 @@ def lint(
     Args:
         files: the pending files in the order of their run.
         before: the files applied before them.
-        apart: each may run long after the one before it, so that what that made is in use.
+        each_alone: each may run long after the one before it, so that what that made is in use.
         defaults: the default privileges of the database, which no file need tell of; None to
             believe the files.
 
@@ -43,15 +43,15 @@ def lint(
     reader.start_pending(defaults)
     for file in files:
         reader.read(file)
-        if apart:
-            reader.age()
+        if each_alone:
+            reader.forget_new()
     reader.finish()
     order = {file.path: number for number, file in enumerate(files)}
     findings = sorted(
         reader.findings, key=lambda found: (order[found.path], found.line, found.column)
     )
-    if not apart and any(found.rule == "acknowledgement" for found in findings):
-        # What another database needs acknowledged is no slip here, where more is pending.
-        slips = lint(files, before, apart=True, defaults=defaults)
-        findings = [f for f in findings if f.rule != "acknowledgement" or f in slips]
+    if not each_alone and any(found.rule == "acknowledgement" for found in findings):
+        # An acknowledgement that only `each_alone` needs is not idle: there, less may be pending.
+        idle = lint(files, before, each_alone=True, defaults=defaults)
+        findings = [f for f in findings if f.rule != "acknowledgement" or f in idle]
     return findings

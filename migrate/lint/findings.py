@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from migrate.files import File
 from migrate.lint.locks import HINDERS
-from migrate.lint.rules import RULES, SLIPS, Finding
+from migrate.lint.rules import NOT_ACKNOWLEDGEABLE, RULES, Finding
 from migrate.parser import Statement
 
 _DIRECTIVE = re.compile(r"^[ \t]*(--[ \t]*migrate:[ \t]*(.*))", re.MULTILINE | re.IGNORECASE)
@@ -62,7 +62,7 @@ class Findings:
             opens = self.place.statement.number == 1 and at < 0
             if allow := _ALLOW.match(line[2]):
                 rule, reason = allow[1].strip(), allow[2].strip()
-                if rule not in RULES or rule in SLIPS:
+                if rule not in RULES or rule in NOT_ACKNOWLEDGEABLE:
                     why = f"{rule!r} is not a rule to acknowledge"
                     self.find("acknowledgement", why, offset=at)
                 elif not reason:

@@ -124,13 +124,13 @@ class Known(Findings):
         super().__init__()
         self.defaults = self.defaults if defaults is None else set(defaults)
         self.dropped: dict[str, tuple[str, Place]] = {}
-        self.age()
+        self.forget_new()
         for relation in self.relations.values():
             relation.open, relation.exposed = None, {}
         for function in self.functions.values():
             function.changed, function.exposed = None, {}
 
-    def age(self) -> None:
+    def forget_new(self) -> None:
         """What was made so far is no longer new: it holds rows, and is in use."""
         self.new_indexes: set[str] = set()
         self.new_schemas: set[str] = set()

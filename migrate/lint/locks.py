@@ -7,10 +7,15 @@ tests hold it against servers, and fail for what the grammar has and no line is 
 from collections.abc import Mapping
 from typing import NamedTuple
 
-NOTHING, SHARE_UPDATE_EXCLUSIVE, SHARE, SHARE_ROW_EXCLUSIVE, ACCESS_EXCLUSIVE = 0, 4, 5, 6, 8
+SHARE_UPDATE_EXCLUSIVE, SHARE, SHARE_ROW_EXCLUSIVE, EXCLUSIVE, ACCESS_EXCLUSIVE = 4, 5, 6, 7, 8
 """Numbers of lock modes in PostgreSQL."""
 
-HINDERS = {5: "write to", 6: "write to", 7: "write to", 8: "read or write"}
+HINDERS = {
+    SHARE: "write to",
+    SHARE_ROW_EXCLUSIVE: "write to",
+    EXCLUSIVE: "write to",
+    ACCESS_EXCLUSIVE: "read or write",
+}
 """Lock mode -> what nobody else can do; lesser modes hinder nobody."""
 
 

@@ -185,5 +185,5 @@ RULES: Mapping[str, Rule] = {
 }
 """Every rule by its name."""
 
-SLIPS = {"directive", "acknowledgement"}
+NOT_ACKNOWLEDGEABLE = {"directive", "acknowledgement"}
 """Rules that cannot be acknowledged."""

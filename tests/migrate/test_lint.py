@@ -15,7 +15,7 @@ from components import ROOT
 from migrate.files import REPEATABLE, VERSIONED, File, read
 from migrate.lint import Default, lint, locks, reader
 from migrate.lint import nodes as node_module
-from migrate.lint.rules import SLIPS, Finding
+from migrate.lint.rules import NOT_ACKNOWLEDGEABLE, Finding
 from migrate.parser import Statement
 from tests.support.linting import (
     BEFORE,
@@ -388,7 +388,7 @@ SMALL = "-- migrate: allow create-index: u is small\n"
 def test_apart_what_an_earlier_file_made_is_in_use(tmp_path: Path) -> None:
     def hurts(text: str) -> list[tuple[str, str | None]]:
         files = written(tmp_path / "pending", *text.split(NEXT_FILE))
-        return [(finding.rule, finding.reason) for finding in lint(files, apart=True)]
+        return [(finding.rule, finding.reason) for finding in lint(files, each_alone=True)]
 
     assert hurts(EARLIER + INDEX + NEXT_FILE + "select 1") == []
     assert hurts(EARLIER + NEXT_FILE + INDEX) == [("create-index", None)]
@@ -409,7 +409,7 @@ LINES = [
     text
     for rule, texts in HURTS.items()
     for text in texts
-    if rule not in SLIPS and NO_TRANSACTION not in text and NEXT_FILE not in text
+    if rule not in NOT_ACKNOWLEDGEABLE and NO_TRANSACTION not in text and NEXT_FILE not in text
 ]
 
 
