@@ -170,7 +170,8 @@ def main(arguments: list[str]) -> int:
             "interrupted: the file in progress was rolled back, unless it is `no-transaction`"
         )
         result = _failed(interrupted, {})
-    unread = [] if options.command == "bundle" else files.unread(options.directory)
+    shows = options.command != "bundle" and options.directory.is_dir()
+    unread = files.unread(options.directory) if shows else []
     if options.json:
         result.document["not_read"] = unread
         print(json.dumps(result.document | {"exit_code": result.code}, indent=2, default=str))

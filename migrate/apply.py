@@ -10,11 +10,13 @@ from functools import partial
 
 import psycopg
 from psycopg.errors import Diagnostic
+from psycopg.pq.abc import PGresult
 
 from migrate import indexes, ledger
 from migrate.connection import (
     CLEAN,
     SESSION,
+    SETTINGS,
     Connection,
     StatementError,
     is_broken,
@@ -96,7 +98,7 @@ def apply(
     committed: Sequence[File],
     retrying: Callable[[str, float], None],
     told: Told = lambda _: None,
-) -> None:
+) -> str:
     """Apply files together: all of them, or none.  A file without a transaction comes alone.
 
     Args:
@@ -106,11 +108,15 @@ def apply(
         retrying: is told why, and in how many seconds, it is tried again after a lock timeout.
         told: is given the notices and warnings.
 
+    Returns:
+        What new sessions are given afterwards, as `SETTINGS` has it.
+
     Raises:
         MigrateError: with what failed, what stands, and what to do.
     """
     transactional = batch[0].script.transactional
-    for attempt in range(RETRIES + 1):
+    attempt = 0
+    while True:
         last = attempt == RETRIES or not transactional
         watching: AbstractContextManager[list[str]] = (
             watched(connection) if last else nullcontext([])
@@ -118,14 +124,13 @@ def apply(
         try:
             with watching as in_the_way:
                 if transactional:
-                    _in_one_transaction(connection, batch, told)
-                else:
-                    _one_by_one(connection, batch[0], told)
-            return
+                    return _in_one_transaction(connection, batch, told)
+                return _one_by_one(connection, batch[0], told)
         except _ApplyError as failed:
             if isinstance(failed.error, psycopg.errors.LockNotAvailable) and not last:
                 retrying(str(failed.error).strip(), 2.0**attempt)
                 time.sleep(2**attempt)
+                attempt += 1
                 continue
             stands = (
                 f"rolled back: {', '.join(file.name for file in batch)}"
@@ -140,6 +145,15 @@ def apply(
                 f"  committed in this run: {', '.join(f.name for f in committed) or 'nothing'}",
                 _remedy(failed.error, in_the_way),
             ) from failed.error
+
+
+def settings(connection: Connection) -> str:
+    """What new sessions are given, as `SETTINGS` has it."""
+    return _text(*send(connection, SETTINGS))
+
+
+def _text(result: PGresult) -> str:
+    return (result.get_value(0, 0) or b"").decode()
 
 
 def _remedy(error: psycopg.Error, in_the_way: Sequence[str]) -> str:
@@ -168,7 +182,7 @@ def _standing(connection: Connection, failed: _ApplyError) -> str:
     return text
 
 
-def _in_one_transaction(connection: Connection, batch: Sequence[File], told: Told) -> None:
+def _in_one_transaction(connection: Connection, batch: Sequence[File], told: Told) -> str:
     """Apply files; one that is a single piece is one message, its begin and commit included."""
     try:
         for file in batch:
@@ -180,10 +194,11 @@ def _in_one_transaction(connection: Connection, batch: Sequence[File], told: Tol
                     before = f"{(time.monotonic() - started) * 1000:.0f}"
                     closing = f"\n;{SESSION}" + _record(file, f"{before} + {_THIS_MESSAGE}")
                     if file is batch[-1]:
-                        committing, closing = list(batch), closing + "commit"
+                        committing, closing = list(batch), f"{closing}{SETTINGS}commit"
                 count = span.statements if len(file.script.spans) > 1 else 0
-                _run_piece(connection, committing, opening, piece, closing, told, count)
+                results = _run_piece(connection, committing, opening, piece, closing, told, count)
                 opening = ""
+        return _text(results[-2])  # before the commit's
     finally:
         roll_back(connection)
 
@@ -196,7 +211,7 @@ def _run_piece(
     closing: str,
     told: Told,
     count: int,
-) -> None:
+) -> list[PGresult]:
     """Send a piece; `batch` is what commits if `closing` does.
 
     Where it is nothing but INSERTs, as many as `count`, they are not parsed once more to tell their
@@ -214,7 +229,7 @@ def _run_piece(
             told(notice(file, split(piece)[owner], diagnostic))
 
     try:
-        send(connection, opening + script + closing, tell)
+        return send(connection, opening + script + closing, tell)
     except StatementError as failed:
         number = max(failed.done - before, 0)
         if number >= len(owners):
@@ -257,7 +272,7 @@ def _record(file: File, milliseconds: str) -> str:
     return ledger.record(file, content, milliseconds)
 
 
-def _one_by_one(connection: Connection, file: File, told: Told) -> None:
+def _one_by_one(connection: Connection, file: File, told: Told) -> str:
     """Go on behind the statements that a run before this one has carried out.
 
     A statement commits together with the note that it is done.  One that refuses that, because it
@@ -311,6 +326,7 @@ def _one_by_one(connection: Connection, file: File, told: Told) -> None:
         connection.execute(SESSION.encode())
         connection.execute(_record(file, f"{time.monotonic() - started} * 1000").encode())
         ledger.remove_progress(connection, file.folder.name, file.name)
+    return settings(connection)
 
 
 def _carry_out(

@@ -56,6 +56,15 @@ _SECOND_SESSION = 3
 LOOK = 1.0
 """Seconds between two looks at who stands in the way of a file."""
 
+SETTINGS = """\
+select coalesce(string_agg(format('%s %s', setdatabase, setconfig), ' '), '')
+from (select setdatabase, setconfig from pg_db_role_setting
+      where setdatabase in (0, (select oid from pg_database where datname = current_database()))
+      and setrole in (0, (select oid from pg_roles where rolname = session_user))
+      order by setdatabase, setrole) as s;
+"""
+"""What `alter database ... set` and `alter role ... set` give a new session, as one text."""
+
 CLEAN = "deallocate all;discard temp;close all;"
 """Takes away what the file before left in the session; no sooner, for its commit may need it."""
 
@@ -268,6 +277,18 @@ def _receive(pgconn: PGconn, results: list[PGresult]) -> PQGen[None]:
     except psycopg.OperationalError:  # the server may have said why
         if not results or results[-1].status != ExecStatus.FATAL_ERROR:
             raise
+
+
+def renew(connection: Connection) -> None:
+    """Begin a new session in the same connection, with what new ones are given.
+
+    Raises:
+        psycopg.OperationalError: it cannot be reached any more.
+    """
+    connection.pgconn.reset()
+    if connection.closed:
+        raise psycopg.OperationalError(connection.pgconn.get_error_message())
+    connection.pgconn.nonblocking = 1
 
 
 def roll_back(connection: Connection) -> None:

@@ -8,8 +8,17 @@ from dataclasses import dataclass
 import psycopg
 
 from migrate import adoption, catalog, ledger, plan
-from migrate.apply import apply, batches
-from migrate.connection import LOCK_WAIT, SESSION, Connection, StatementError, lock, readable, send
+from migrate.apply import apply, batches, settings
+from migrate.connection import (
+    LOCK_WAIT,
+    SESSION,
+    Connection,
+    StatementError,
+    lock,
+    readable,
+    renew,
+    send,
+)
 from migrate.errors import FilesError, LostError, MigrateError
 from migrate.files import REPEATABLE, VERSIONED, File, Tree
 from migrate.plan import Plan
@@ -106,15 +115,41 @@ def _run(
     report: Report,
     wait: float,
 ) -> None:
-    if not plan.make(connection, tree, names).work:
-        return
+    while plan.make(connection, tree, names).work:
+        if _finish(connection, tree, names, applied, report, wait):
+            return
+        renew(connection)
+
+
+def _finish(
+    connection: Connection,
+    tree: Tree,
+    names: Sequence[str],
+    applied: list[File],
+    report: Report,
+    wait: float,
+) -> bool:
+    """Apply what is pending; False where a new session is needed to go on, or for what comes next.
+
+    That is after a file that changed what new sessions are given, such as their search_path, and
+    after another run was waited for, which may have done so.
+    """
     send(connection, SESSION)
-    with lock(connection, wait, lambda holder: report(Step("waiting", holder))):
+    waited = False
+
+    def waiting(holder: str) -> None:
+        nonlocal waited
+        waited = True
+        report(Step("waiting", holder))
+
+    with lock(connection, wait, waiting):
+        if waited:
+            return False
         if adoption.adopt(connection, tree):
             report(Step("adopted", "what psql had made"))
         found = plan.make(connection, tree, names)
         if not found.work:
-            return
+            return True
         send(connection, ledger.CREATE + ledger.UPGRADE)
         for folder in found.folders:
             if not folder.versioned:
@@ -123,16 +158,20 @@ def _run(
         objects, drift = _before(connection)
         ledger.begin(connection, objects, drift)
         try:
-            _apply(connection, found, applied, report)
+            done = _apply(connection, found, applied, report)
         except BaseException:
             with suppress(psycopg.Error, StatementError, MigrateError):
                 _end(connection, objects, drift)  # what stands of a file without a transaction
             raise
-        _end(connection, objects, drift)
+        if done:
+            _end(connection, objects, drift)
+        return done
 
 
-def _apply(connection: Connection, found: Plan, applied: list[File], report: Report) -> None:
-    total = len(found.pending)
+def _apply(connection: Connection, found: Plan, applied: list[File], report: Report) -> bool:
+    """Apply what is pending, up to the first batch that changes what new sessions are given."""
+    total = len(applied) + len(found.pending)
+    given = settings(connection)
     for folder in found.folders:
         for batch in batches(folder.pending, together=not folder.versioned):
             label = batch[0].label
@@ -146,14 +185,17 @@ def _apply(connection: Connection, found: Plan, applied: list[File], report: Rep
 
             report(Step("applying", label, number=len(applied) + 1, total=total))
             started = time.monotonic()
-            apply(connection, batch, applied, retrying, told)
+            now = apply(connection, batch, applied, retrying, told)
             seconds = (time.monotonic() - started) / len(batch)
             for file in batch:
                 applied.append(file)
                 report(Step("applied", file.label, seconds, len(applied), total))
+            if now != given:
+                return False
         ledger.remove(connection, folder.name, folder.removed)
         for name in folder.removed:
             report(Step("unrecorded", f"{folder.name}/{name}"))
+    return True
 
 
 def _remove_progress(connection: Connection, found: Plan) -> None:

@@ -391,7 +391,7 @@ def test_every_command_gives_one_json_document(database: str, tmp_path: Path) ->
     applied = ask("up")["applied"]
     assert [row["file"] for row in applied] == ["migrations/0001_a.sql", "repeatable/a.sql"]
     assert all(isinstance(row["milliseconds"], int) for row in applied)
-    assert ask("up") == {"applied": [], "not_read": []}
+    assert ask("up") == {"applied": [], "notices": [], "not_read": []}
     status = ask("status")
     assert [(row["file"], row["state"], row["applied_by"]) for row in status["files"]] == [
         ("migrations/0001_a.sql", "applied", "postgres"),
