@@ -119,6 +119,7 @@ def rehearse(tree: Tree, database: Connection | None = None) -> Rehearsal:
             done = run.up(connection, tree, _NAMES)
             seconds = time.monotonic() - started
             checks = verify.check(connection, tree)
+            not_shown += _extensions_of_no_use(connection, database) if database else []
         except MigrateError as error:
             _refuse_lacking(error, server, database)
             if isinstance(error, FailedChecksError):
@@ -175,6 +176,15 @@ def _not_shown(connection: Connection, database: Connection, tree: Tree) -> list
             for word in _WORD.finditer(statement.text)
             if {word[1].lower(), word[1].lower() + word[2]} & lacking
         ),
+    ]
+
+
+def _extensions_of_no_use(connection: Connection, database: Connection) -> list[str]:
+    created = {name for (name,) in connection.execute("select extname from pg_extension")}
+    known = {name for (name,) in database.execute("select name from pg_available_extensions")}
+    return [
+        f"the files create the extension {name}, which the database's server does not have"
+        for name in sorted(created - known)
     ]
 
 

@@ -315,6 +315,19 @@ def test_an_extension_that_only_the_database_has_is_told(
     assert f"has no extension {extension}" in document["not_rehearsed"]
 
 
+@pytest.mark.postgres("15")
+@pytest.mark.usefixtures("only_embedded")
+def test_an_extension_that_only_the_throwaway_server_has_is_told(
+    database: str, tmp_path: Path
+) -> None:
+    tree = write(tmp_path, {"migrations/0001_e.sql": "create extension vector;\n"})
+    assert rehearse(database, tree).not_shown[-1] == (
+        "the files create the extension vector, which the database's server does not have"
+    )
+    with connect(database) as connection:  # what is told is so
+        assert 'extension "vector" is not available' in failure(lambda: run.up(connection, tree))
+
+
 def test_an_extension_that_the_database_lacks_too_is_a_failure(
     database: str, tmp_path: Path
 ) -> None:
