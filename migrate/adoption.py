@@ -5,8 +5,11 @@ where it is equal to that, and else refused as it is.  One that the bundle made 
 run on as any other; where it is not what the files make, that is drift.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from psycopg.sql import Identifier
 
 from migrate import catalog, ledger, plan
 from migrate.apply import apply, batches
@@ -14,6 +17,16 @@ from migrate.connection import SESSION, Connection, connect, readable, send
 from migrate.errors import AdoptionError, Difference, MigrateError
 from migrate.files import PLATFORM, REPEATABLE, VERSIONED, File, Tree
 from migrate.throwaway import throwaway
+
+_OUTSIDE = re.compile(
+    r"^((comment|privileges of .+?|label of .+?) on )?(default privileges|extension|event trigger"
+    r"|publication|subscription|language|foreign-data wrapper|server|user mapping|access method"
+    r"|setting|cast|transform)\b| in publication "
+)
+"""Objects in no schema: the platform may have more of them than the files make."""
+
+_SERVER = re.compile("version of extension |privileges on ")
+"""What depends on the server and the rights of the role, and is not compared."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +36,13 @@ class Adoption:
     Attributes:
         bundled: it has the ledger that the bundle writes.
         expected: the catalog as the files make it.
+        leave: what the files leave to others.
         differences: where the live catalog is something else; none where there is no ledger.
     """
 
     bundled: bool
     expected: Mapping[str, str]
+    leave: Sequence[str]
     differences: list[Difference]
 
     def __str__(self) -> str:
@@ -39,6 +54,8 @@ class Adoption:
 def judge(connection: Connection, tree: Tree) -> Adoption | None:
     """Compare a database that psql has made with what the files make; reads only.
 
+    A copy without rows, whose ledger is empty, is judged as one without a ledger.
+
     Returns:
         None if a run has made it, or if it has none of the tables.
 
@@ -47,30 +64,39 @@ def judge(connection: Connection, tree: Tree) -> Adoption | None:
         NoRehearsalError: the throwaway server does not come up.
         MigrateError: it has tables of ours, and the files cannot be applied to an empty database.
     """
-    known = ledger.read(connection)
-    bundled = VERSIONED in known.digests
-    if bundled and (known.complete or ledger.catalog(connection) is not None):
+    known, recorded = ledger.read(connection).digests, ledger.catalog(connection)
+    bundled = VERSIONED in known
+    if bundled and recorded:
         return None
-    if not bundled and (known.digests or not known.complete):
+    in_progress = recorded and recorded.drift is not None
+    if not bundled and (known or in_progress or ledger.progress(connection)):
         return None
-    live = catalog.read(connection)
+    leave = catalog.left(tree)
+    live = catalog.read(connection, leave)
     if not _tables(live):  # of most databases this is all there is to ask
         return None
-    given, made, failure = _make(tree)
-    if not _tables(live) & _tables(made) - given:
+    given, made, failure = _make(tree, leave, connection.info.server_version // 10000)
+    ours = _tables(made) - given
+    if failure:  # before it made all of them
+        ours |= _named(connection, tree) - given
+    if not _tables(live) & ours:
         return None
     if failure:
         raise MigrateError(
-            "psql has made this database, and what it should be cannot be told: the files cannot "
-            "be applied again; nothing was done to the database itself (in a throwaway "
-            f"PostgreSQL):\n{failure}"
+            "there are tables of the files and no ledger; whether they are as the files make them "
+            "cannot be told, because a throwaway PostgreSQL cannot apply the files, and nothing "
+            f"was changed:\n  {str(failure).splitlines()[0]}",
+            "run where one has what the files need; or correct the files, if they need what no "
+            "file makes",
         ) from failure
-    expected = {name: text for name, text in made.items() if name not in given}
-    expected |= {name: text for name, text in live.items() if name in given}
+    others = {name for name in made.keys() | live.keys() if _SERVER.match(name)}
+    others |= given | {name for name in live.keys() - made.keys() if _OUTSIDE.search(name)}
+    expected = {name: text for name, text in made.items() if name not in others}
+    expected |= {name: text for name, text in live.items() if name in others}
     differences = catalog.differences(expected, live)
     if differences and not bundled:
         raise AdoptionError(differences)
-    return Adoption(bundled, expected, differences)
+    return Adoption(bundled, expected, leave, differences)
 
 
 def adopt(connection: Connection, tree: Tree) -> bool:
@@ -96,7 +122,7 @@ def adopt(connection: Connection, tree: Tree) -> bool:
             files = (*tree[VERSIONED], *tree[REPEATABLE])
             send(connection, "".join(map(ledger.record, files)))
         ledger.complete_contents(connection, REPEATABLE, tree[REPEATABLE])
-        ledger.end(connection, found.expected)
+        ledger.end(connection, found.expected, found.leave)
     return not found.bundled
 
 
@@ -104,21 +130,44 @@ def _tables(objects: Mapping[str, str]) -> set[str]:
     return {name for name in objects if name.startswith("table ")}
 
 
-def _make(tree: Tree) -> tuple[set[str], Mapping[str, str], MigrateError | None]:
+def _named(connection: Connection, tree: Tree) -> set[str]:
+    """The tables of a database that a file says to create, whatever it does if they are there."""
+    created = [
+        statement.node.relation
+        for file in (*tree[VERSIONED], *tree[REPEATABLE])
+        for statement in file.script.statements()
+        if statement.kind == "CreateStmt"
+    ]
+    names = [
+        Identifier(*filter(None, (table.schemaname, table.relname))).as_string()
+        for table in created
+    ]
+    rows = connection.execute(
+        """select format('table %%I.%%I', nspname, relname)
+           from pg_class c join pg_namespace n on n.oid = relnamespace
+           where c.oid in (select to_regclass(name) from unnest(%s::text[]) as name)""",
+        [names],
+    )
+    return {name for (name,) in rows}
+
+
+def _make(
+    tree: Tree, leave: Sequence[str], major: int
+) -> tuple[set[str], Mapping[str, str], MigrateError | None]:
     """The objects of platform/ that the other files leave as they are, and all that all make.
 
     The files may need what only the live database has; then it is what they make before they fail.
     """
-    with throwaway() as url, connect(url) as connection:
+    with throwaway(major) as url, connect(url) as connection:
         send(connection, SESSION + ledger.CREATE)
         _apply(connection, tree, [PLATFORM])
-        before = catalog.read(connection)
+        before = catalog.read(connection, leave)
         failure = None
         try:
             _apply(connection, tree, [VERSIONED, REPEATABLE])
         except MigrateError as error:
             failure = error
-        made = catalog.read(connection)
+        made = catalog.read(connection, leave)
     return {name for name in before if before[name] == made.get(name)}, made, failure
 
 

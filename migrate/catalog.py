@@ -1,162 +1,152 @@
 """The live catalog as a map of object -> definition, to compare and to fingerprint.
 
-It covers the schemas that belong to the role that owns the ledger, and `public`.  Left out are what
-an extension brought; the privileges of roles that can log in, which belong to whoever manages the
-accounts; default privileges, which are the platform's; and comments.  The owner of the ledger
+It covers the schemas that belong to the role that owns the ledger, and `public`; and of what lies
+in no schema, what belongs to that role.  Left out are what an extension brought, and the privileges
+of roles that can log in, which belong to whoever manages the accounts.  The owner of the ledger
 appears as `us`, so that two databases made by different roles compare equal.
+
+It is the same whatever session, role and database are set to, and on every supported version.
 """
 
 import hashlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 
+from migrate import ledger
 from migrate.connection import Connection, readable
 from migrate.errors import Difference
-from migrate.ledger import SCHEMA
+from migrate.files import PLATFORM, REPEATABLE, VERSIONED, Tree
+from migrate.objects import SQL
 
-_QUERY = f"""
-with us as (
-  select coalesce((select nspowner from pg_namespace where nspname = '{SCHEMA}'),
-                  current_user::regrole) as role
-),
-role (oid, name) as (
-  select oid, case when oid = us.role then 'us' else rolname end from pg_roles, us
-),
-extension as (select classid, objid from pg_depend where deptype = 'e'),
-ours as (
-  select n.*, role.name as owner
-  from pg_namespace n join role on role.oid = n.nspowner, us
-  where (n.nspowner = us.role or n.nspname = 'public')
-    and n.nspname not in ('{SCHEMA}', 'information_schema') and n.nspname not like 'pg\\_%'
-    and not exists (select from extension e where e.classid = 'pg_namespace'::regclass
-                    and e.objid = n.oid)
-),
-relation as (
-  select c.*, o.nspname, role.name as owner, format('%I.%I', o.nspname, c.relname) as full_name
-  from pg_class c join ours o on o.oid = c.relnamespace join role on role.oid = c.relowner
-  where not exists (select from extension e where e.classid = 'pg_class'::regclass
-                    and e.objid = c.oid)
-),
-routine as (
-  select p.*, role.name as owner, format('%I.%I(%s)', o.nspname, p.proname,
-         pg_get_function_identity_arguments(p.oid)) as full_name
-  from pg_proc p join ours o on o.oid = p.pronamespace join role on role.oid = p.proowner
-  where not exists (
-    select from extension e where e.classid = 'pg_proc'::regclass and e.objid = p.oid)
-),
-kind as (
-  select t.*, format('%I.%I', o.nspname, typname) as full_name
-  from pg_type t join ours o on o.oid = t.typnamespace left join pg_class c on c.oid = typrelid
-  where typtype in ('e', 'd', 'c', 'r') and coalesce(c.relkind, 'c') = 'c' and not exists (
-    select from extension e where e.classid = 'pg_type'::regclass and e.objid = t.oid)
-),
-privilege (object, acl, owner) as (
-  select format('schema %I', nspname), nspacl, nspowner from ours
-  union all
-  select case relkind when 'S' then 'sequence ' else 'table ' end || full_name, relacl, relowner
-  from relation where relkind in ('r', 'p', 'v', 'm', 'S', 'f')
-  union all
-  select format('column %s.%I', full_name, attname), attacl, relowner
-  from relation join pg_attribute on attrelid = relation.oid where attacl is not null
-  union all
-  select 'function ' || full_name, coalesce(proacl, acldefault('f', proowner)), proowner
-  from routine
+_SETTINGS = {
+    "search_path": "pg_catalog, pg_temp",
+    "timezone": "UTC",
+    "datestyle": "ISO, YMD",
+    "intervalstyle": "postgres",
+    "extra_float_digits": "1",
+    "bytea_output": "hex",
+    "lc_monetary": "C",
+    "quote_all_identifiers": "off",
+    "standard_conforming_strings": "on",
+}
+"""Under which the catalog is read: what decides how names and values are written."""
+
+_PLANNING = {
+    "statement_timeout": "60s",
+    "join_collapse_limit": "1",  # for plans as they are written, which takes a third of the time
+    "from_collapse_limit": "1",
+    "jit": "off",
+}
+"""And what decides how long it takes."""
+
+_WITHOUT_PREFIX = 160000
+"""The first server version whose texts of views are taken as they are."""
+
+LEAVE = re.compile(
+    r"^[ \t]*--[ \t]*migrate:[ \t]*leave[ \t]+([^:\n]+?)[ \t]*:[ \t]*\S", re.MULTILINE | re.I
 )
-select 'schema ' || quote_ident(nspname), 'owner ' || n.owner from ours n
-union all
-select format('table %s', full_name),
-       format('kind %s, owner %s, row security %s, forced %s, options %s', relkind,
-              relation.owner, relrowsecurity, relforcerowsecurity, reloptions)
-from relation where relkind in ('r', 'p', 'f')
-union all
-select format('column %s.%I', full_name, attname),
-       concat_ws(' ', format_type(atttypid, atttypmod), case when attnotnull then 'not null' end,
-                 case attgenerated when 's' then 'generated' end, nullif(attidentity::text, ''),
-                 'default ' || pg_get_expr(adbin, adrelid))
-from relation join pg_attribute on attrelid = relation.oid
-left join pg_attrdef on adrelid = attrelid and adnum = attnum
-where relkind in ('r', 'p', 'f') and attnum > 0 and not attisdropped
-union all
-select format('constraint %I on %s', conname, full_name), pg_get_constraintdef(k.oid)
-from relation join pg_constraint k on conrelid = relation.oid where contype not in ('n', 't')
-union all
-select format('index %s', full_name), format('valid %s: %s', indisvalid,
-                                              pg_get_indexdef(indexrelid))
-from relation join pg_index on indexrelid = relation.oid
-union all
-select format('policy %I on %s', polname, full_name),
-       format('%s for %s to %s using (%s) with check (%s)',
-              case when polpermissive then 'permissive' else 'restrictive' end, polcmd,
-              (select string_agg(coalesce(r.rolname, 'public'), ', ' order by r.rolname)
-               from unnest(polroles) as g (oid) left join pg_roles r on r.oid = g.oid),
-              pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid))
-from relation join pg_policy on polrelid = relation.oid
-union all
-select format('trigger %I on %s', tgname, tgrelid::regclass),
-       format('%s (enabled %s)', pg_get_triggerdef(t.oid), tgenabled)
-from pg_trigger t where not tgisinternal
-  and (tgfoid in (select oid from routine) or tgrelid in (select oid from relation))
-union all
-select format('view %s', full_name),
-       format('owner %s, options %s: %s', relation.owner, reloptions, pg_get_viewdef(relation.oid))
-from relation where relkind in ('v', 'm')
-union all
-select format('sequence %s', full_name),
-       format('owner %s: %s start %s increment %s from %s to %s cache %s%s', relation.owner,
-              format_type(seqtypid, null), seqstart, seqincrement, seqmin, seqmax, seqcache,
-              case when seqcycle then ' cycle' end)
-from relation join pg_sequence on seqrelid = relation.oid
-union all
-select format('function %s', full_name),
-       format('owner %s: %s', routine.owner, pg_get_functiondef(routine.oid))
-from routine where prokind <> 'a'
-union all
-select format('aggregate %s', full_name),
-       format('owner %s: state %s by %s from %s, final %s', routine.owner,
-              format_type(aggtranstype, null), aggtransfn, agginitval, aggfinalfn)
-from routine join pg_aggregate a on aggfnoid = routine.oid
-union all
-select format('rule %I on %s', rulename, full_name), pg_get_ruledef(r.oid)
-from relation join pg_rewrite r on ev_class = relation.oid where rulename <> '_RETURN'
-union all
-select format('statistics %I.%I', o.nspname, stxname), pg_get_statisticsobjdef(s.oid)
-from pg_statistic_ext s join ours o on o.oid = stxnamespace
-union all
-select format('type %s', full_name), definition from kind join lateral (
-  select 'enum ' || string_agg(quote_literal(enumlabel), ', ' order by enumsortorder)
-  from pg_enum where enumtypid = kind.oid
-  union all
-  select concat_ws(' ', 'domain of', format_type(typbasetype, typtypmod),
-                   case when typnotnull then 'not null' end, 'default ' || typdefault)
-  where typtype = 'd'
-  union all
-  select 'composite ' || string_agg(format('%I %s', attname, format_type(atttypid, atttypmod)), ', '
-                                    order by attnum)
-  from pg_attribute where attrelid = typrelid and attnum > 0 and not attisdropped
-  union all
-  select 'range of ' || format_type(rngsubtype, null) from pg_range where rngtypid = kind.oid
-) as defined (definition) on definition is not null
-union all
-select format('constraint %I on %s', conname, full_name), pg_get_constraintdef(k.oid)
-from kind join pg_constraint k on contypid = kind.oid where contype <> 'n'
-union all
-select format('privileges of %s on %s', coalesce(r.rolname, 'public'), p.object),
-       string_agg(a.privilege_type || case when a.is_grantable then '*' else '' end, ', '
-                  order by a.privilege_type)
-from privilege p cross join aclexplode(p.acl) a left join pg_roles r on r.oid = a.grantee
-where a.grantee <> p.owner and not coalesce(r.rolcanlogin, false)
-group by r.rolname, p.object
-"""
+"""In the comment before a statement: what is left to others, and why."""
+
+_PARTITIONS = "partitions of "
+_ORDER = "column order of "
+_SETTING = re.compile(r"setting (\S+) of the database")
+
+_COLUMN = r"\.(?:\"(?:[^\"]|\"\")+\"|[^\".]+)"
+_PARTITION = re.compile(r"table (.+?): kind .*, partition of (.+?)(?: \(detaching\))?, .*")
+_OF_TABLE = re.compile(
+    rf"table (?P<table>.+?)(?: in publication .+)?|column (?P<column>.+){_COLUMN}"
+    r"|column order of (?P<order>.+)"
+    r"|(?:(?:triggers of )?constraint|policy|trigger|rule) .+ on (?P<on>.+)"
+)
+_INDEX = re.compile(r"valid \w: CREATE .+? ON (?:ONLY )?(.+?) USING .*", re.DOTALL)
+_SEQUENCE = re.compile(rf"owner .*, of column (.+){_COLUMN}")
+_DERIVED = re.compile(
+    r"(?:comment|privileges of .+?|label of .+?) on (?P<any>.+)"
+    r"|dependence of (?P<dependent>.+) on extension .+"
+    r"|version of (?P<extension>.+) on PostgreSQL \d+"
+    r"|privileges on .+ of (?P<brought>extension .+)"
+)
 
 
 @readable()
-def read(connection: Connection) -> dict[str, str]:
+def read(connection: Connection, leave: Iterable[str] | None = None) -> dict[str, str]:
     """Object -> definition of everything that is ours, in one query.
 
     The ledger's owner tells what is ours; where there is no ledger, the session's role.
+
+    Args:
+        connection: in a transaction or not.
+        leave: what to leave out, from `left`; None for what the last run left out.
     """
-    with connection.transaction(force_rollback=True):  # takes the setting back, too
-        connection.execute("set local search_path = ''")
-        return dict(sorted(connection.execute(_QUERY)))
+    if leave is None:
+        recorded = ledger.catalog(connection)
+        leave = recorded.leave if recorded else ()
+    with connection.transaction(force_rollback=True):  # takes the settings back, too
+        for name, value in (_SETTINGS | _PLANNING).items():
+            connection.execute("select set_config(%s, %s, true)", [name, value])
+        objects: dict[str, str] = dict(sorted(connection.execute(SQL)))
+    if connection.info.server_version < _WITHOUT_PREFIX:
+        from migrate.views import unprefixed  # 0.1 s
+
+        for name, definition in objects.items():
+            if name.startswith("view "):
+                before, colon, text = definition.partition(": ")
+                objects[name] = before + colon + unprefixed(text)
+    return without(objects, leave)
+
+
+def left(tree: Tree) -> list[str]:
+    """What files leave to others: names, of which each stands in a comment with its reason.
+
+    `-- migrate: leave partitions of public.reading: a job makes and drops them`; what is left may
+    be any object, by the name that `read` has for it.
+    """
+    return sorted(
+        {
+            match[1]
+            for name in (PLATFORM, VERSIONED, REPEATABLE)
+            for file in tree[name]
+            if b"leave" in file.content
+            for statement in file.script.statements()
+            for match in LEAVE.finditer(statement.comment)
+        }
+    )
+
+
+def without(objects: Mapping[str, str], leave: Iterable[str]) -> dict[str, str]:
+    """A catalog without what is left to others, and what comes and goes with that."""
+    gone = set(leave)
+    if not gone:
+        return dict(objects)
+    parents = {name.removeprefix(_PARTITIONS) for name in gone if name.startswith(_PARTITIONS)}
+    tables = {name.removeprefix("table ") for name in gone if name.startswith("table ")}
+    partitions = [
+        (match[1], match[2])
+        for name, definition in objects.items()
+        if (match := _PARTITION.fullmatch(f"{name}: {definition}"))
+    ]
+    while found := {table for table, parent in partitions if parent in parents} - parents:
+        parents |= found
+        tables |= found
+    gone |= {name for name, definition in objects.items() if _table(name, definition) in tables}
+
+    def is_gone(name: str | None) -> bool:
+        return name is not None and (name in gone or _table(name, "") in tables)
+
+    return {
+        name: definition
+        for name, definition in objects.items()
+        if name not in gone
+        and not ((match := _DERIVED.fullmatch(name)) and any(map(is_gone, match.groups())))
+    }
+
+
+def _table(name: str, definition: str) -> str | None:
+    """The table that an object belongs to."""
+    match = _OF_TABLE.fullmatch(name)
+    if match is None:
+        match = (_INDEX if name.startswith("index ") else _SEQUENCE).fullmatch(definition)
+    return match and next(filter(None, match.groups()))
 
 
 def object_digests(objects: Mapping[str, str]) -> dict[str, str]:
@@ -170,4 +160,19 @@ def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> list[D
         Difference(name, expected.get(name), found.get(name))
         for name in sorted(expected.keys() | found.keys())
         if expected.get(name) != found.get(name)
+        and _matters(name, expected.get(name), found.get(name))
     ]
+
+
+def _matters(name: str, expected: str | None, found: str | None) -> bool:
+    """Whether a difference is one, or follows from another, or is nobody's doing."""
+    if name.startswith(_ORDER):  # a column more or less is told of by itself
+        if expected is None or found is None:
+            return False
+        columns, others = expected.split(", "), found.split(", ")
+        return [c for c in columns if c in others] != [c for c in others if c in columns]
+    if name.startswith("version of extension "):  # on another major version it is another
+        return expected is not None and found is not None
+    if expected is None and (match := _SETTING.fullmatch(name)):
+        return match[1].lower() not in _SETTINGS
+    return True

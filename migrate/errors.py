@@ -41,13 +41,14 @@ class NoRehearsalError(MigrateError):
 
 
 class IncompleteRunError(MigrateError):
-    """A run is in progress or was interrupted, so that drift cannot be told from its changes."""
+    """Nothing tells drift from other changes, such as those of a run that was interrupted."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            "whether the schema has drifted is not known: a run is in progress or was interrupted",
-            "wait for it; or run `up`, which finishes it",
-        )
+    def __init__(
+        self,
+        reason: str = "a run is in progress or was interrupted",
+        remedy: str = "wait for it; or run `up`, which finishes it",
+    ) -> None:
+        super().__init__(f"whether the schema has drifted is not known: {reason}", remedy)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,9 @@ from migrate.files import File
 
 SCHEMA = "migrate"
 
+FORMAT = 2
+"""Of the recorded catalog.  One that was recorded in another form tells nothing of drift."""
+
 CREATE = f"""\
 create schema if not exists {SCHEMA};
 create table if not exists {SCHEMA}.ledger (
@@ -42,7 +45,9 @@ create table if not exists {SCHEMA}.catalog (
   only_row boolean primary key default true check (only_row),
   objects jsonb not null,
   recorded_at timestamptz not null default now(),
-  in_progress jsonb
+  in_progress jsonb,
+  format integer,
+  leave jsonb
 );
 """
 """The DDL of the ledger; harmless where it exists.
@@ -50,7 +55,8 @@ create table if not exists {SCHEMA}.catalog (
 `content` is kept of repeatable files, whose present text is all that is left in git.
 `progress` holds how far a file without a transaction has come.
 `catalog` holds what the last run left.  Its `in_progress` is null, unless a run is in
-progress or was interrupted: then it holds the drift that there was before that run.
+progress or was interrupted: then it holds the drift that there was before that run.  `leave` is
+what the files leave to others.
 """
 
 
@@ -58,6 +64,8 @@ UPGRADE = f"""\
 alter table {SCHEMA}.ledger add column if not exists content text;
 alter table {SCHEMA}.catalog add column if not exists in_progress jsonb;
 alter table {SCHEMA}.progress add column if not exists index_name text;
+alter table {SCHEMA}.catalog add column if not exists format integer;
+alter table {SCHEMA}.catalog add column if not exists leave jsonb;
 """
 """Brings the ledger of an older engine up to date."""
 
@@ -91,7 +99,8 @@ def read(connection: Connection) -> Ledger:
         return Ledger({}, complete=True)
     try:
         complete = connection.execute(
-            f"""select in_progress is null and not exists (select from {SCHEMA}.progress)
+            f"""select in_progress is null and format = {FORMAT}
+                  and not exists (select from {SCHEMA}.progress)
                 from {SCHEMA}.catalog"""
         ).fetchone()
     except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):
@@ -245,36 +254,58 @@ def remove_progress(connection: Connection, folder: str, name: str) -> None:
     )
 
 
-@readable()
-def catalog(connection: Connection) -> tuple[Objects, Drift | None] | None:
-    """The recorded catalog, and the drift before the run that is in progress or was interrupted.
+@dataclass(frozen=True)
+class Record:
+    """The catalog as the last run left it.
 
-    Returns:
-        None before the first run.
+    Attributes:
+        objects: as it should be.
+        drift: what there was before the run that is in progress or was interrupted; else None.
+        leave: what the files leave to others.
+        comparable: whether it is in the form in which the live catalog is read now.
     """
-    try:
+
+    objects: Objects
+    drift: Drift | None
+    leave: Sequence[str]
+    comparable: bool
+
+
+def catalog(connection: Connection) -> Record | None:
+    """What the last run has recorded; None before the first run."""
+    with readable(), connection.transaction():
+        if connection.execute("select to_regclass(%s)", [f"{SCHEMA}.catalog"]).fetchone() == (
+            None,
+        ):
+            return None
         row = connection.execute(
-            f"""select objects, to_jsonb(c) -> 'in_progress' from {SCHEMA}.catalog c"""
+            f"""select objects, row -> 'in_progress', row -> 'leave', row -> 'format'
+                from {SCHEMA}.catalog c, to_jsonb(c) as row"""  # whatever columns it has
         ).fetchone()
-    except psycopg.errors.UndefinedTable:
-        row = None
-    return None if row is None else (row[0], row[1])
+    if row is None:
+        return None
+    objects, drift, leave, form = row
+    return Record(objects, drift, leave or (), form == FORMAT)
 
 
-def begin(connection: Connection, objects: Objects, drift: Drift) -> None:
+def begin(connection: Connection, objects: Objects, drift: Drift, leave: Sequence[str]) -> None:
     """A run is in progress; what it does to the catalog is drift only when it was there before."""
-    _record(connection, objects, Jsonb(dict(drift)))
+    _record(connection, objects, Jsonb(dict(drift)), leave)
 
 
-def end(connection: Connection, objects: Objects) -> None:
+def end(connection: Connection, objects: Objects, leave: Sequence[str]) -> None:
     """Remember what a run leaves behind."""
-    _record(connection, objects, None)
+    _record(connection, objects, None, leave)
 
 
-def _record(connection: Connection, objects: Objects, in_progress: Jsonb | None) -> None:
+def _record(
+    connection: Connection, objects: Objects, in_progress: Jsonb | None, leave: Sequence[str]
+) -> None:
     connection.execute(
-        f"""insert into {SCHEMA}.catalog (objects, in_progress) values (%s, %s)
+        f"""insert into {SCHEMA}.catalog (objects, in_progress, format, leave)
+            values (%s, %s, {FORMAT}, %s)
             on conflict (only_row) do update set objects = excluded.objects,
-              in_progress = excluded.in_progress, recorded_at = default""",
-        [Jsonb(dict(objects)), in_progress],
+              in_progress = excluded.in_progress, recorded_at = default,
+              format = excluded.format, leave = excluded.leave""",
+        [Jsonb(dict(objects)), in_progress, Jsonb(list(leave))],
     )

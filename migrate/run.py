@@ -30,8 +30,9 @@ class Step:
     """What a run tells of its progress.
 
     Attributes:
-        event: "adopted" a database, "waiting" for another run, "applying", "retrying" after a lock
-            timeout, "notice" of the server, "applied", or "unrecorded" a removed repeatable file.
+        event: "adopted" a database, "recorded" its catalog anew, "waiting" for another run,
+            "applying", "retrying" after a lock timeout, "notice" of the server, "applied", or
+            "unrecorded" a removed repeatable file.
         subject: folder and name of the file; of "waiting", who holds the lock.
         seconds: how long it took; of "retrying", until it is tried again.
         number, total: which of how many pending files.
@@ -155,16 +156,18 @@ def _finish(
             if not folder.versioned:
                 ledger.complete_contents(connection, folder.name, folder.files)
         _remove_progress(connection, found)
-        objects, drift = _before(connection)
-        ledger.begin(connection, objects, drift)
+        leave = catalog.left(tree)
+        objects, drift = _before(connection, leave, report)
+        ledger.begin(connection, objects, drift, leave)
         try:
             done = _apply(connection, found, applied, report)
         except BaseException:
+            # What stands of a file without a transaction.
             with suppress(psycopg.Error, StatementError, MigrateError):
-                _end(connection, objects, drift)  # what stands of a file without a transaction
+                _end(connection, objects, drift, leave)
             raise
         if done:
-            _end(connection, objects, drift)
+            _end(connection, objects, drift, leave)
         return done
 
 
@@ -206,25 +209,29 @@ def _remove_progress(connection: Connection, found: Plan) -> None:
             ledger.remove_progress(connection, folder_name, name)
 
 
-def _end(connection: Connection, objects: ledger.Objects, drift: ledger.Drift) -> None:
+def _end(
+    connection: Connection, objects: ledger.Objects, drift: ledger.Drift, leave: Sequence[str]
+) -> None:
     send(connection, SESSION)
-    ledger.end(connection, _expected(objects, drift, catalog.read(connection)))
+    live = catalog.read(connection, leave)
+    ledger.end(connection, _expected(objects, drift, live), leave)
 
 
-def _before(connection: Connection) -> tuple[ledger.Objects, ledger.Drift]:
+def _before(
+    connection: Connection, leave: Sequence[str], report: Report
+) -> tuple[ledger.Objects, ledger.Drift]:
     """What the catalog should be, and where it is something else."""
-    live = catalog.read(connection)
+    live = catalog.read(connection, leave)
     recorded = ledger.catalog(connection)
     if recorded is None:
         return live, {}
-    objects, in_progress = recorded
-    if in_progress is not None:
-        return objects, in_progress
-    return objects, {
-        name: live.get(name)
-        for name in objects.keys() | live.keys()
-        if objects.get(name) != live.get(name)
-    }
+    if not recorded.comparable:
+        report(Step("recorded", "what there is anew: an older release's record tells no drift"))
+        return live, {}
+    objects = catalog.without(recorded.objects, leave)
+    if recorded.drift is not None:
+        return objects, recorded.drift
+    return objects, {each.object: each.found for each in catalog.differences(objects, live)}
 
 
 def _expected(objects: ledger.Objects, drift: ledger.Drift, live: ledger.Objects) -> ledger.Objects:

@@ -25,7 +25,7 @@ from migrate.errors import (
     IncompleteRunError,
     MigrateError,
 )
-from migrate.files import VERIFY, File, Tree, refuse, sql_problems
+from migrate.files import VERIFY, VERSIONED, File, Tree, refuse, sql_problems
 from migrate.parser import Statement
 from migrate.report import describe
 
@@ -37,15 +37,22 @@ def drift(connection: Connection) -> list[Difference]:
     """Every object that differs from what the last run left; reads only.
 
     Raises:
-        IncompleteRunError: a run is in progress or was interrupted.
+        IncompleteRunError: a run is in progress or was interrupted; or none has recorded what there
+            should be, or none of this release.
     """
     recorded = ledger.catalog(connection)
     if recorded is None:
+        if VERSIONED in ledger.read(connection).digests:
+            raise IncompleteRunError("no run has recorded what there is", "run `up`, which does")
         return []
-    objects, in_progress = recorded
-    if in_progress is not None:
+    if recorded.drift is not None:
         raise IncompleteRunError
-    return catalog.differences(objects, catalog.read(connection))
+    if not recorded.comparable:
+        raise IncompleteRunError(
+            "the last run was an older release's, which recorded less",
+            "run `up`, which records what there is; `verify` of that release tells what it knows",
+        )
+    return catalog.differences(recorded.objects, catalog.read(connection, recorded.leave))
 
 
 @readable()
@@ -60,9 +67,13 @@ def accept(connection: Connection, wait: float = LOCK_WAIT) -> list[Difference]:
     """
     with lock(connection, wait, lambda _: None):
         send(connection, ledger.CREATE + ledger.UPGRADE)
-        recorded, live = ledger.catalog(connection), catalog.read(connection)
-        ledger.end(connection, live)
-        return catalog.differences(recorded[0], live) if recorded else []
+        recorded = ledger.catalog(connection)
+        leave = recorded.leave if recorded else ()
+        live = catalog.read(connection, leave)
+        ledger.end(connection, live, leave)
+        if recorded is None or not recorded.comparable:
+            return []
+        return catalog.differences(recorded.objects, live)
 
 
 @readable()

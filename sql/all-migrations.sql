@@ -45,7 +45,9 @@ create table if not exists migrate.catalog (
   only_row boolean primary key default true check (only_row),
   objects jsonb not null,
   recorded_at timestamptz not null default now(),
-  in_progress jsonb
+  in_progress jsonb,
+  format integer,
+  leave jsonb
 );
 
 -- migrations/0001_foundation.sql
@@ -3976,6 +3978,9 @@ values (0, 'repeatable', '52_instance_functions.sql', '5cb7173eb380488d615fb69e1
 
 -- Jobs that a scheduler runs: each may run twice, at the same time, late, or after days of absence.
 -- reset_daily_usage and calculate_storage_usage are beside what they belong to.
+--
+-- The scheduler is made where there is one, and not by a migration:
+-- migrate: leave extension pg_cron: whoever schedules the jobs makes it
 
 -- Removes what private.retention has no more time for. A call ends after about a second: a longer
 -- snapshot would keep the dead versions of rows that are counted up from being reused, and track_usage
@@ -4113,7 +4118,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '53_automation_functions.sql', 'ca0e0060b68ea88c1b66c7a59af881e7b00b5a2632efc00e7358f4a502a41a68', NULL, '1.0.0');
+values (0, 'repeatable', '53_automation_functions.sql', '22abf9e7e38dfa9fd485d1cd1025546a44989e65e584407b9be61c78bc7ac8c2', NULL, '1.0.0');
 
 -- repeatable/54_stripe_snapshots.sql
 

@@ -34,7 +34,7 @@ def lint(
     Raises:
         FilesError: the parser refuses a file.
     """
-    # Here, because of what it imports: see _postgast of migrate/parser.py.
+    # Here, because of what it imports: see postgast of migrate/parser.py.
     from migrate.lint.reader import Reader
 
     reader = Reader()

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass, field
 
+from migrate.catalog import LEAVE
 from migrate.files import File
 from migrate.lint.locks import HINDERS
 from migrate.lint.rules import NOT_ACKNOWLEDGEABLE, RULES, Finding
@@ -69,6 +70,8 @@ class Findings:
                     self.find("acknowledgement", "it gives no reason", offset=at)
                 else:
                     self.place.allowed[rule] = at, reason
+            elif LEAVE.match(line[0]) and at < 0:
+                pass
             elif line[2].strip() != "no-transaction" or not opens or self._transactional:
                 self.find("directive", line[1].strip(), offset=at)
 

@@ -1,5 +1,8 @@
 -- Jobs that a scheduler runs: each may run twice, at the same time, late, or after days of absence.
 -- reset_daily_usage and calculate_storage_usage are beside what they belong to.
+--
+-- The scheduler is made where there is one, and not by a migration:
+-- migrate: leave extension pg_cron: whoever schedules the jobs makes it
 
 -- Removes what private.retention has no more time for. A call ends after about a second: a longer
 -- snapshot would keep the dead versions of rows that are counted up from being reused, and track_usage

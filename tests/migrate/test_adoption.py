@@ -7,16 +7,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import LiteralString
 
+import psycopg
 import pytest
 
 from migrate import files, run
 from migrate.connection import connect
 from migrate.errors import AdoptionError, DriftError
+from tests.migrate.test_catalog import VIEWS, WRITTEN
 from tests.support.migrating import (
+    ABSENT,
     REPOSITORY,
     bundled,
     checks_passed,
     drifts,
+    dump,
     failure,
     objects,
     psql,
@@ -212,8 +216,8 @@ def test_tables_of_ours_under_files_that_fail_anew_are_refused(
 ) -> None:
     write(directory, NEEDS_MORE)
     message = failure(lambda: up(combined, directory))
-    assert message.startswith("psql has made this database, and what it should be cannot be told: ")
-    assert "nothing was done to the database itself" in message
+    assert message.startswith("there are tables of the files and no ledger; whether they are as ")
+    assert "nothing was changed" in message
     assert 'relation "somebody_s" does not exist' in message
     assert query(combined, "select to_regclass('migrate.ledger')") == [None]
 
@@ -224,3 +228,110 @@ def test_of_two_runs_at_once_one_adopts(combined: str, directory: Path) -> None:
         runs = [pool.submit(up, combined, directory, report=steps.append) for _ in range(2)]
     assert [each.result() for each in runs] == [[], []]
     assert told(steps).count("adopted what psql had made") == 1
+
+
+# --- what else can make a database that seems to be ours ----------------------------------------
+
+MADE: dict[str, str] = {
+    "migrations/0001_base.sql": """
+create table public.event (id bigint primary key, name text not null collate "C");
+alter table public.event replica identity full;
+create table public.log (day date not null, msg text) partition by range (day);
+create table public.log_2026 partition of public.log
+  for values from ('2026-01-01') to ('2027-01-01');
+create publication changes for table public.event;
+comment on table public.event is 'What happened.';
+"""
+}
+
+
+def test_no_kind_of_difference_is_missed(database: str, tmp_path: Path, postgres_bin: Path) -> None:
+    script = """
+create table public.event (id bigint primary key, name text not null);
+create table public.log (day date not null, msg text) partition by range (day);
+create table public.log_2026 (day date not null, msg text);
+alter table public.event set unlogged;
+"""
+    assert psql(postgres_bin, database, script, tmp_path)[0] == 0
+    with pytest.raises(AdoptionError) as caught:
+        up(database, write(tmp_path, MADE))
+    assert [each.object for each in caught.value.differences] == [
+        "column public.event.name",
+        "comment on table public.event",
+        "publication changes",
+        "table public.event",
+        "table public.event in publication changes",
+        "table public.log_2026",
+    ]
+
+
+def test_what_the_platform_has_besides_is_not_compared(
+    database: str, tmp_path: Path, postgres_bin: Path
+) -> None:
+    script = (
+        MADE["migrations/0001_base.sql"]
+        + """
+create publication theirs;
+alter default privileges in schema public grant select on tables to pg_monitor;
+"""
+    )
+    assert psql(postgres_bin, database, script, tmp_path)[0] == 0
+    assert up(database, write(tmp_path, MADE)) == []
+    assert checks_passed(database, tmp_path) == 0
+    query(database, "drop publication theirs")
+    with connect(database) as session:
+        assert drifts(session) == {
+            "publication theirs": ("owner us, insert, update, delete, truncate", ABSENT)
+        }
+
+
+@pytest.mark.parametrize("text", [VIEWS, WRITTEN], ids=["views", "values"])
+def test_neither_version_nor_settings_are_a_difference(
+    database: str, tmp_path: Path, postgres_bin: Path, text: str
+) -> None:
+    name = psycopg.conninfo.conninfo_to_dict(database)["dbname"]
+    for setting in ("timezone = 'Europe/Berlin'", "intervalstyle = iso_8601", "datestyle = german"):
+        query(database, f"alter database {name} set {setting}")
+    assert psql(postgres_bin, database, text, tmp_path)[0] == 0
+    assert up(database, write(tmp_path, {"migrations/0001_a.sql": text})) == []
+    assert checks_passed(database, tmp_path) == 0
+
+
+def test_tables_under_files_that_fail_at_once_are_refused(database: str, tmp_path: Path) -> None:
+    """They would be passed over by IF NOT EXISTS, whatever they are."""
+    text = "create extension nowhere;\ncreate table if not exists account (email text);\n"
+    query(database, "create table account (email int)")
+    message = failure(lambda: up(database, write(tmp_path, {"migrations/0001_a.sql": text})))
+    assert message.startswith("there are tables of the files and no ledger")
+    assert 'extension "nowhere" is not available' in message
+    assert "correct the file and run again" not in message
+    assert query(database, "select to_regclass('migrate.ledger')") == [None]
+
+
+def test_a_copy_without_rows_is_adopted(
+    database: str, other_database: str, directory: Path, postgres_bin: Path
+) -> None:
+    up(database, directory, names=files.FOLDERS[:3])
+    text = dump(postgres_bin, database, "--schema-only")
+    assert psql(postgres_bin, other_database, text, directory) == (0, "")
+    code, said = migrate(directory, other_database, "plan")
+    assert (code, said.splitlines()[0]) == (
+        2,
+        "made by psql, and equal to what the files make: a run only records that",
+    )
+    steps: list[run.Step] = []
+    assert up(other_database, directory, report=steps.append) == []
+    assert told(steps) == ["adopted what psql had made"]
+    assert checks_passed(other_database, directory) == 1
+
+
+def test_a_copy_without_rows_that_is_something_else_is_refused(
+    database: str, other_database: str, directory: Path, postgres_bin: Path
+) -> None:
+    up(database, directory, names=files.FOLDERS[:3])
+    query(database, "alter table t add c text")
+    text = dump(postgres_bin, database, "--schema-only")
+    assert psql(postgres_bin, other_database, text, directory) == (0, "")
+    with pytest.raises(AdoptionError) as caught:
+        up(other_database, directory)
+    assert [each.object for each in caught.value.differences] == ["column public.t.c"]

@@ -233,10 +233,11 @@ def psql(bin_directory: Path, url: str, script: str, tmp_path: Path) -> tuple[in
     return done.returncode, done.stderr
 
 
-def dump(bin_directory: Path, url: str) -> str:
-    """The schema as pg_dump writes it, without the ledger."""
+def dump(bin_directory: Path, url: str, *options: str) -> str:
+    """A dump of a database; by default of its schema, without the ledger."""
+    options = options or ("--schema-only", "--exclude-schema=migrate")
     done = subprocess.run(
-        [bin_directory / "pg_dump", "--schema-only", "--exclude-schema=migrate", f"--dbname={url}"],
+        [bin_directory / "pg_dump", *options, f"--dbname={url}"],
         env={"PATH": os.environ["PATH"]},
         capture_output=True,
         text=True,
