@@ -81,6 +81,7 @@ def connect(url: str, connect_timeout: int = 10) -> Connection:
 
     Raises:
         UnreachableError: it cannot be reached or refuses us.
+        LostError: the connection broke at once.
         MigrateError: it is too old, a transaction pooler, or encoded in SQL_ASCII.
     """
     defaults = {"application_name": APPLICATION, "connect_timeout": connect_timeout}
@@ -91,10 +92,13 @@ def connect(url: str, connect_timeout: int = 10) -> Connection:
         text = str(error).strip()
         raise UnreachableError(f"cannot connect to the database: {text}", _remedy(text)) from None
     place = f"{connection.info.host}:{connection.info.port}"
-    with readable():
-        pooled = connection.info.port == TRANSACTION_POOLER_PORT or _changes_backends(
-            connection, options
-        )
+    try:
+        with readable():
+            pooled = connection.info.port == TRANSACTION_POOLER_PORT or _changes_backends(
+                connection, options
+            )
+    except LostError as error:
+        raise LostError(error.reason, committed=()) from error
     if pooled:
         connection.close()
         raise MigrateError(
