@@ -1,0 +1,1 @@
+"""The documents, what generates them, and the examples that they show."""

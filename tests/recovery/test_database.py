@@ -1,0 +1,172 @@
+"""The database, or its ledger, is not the one that the state knows (docs/recovery.md)."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import psycopg
+import pytest
+from pulumi import automation
+
+from components import PROJECT
+from embedded.postgres import Server
+from tests.support.engines import Project, execute
+from tests.support.platforms import own_server
+from tests.support.recovery import RENDERED, pulumi, whole
+
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.skipif(not shutil.which("pulumi"), reason="needs the Pulumi CLI on PATH"),
+]
+
+
+def restore(server: Server, postgres_bin: Path, backup: Path) -> None:
+    execute(server.url(), "drop database if exists mindroom with (force)")
+    command = [f"{postgres_bin}/pg_restore", "--create", f"--dbname={server.url()}", str(backup)]
+    subprocess.run(command, check=True)
+
+
+def back_up(url: str, postgres_bin: Path, backup: Path) -> None:
+    command = [f"{postgres_bin}/pg_dump", "--format=custom", f"--file={backup}", url]
+    subprocess.run(command, check=True)
+
+
+def todays_release(project: Project) -> Path:
+    """A table that stripe_handler may read; returns its migration."""
+    count = len(list((project.directory / "sql" / "migrations").glob("*.sql")))
+    path = project.migration(
+        f"{count + 1:04d}_today.sql",
+        "create table public.today (id int primary key);\n"
+        "comment on table public.today is 'Of today''s release.';\n"
+        "alter table public.today enable row level security;\n"
+        "revoke all on public.today from public, anon, authenticated, service_role;\n",
+    )
+    authorization = project.directory / "components" / "authorization.py"
+    before = authorization.read_text()
+    first = '"public.accounts": {'
+    row = '"public.today": {"stripe_handler": READ},'
+    authorization.write_text(before.replace(first, f"{row} {first}", 1))
+    assert authorization.read_text() != before
+    return path
+
+
+def refreshed(project: Project) -> automation.UpResult:
+    return project.up(refresh=True, exclude=RENDERED)
+
+
+def test_restored_from_yesterdays_backup(
+    project: Project, server: Server, postgres_bin: Path, tmp_path: Path
+) -> None:
+    backup, authorization = (
+        tmp_path / "backup",
+        project.directory / "components" / "authorization.py",
+    )
+    yesterday = authorization.read_text()
+    back_up(project.url, postgres_bin, backup)
+    path = todays_release(project)
+    project.up()
+    execute(server.url(), "drop database mindroom with (force)")
+    with pytest.raises(automation.CommandError, match='database "mindroom" does not exist'):
+        project.up()
+    restore(server, postgres_bin, backup)
+    for run in (project.preview, project.up):
+        with pytest.raises(automation.CommandError, match="up --refresh") as caught:
+            run()
+        assert f"the stack's state has {path.name}, and the database has not" in str(caught.value)
+    engine = ("-m", "migrate", "--database-url", project.url, "up")
+    subprocess.run([sys.executable, *engine], cwd=project.directory, check=True)
+    refreshed(project)
+    with psycopg.connect(
+        project.stack.outputs()["service_database_urls"].value["stripe_handler"]
+    ) as c:
+        c.execute("select from public.today")
+    whole(project)
+
+    # Today's release was the reason, and is taken back.
+    restore(server, postgres_bin, backup)
+    path.unlink()
+    authorization.write_text(yesterday)
+    with pytest.raises(automation.CommandError, match="up --refresh") as caught:
+        project.up()
+    assert f"{path.name}: was applied" in str(caught.value)
+    refreshed(project)
+    with pytest.raises(automation.CommandError, match=r'relation "public.today" does not exist'):
+        project.up()
+    (grant,) = (r["urn"] for r in project.resources() if r["urn"].endswith("-public.today"))
+    pulumi(project, "state", "delete", grant, "--yes").check_returncode()
+    project.up()
+    whole(project)
+
+
+def test_moved_to_another_server(
+    project: Project, server: Server, postgres_bin: Path, tmp_path: Path
+) -> None:
+    key = f"{PROJECT}:databasePort"
+    with own_server(tmp_path, postgres_bin) as other:
+        try:
+            command = [f"{postgres_bin}/pg_dumpall", "--globals-only", f"--dbname={server.url()}"]
+            everyone = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            with psycopg.connect(other.url(), autocommit=True) as connection:
+                for line in everyone.splitlines():
+                    if line.startswith(
+                        ("CREATE ROLE", "ALTER ROLE", "GRANT")
+                    ) and not line.startswith("CREATE ROLE postgres"):
+                        connection.execute(line.encode())
+            back_up(project.url, postgres_bin, tmp_path / "backup")
+            restore(other, postgres_bin, tmp_path / "backup")
+            project.stack.set_config(key, automation.ConfigValue(str(other.port)))
+            told = project.up().stdout
+            assert not re.findall(r"postgresql:.* (?:replac|delet|creat)", told)
+            for each in project.stack.outputs()["service_database_urls"].value.values():
+                assert f":{other.port}/" in each
+                psycopg.connect(each).close()
+        finally:
+            project.stack.set_config(key, automation.ConfigValue(str(server.port)))
+            project.up()
+    whole(project)
+
+
+def test_a_role_that_is_gone_is_told_and_made_again(project: Project) -> None:
+    execute(project.url, "drop owned by stripe_handler")
+    execute(project.url, "drop role stripe_handler")
+    with pytest.raises(automation.CommandError, match="up --refresh") as caught:
+        project.up()
+    assert "the role stripe_handler, and the server has not" in str(caught.value)
+    refreshed(project)
+    whole(project)
+
+
+def test_a_deleted_ledger_is_written_again(project: Project) -> None:
+    execute(project.url, "drop schema migrate cascade")
+    result = project.up()
+    assert "equal to what the files make: a run only records that" in result.stdout
+    assert "applied migrations/" not in result.stdout
+    whole(project)
+
+
+def test_a_deleted_ledger_of_what_was_changed_is_refused(project: Project) -> None:
+    execute(project.url, "drop schema migrate cascade")
+    execute(project.url, "alter table public.api_keys add column extra text")
+    with pytest.raises(automation.CommandError) as caught:
+        project.up()
+    assert re.search(
+        r"column public\.api_keys\.extra\s+expected: \(absent\)\s+found: +text", str(caught.value)
+    )
+    execute(project.url, "alter table public.api_keys drop column extra")
+    project.up()
+    whole(project)
+
+
+@pytest.mark.parametrize("which", ["min", "max"])
+def test_deleted_rows_of_the_ledger_are_told(project: Project, which: str) -> None:
+    row = f"(select {which}(name) from migrate.ledger where folder = 'migrations')"
+    execute(project.url, f"delete from migrate.ledger where name = {row}")
+    with pytest.raises(
+        automation.CommandError, match=r"state has \d+_\w+\.sql, and the database has"
+    ):
+        project.up()
+    execute(project.url, "drop schema migrate cascade")
+    project.up()
+    whole(project)

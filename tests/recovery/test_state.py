@@ -1,0 +1,117 @@
+"""The state is lost, or its cluster was recreated: what `pulumi up` does (docs/recovery.md)."""
+
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+
+import psycopg
+import pytest
+from pulumi import automation
+
+from components.authorization import SERVICES
+from embedded.cluster import Cluster
+from embedded.postgres import Server
+from tests.support.engines import Project, changes, execute, live_catalog, make_project
+from tests.support.platforms import emulate_supabase, own_server, stack_config
+from tests.support.recovery import lose_state, whole
+
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.skipif(not shutil.which("pulumi"), reason="needs the Pulumi CLI on PATH"),
+]
+
+
+def test_lost_state_is_made_again_from_what_is_there(project: Project) -> None:
+    before = live_catalog(project.url)
+    lose_state(project)
+    execute(project.url, "alter role stripe_handler connection limit 3 password 'forgotten'")
+    execute(project.url, "revoke update on public.subscriptions from stripe_handler")
+    assert changes(project.preview())["import"] == 1 + len(SERVICES)
+    assert changes(project.up())["import"] == 1 + len(SERVICES)
+    assert live_catalog(project.url) == before
+    with psycopg.connect(project.url) as connection:
+        found = connection.execute(
+            """select rolconnlimit, has_table_privilege(oid, 'public.subscriptions', 'update')
+               from pg_roles where rolname = 'stripe_handler'"""
+        ).fetchone()
+    assert found == (SERVICES["stripe_handler"].connection_limit, True)
+    whole(project)
+
+
+def test_a_database_that_would_have_to_be_made_anew_is_left_alone(
+    project: Project, server: Server
+) -> None:
+    lose_state(project)
+    for statement in (
+        "alter database mindroom rename to kept",
+        "create database mindroom encoding 'LATIN1' locale 'C' template template0",
+    ):
+        execute(server.url(), statement)
+    with pytest.raises(automation.CommandError, match=r"may not be replaced(.|\n)*LATIN1"):
+        project.up()
+    for statement in ("drop database mindroom", "alter database kept rename to mindroom"):
+        execute(server.url(), statement)
+    lose_state(project)
+    project.up()
+    whole(project)
+
+
+def test_lost_state_of_a_hosted_project(postgres_bin: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "project"
+    directory.mkdir()
+    with own_server(tmp_path, postgres_bin, "supabase_admin") as server:
+        url = emulate_supabase(server, grants_all=True)
+        config = stack_config(url, directory / "manifests", platform="supabase", protect=True)
+        hosted = make_project(directory, config, url)
+        hosted.up()
+        execute(url, "insert into auth.users (id, email) values (default, 'kept@x.test')")
+        lose_state(hosted)
+        execute(url, "alter role stripe_handler password 'forgotten'")
+        assert changes(hosted.up())["import"] == len(SERVICES)
+        whole(hosted)
+
+
+def test_rebuilt_cluster(
+    postgres_bin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "project"
+    directory.mkdir()
+    cluster = Cluster(tmp_path / "cluster")
+    ready = ("get", "deployments", "-n", "mindroom", "-o", "jsonpath={..readyReplicas}")
+    monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
+    with own_server(tmp_path, postgres_bin) as server, ExitStack() as stack:
+        stack.callback(cluster.destroy)
+        cluster.start()
+        url = server.url("mindroom")
+        to = {"kubernetesContext": cluster.context, "renderDirectory": ""}
+        project = make_project(directory, stack_config(url, directory, **to), url)
+        project.up()
+        assert set(changes(project.up())) == {"same", "read"}
+        cluster.destroy()
+        cluster.start()
+        for run in (project.preview, project.up):
+            with pytest.raises(automation.CommandError) as caught:
+                run()
+            assert "namespace-on-the-cluster" in str(caught.value)
+            assert "'mindroom-instances' does not exist" in str(caught.value)
+        project.up(refresh=True)
+        assert cluster.kubectl(*ready) == "2"
+        assert set(changes(project.preview(expect_no_changes=True, refresh=True))) == {
+            "same",
+            "read",
+        }
+
+        # What is on a cluster is taken over where the operator says so, and else left alone.
+        lose_state(project)
+        with pytest.raises(automation.CommandError) as caught:
+            project.up()
+        assert '"mindroom-instances" already exists' in str(caught.value)
+        assert "upsertExistingObjects" in str(caught.value)
+        monkeypatch.setenv("PULUMI_K8S_UPSERT_EXISTING_OBJECTS", "true")
+        project.up()
+        monkeypatch.delenv("PULUMI_K8S_UPSERT_EXISTING_OBJECTS")
+        assert set(changes(project.preview(expect_no_changes=True, refresh=True))) == {
+            "same",
+            "read",
+        }
+        assert cluster.kubectl(*ready) == "2"
