@@ -45,7 +45,7 @@ def test_a_large_file_is_one_transaction_in_several_messages(database: str, tmp_
     tree = files.read_tree(tmp_path)
     with connect(database) as session:
         count = sent(session, partial(run.up, session, tree), tmp_path)
-    assert 4 <= len(tree["migrations"][1].script.spans) <= count < 40
+    assert 4 <= len(tree["migrations"][1].script.spans) <= count < 100  # of 3,200 statements
     assert query(database, "select count(*), count(distinct xmin::text) from t1") == [(ROWS, 1)]
     assert query(database, "select f() = repeat(E'begin;\nend;\n', 10000), g()") == [(True, 1)]
     rows = query(database, "select sha256, xmin::text from migrate.ledger where name like '0002%'")
