@@ -253,7 +253,7 @@ class State:
     log: Mapping[str, int]
     applied: Mapping[str, str]
     objects: Mapping[str, str]
-    recorded: object
+    recorded: ledger.Record | None
     leftovers: Sequence[Any]
 
     @classmethod
@@ -300,7 +300,9 @@ class Case:
         print(name, len(self.steps), "steps")
         with connect(url) as session:
             self.whole = State.of(session, self.directory)
-        assert self.whole.recorded == (self.whole.objects, None)
+        assert self.whole.recorded
+        assert self.whole.recorded.objects == self.whole.objects
+        assert self.whole.recorded.drift is None
         assert self.whole.leftovers == []
 
     def reset(self) -> None:
