@@ -267,7 +267,7 @@ def test_a_consumer_gets_its_own_role_by_the_outputs(
             new = automation.ConfigValue(word, secret=True)
             project.stack.set_config(rotated, new, path=True)
             project.up()
-        result = consumer.up(color="never", policy_packs=["../../policies"])
+        result = consumer.up(color="never", policy_packs=["../../../policies"])
         url = environment_of_the_service(manifests)["DATABASE_URL"]
         assert url == project.stack.outputs()["service_database_urls"].value["stripe_handler"]
         assert url not in result.stdout
