@@ -66,16 +66,16 @@ class FilesProvider(DatabaseProvider):
         """
         folder, tree = news["folder"], files.read_tree(SQL)
         changed = olds.get("files") != news["files"]
-        for name in files.unread(SQL):
+        for name in files.ignored(SQL):
             if name.startswith(f"{folder}/") or (folder == files.VERSIONED and "/" not in name):
                 print(f"not read: {name}")
         try:
             with self.session() as session:
-                if (known := plan.compare(session, tree, [folder])).folders[0].recorded:
+                if (known := plan.read(session, tree, [folder])).folders[0].recorded:
                     _refuse_older(olds, known)
-                planned = plan.make(session, tree, [folder])
+                planned = plan.check(session, tree, [folder])
                 if planned.work:
-                    made = adoption.judge(session, tree)
+                    made = adoption.compare(session, tree)
                     if made and not made.bundled:
                         print(f"{folder}: {made}")
                     else:
@@ -135,7 +135,7 @@ def _preview(session: Connection, tree: files.Tree, planned: Plan) -> None:
         MigrateError: the rehearsal failed.
     """
     (folder,) = planned.folders
-    everything = plan.make(session, tree)
+    everything = plan.check(session, tree)
     findings = lint(*everything.linted, defaults=default_privileges(session))
     _print_work(folder, findings)
     if not planned.complete:

@@ -12,7 +12,7 @@ from pulumi.dynamic import ConfigureRequest, ResourceProvider
 
 from components.database_target import DatabaseTarget
 from components.providers import roles
-from migrate.connection import Connection, connect, readable
+from migrate.connection import Connection, connect, translated_errors
 from migrate.errors import MigrateError
 
 _exclusive = threading.Lock()
@@ -78,7 +78,7 @@ class DatabaseProvider(ResourceProvider):
                 session = _open.get(url)
                 if session is None or session.closed:
                     session = _open[url] = connect(url)
-                with readable():
+                with translated_errors():
                     yield session
             except MigrateError as error:
                 error.__cause__ = None  # it says all there is to say

@@ -1,8 +1,9 @@
-"""The migration engine: versioned and repeatable SQL files, a ledger, and what proves the result.
+"""The migration engine: versioned and repeatable SQL files, a ledger, and the verification.
 
-It needs psycopg and postgast only and knows neither Pulumi nor this platform.  `python -m migrate`
-is the command line; `connection.connect`, `files.read_tree`, `run.plan`, `run.up`, `verify.check`
-are the same for programs.
+Independent of Pulumi and of this platform's tables; it knows Supabase's API roles and pooler.  It
+needs psycopg, postgast, rich, and `embedded` for a throwaway server.  `python -m migrate` is the
+command line; `connection.connect`, `files.read_tree`, `plan.check`, `run.up`, `verify.check` are
+the same for programs.
 """
 
 VERSION = "1.0.0"

@@ -171,7 +171,7 @@ def main(arguments: list[str]) -> int:
         )
         result = _failed(interrupted, {})
     shows = options.command != "bundle" and options.directory.is_dir()
-    unread = files.unread(options.directory) if shows else []
+    unread = files.ignored(options.directory) if shows else []
     if options.json:
         result.document["not_read"] = unread
         print(json.dumps(result.document | {"exit_code": result.code}, indent=2, default=str))
@@ -216,7 +216,7 @@ def _names(options: argparse.Namespace) -> tuple[str, ...]:
 def _status(options: argparse.Namespace) -> _Result:
     with _open(options) as (connection, tree):
         applied = ledger.entries(connection)
-        found = plan.compare(connection, tree, _names(options))
+        found = plan.read(connection, tree, _names(options))
     rows = []
     for folder in found.folders:
         pending = {file.name for file in folder.pending}
@@ -253,7 +253,7 @@ def _plan(options: argparse.Namespace) -> _Result:
 def _plan_of_files(options: argparse.Namespace) -> _Result:
     tree = files.read_tree(options.directory)
     everything = [file for name in FOLDERS for file in tree[name]]
-    files.refuse(files.number_problems(tree[VERSIONED]) + files.sql_problems(everything))
+    files.raise_if_any(files.number_problems(tree[VERSIONED]) + files.sql_problems(everything))
     findings = lint([*tree[VERSIONED], *tree[REPEATABLE]], each_alone=True)
     rehearsed = _rehearse(tree) if options.rehearse else _NOT_ASKED
     text = "\n".join([*map(str, findings), *rehearsed.text.splitlines()])
@@ -268,8 +268,8 @@ def _plan_of_files(options: argparse.Namespace) -> _Result:
 
 def _plan_of_database(options: argparse.Namespace) -> _Result:
     with _open(options) as (connection, tree):
-        found = plan.make(connection, tree, _names(options))
-        adopted = adoption.judge(connection, tree)
+        found = plan.check(connection, tree, _names(options))
+        adopted = adoption.compare(connection, tree)
         if adopted and not adopted.bundled:
             found = plan.Plan([], complete=False)
         if adopted:
@@ -409,7 +409,7 @@ def _new(options: argparse.Namespace) -> _Result:
     folder = options.directory / VERSIONED
     folder.mkdir(exist_ok=True)
     present = files.read(folder)
-    files.refuse(files.number_problems(present))
+    files.raise_if_any(files.number_problems(present))
     path = folder / f"{len(present) + 1:04d}_{name}.sql"
     path.write_text(_TEMPLATE.format(title=options.title), encoding="utf-8")
     return _Result(UP_TO_DATE, str(path), "", {"file": str(path)})

@@ -1,8 +1,8 @@
 """Adopting a database that psql has made of the files, before any run of the engine.
 
-What the files make is seen in a throwaway PostgreSQL.  A database without a ledger is adopted
-where it is equal to that, and else refused as it is.  One that the bundle made has a ledger, and is
-run on as any other; where it is not what the files make, that is drift.
+A database with our tables and no ledger is compared with what the files make in a throwaway
+PostgreSQL: equal, it is recorded as migrated; otherwise the run is refused and nothing is changed.
+A database that the bundle made has a ledger: runs continue on it, and differences are drift.
 """
 
 import re
@@ -13,7 +13,7 @@ from psycopg.sql import Identifier
 
 from migrate import catalog, ledger, plan
 from migrate.apply import apply, batches
-from migrate.connection import SESSION, Connection, connect, readable, send
+from migrate.connection import SESSION_SETTINGS, Connection, connect, send, translated_errors
 from migrate.errors import AdoptionError, Difference, MigrateError
 from migrate.files import PLATFORM, REPEATABLE, VERSIONED, File, Tree
 from migrate.throwaway import throwaway
@@ -50,8 +50,8 @@ class Adoption:
         return "made by psql, and equal to what the files make: a run only records that"
 
 
-@readable()
-def judge(connection: Connection, tree: Tree) -> Adoption | None:
+@translated_errors()
+def compare(connection: Connection, tree: Tree) -> Adoption | None:
     """Compare a database that psql has made with what the files make; reads only.
 
     A copy without rows, whose ledger is empty, is judged as one without a ledger.
@@ -64,7 +64,7 @@ def judge(connection: Connection, tree: Tree) -> Adoption | None:
         NoRehearsalError: the throwaway server does not come up.
         MigrateError: it has tables of ours, and the files cannot be applied to an empty database.
     """
-    known, recorded = ledger.read(connection).digests, ledger.catalog(connection)
+    known, recorded = ledger.read(connection).digests, ledger.recorded_catalog(connection)
     bundled = VERSIONED in known
     if bundled and recorded:
         return None
@@ -109,7 +109,7 @@ def adopt(connection: Connection, tree: Tree) -> bool:
         MigrateError: as `judge`.
     """
     try:
-        found = judge(connection, tree)
+        found = compare(connection, tree)
     except AdoptionError:  # everything differs to a role that owns nothing: tell that instead
         with connection.transaction(force_rollback=True):
             send(connection, ledger.CREATE)
@@ -122,7 +122,7 @@ def adopt(connection: Connection, tree: Tree) -> bool:
             files = (*tree[VERSIONED], *tree[REPEATABLE])
             send(connection, "".join(map(ledger.record, files)))
         ledger.complete_contents(connection, REPEATABLE, tree[REPEATABLE])
-        ledger.end(connection, found.expected, found.leave)
+        ledger.record_catalog(connection, found.expected, found.leave)
     return not found.bundled
 
 
@@ -159,7 +159,7 @@ def _make(
     The files may need what only the live database has; then it is what they make before they fail.
     """
     with throwaway(major) as url, connect(url) as connection:
-        send(connection, SESSION + ledger.CREATE)
+        send(connection, SESSION_SETTINGS + ledger.CREATE)
         _apply(connection, tree, [PLATFORM])
         before = catalog.read(connection, leave)
         failure = None
@@ -171,11 +171,11 @@ def _make(
     return {name for name in before if before[name] == made.get(name)}, made, failure
 
 
-@readable()
+@translated_errors()
 def _apply(connection: Connection, tree: Tree, names: Sequence[str]) -> None:
     """Apply all files of folders to a database without any."""
     applied: list[File] = []
-    for folder in plan.make(connection, tree, names).folders:
+    for folder in plan.check(connection, tree, names).folders:
         for batch in batches(folder.pending, together=not folder.versioned):
             apply(connection, batch, applied, lambda *_: None)
             applied += batch

@@ -14,20 +14,20 @@ from psycopg.pq.abc import PGresult
 
 from migrate import indexes, ledger
 from migrate.connection import (
-    CLEAN,
-    SESSION,
+    DISCARD_SESSION_OBJECTS,
+    SESSION_SETTINGS,
     SETTINGS,
     Connection,
     StatementError,
+    blockers,
     is_broken,
     roll_back,
     send,
-    watched,
 )
 from migrate.errors import MigrateError
 from migrate.files import VERSIONED, File
 from migrate.ledger import Progress
-from migrate.parser import Piece, Statement, alone, split
+from migrate.parser import Piece, Statement, outside_transaction, split
 from migrate.report import Notice, describe, notice
 
 _SETTING = re.compile(r"(set|reset|select\s+(pg_catalog\.)?set_config)\b", re.IGNORECASE)
@@ -41,8 +41,9 @@ _REFUSALS = (
 
 _THIS_MESSAGE = "extract(epoch from clock_timestamp() - statement_timestamp()) * 1000"
 
-_OPENING = f"{CLEAN}begin;commit;begin;"
-"""Its commit ends the transaction that CLEAN has begun, in which SET TRANSACTION comes too late."""
+_OPENING = f"{DISCARD_SESSION_OBJECTS}begin;commit;begin;"
+"""Its commit ends the transaction that DISCARD_SESSION_OBJECTS has begun, in which SET TRANSACTION
+comes too late."""
 
 _MARK = ";show role"
 """A statement that changes nothing, and has a row, before which no later notice is read."""
@@ -119,7 +120,7 @@ def apply(
     while True:
         last = attempt == RETRIES or not transactional
         watching: AbstractContextManager[list[str]] = (
-            watched(connection) if last else nullcontext([])
+            blockers(connection) if last else nullcontext([])
         )
         try:
             with watching as in_the_way:
@@ -192,7 +193,9 @@ def _in_one_transaction(connection: Connection, batch: Sequence[File], told: Tol
                 committing, closing = [file], ""
                 if span is file.script.spans[-1]:
                     before = f"{(time.monotonic() - started) * 1000:.0f}"
-                    closing = f"\n;{SESSION}" + _record(file, f"{before} + {_THIS_MESSAGE}")
+                    closing = f"\n;{SESSION_SETTINGS}" + _record(
+                        file, f"{before} + {_THIS_MESSAGE}"
+                    )
                     if file is batch[-1]:
                         committing, closing = list(batch), f"{closing}{SETTINGS}commit"
                 count = span.statements if len(file.script.spans) > 1 else 0
@@ -285,7 +288,7 @@ def _one_by_one(connection: Connection, file: File, told: Told) -> str:
         ledger.advance(connection, file, begun)
     before = hashlib.sha256()
     started = time.monotonic()
-    send(connection, CLEAN)
+    send(connection, DISCARD_SESSION_OBJECTS)
     reindexed = []
     for statement in file.script.statements():
         if _REINDEX.match(statement.text):
@@ -323,7 +326,7 @@ def _one_by_one(connection: Connection, file: File, told: Told) -> str:
     ):
         raise MigrateError(f"{file.path}: is not done{invalid}")
     with connection.transaction():
-        connection.execute(SESSION.encode())
+        connection.execute(SESSION_SETTINGS.encode())
         connection.execute(_record(file, f"{time.monotonic() - started} * 1000").encode())
         ledger.remove_progress(connection, file.folder.name, file.name)
     return settings(connection)
@@ -336,7 +339,7 @@ def _carry_out(
     tell: Callable[[int, Diagnostic], None],
 ) -> None:
     """Run a statement and note that it is done: in one transaction, unless it refuses that."""
-    if not alone(statement):
+    if not outside_transaction(statement):
         try:
             send(connection, "begin")
             send(connection, statement.text, tell)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from migrate import files, ledger
-from migrate.connection import LOCK_KEY, SESSION
+from migrate.connection import LOCK_KEY, SESSION_SETTINGS
 from migrate.files import REPEATABLE, VERSIONED, File, Tree
 from migrate.parser import is_closed, split
 
@@ -35,12 +35,12 @@ def bundle(tree: Tree) -> Iterator[str]:
         FilesError: any file is wrong.
     """
     every = [*tree[VERSIONED], *tree[REPEATABLE]]
-    files.refuse(files.number_problems(tree[VERSIONED]) + files.sql_problems(every))
+    files.raise_if_any(files.number_problems(tree[VERSIONED]) + files.sql_problems(every))
     return _script(every)
 
 
 def _script(every: list[File]) -> Iterator[str]:
-    begin = f"begin;\n{SESSION}select pg_advisory_xact_lock({LOCK_KEY});\n"
+    begin = f"begin;\n{SESSION_SETTINGS}select pg_advisory_xact_lock({LOCK_KEY});\n"
     yield _HEADER + begin + _GUARD.format(schema=ledger.SCHEMA) + ledger.CREATE
     for file in every:
         script = file.script
@@ -53,5 +53,5 @@ def _script(every: list[File]) -> Iterator[str]:
         for piece in script.pieces():
             yield piece.text
         yield "\n" if is_closed(piece, split(piece)) else "\n;\n"
-        yield f"\n{SESSION}{ledger.record(file)}{after}"
+        yield f"\n{SESSION_SETTINGS}{ledger.record(file)}{after}"
     yield "\ncommit;\n"

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from migrate import ledger
-from migrate.connection import Connection, readable
+from migrate.connection import Connection, translated_errors
 from migrate.errors import Difference
 from migrate.files import PLATFORM, REPEATABLE, VERSIONED, Tree
 from migrate.objects import SQL
@@ -68,7 +68,7 @@ _DERIVED = re.compile(
 )
 
 
-@readable()
+@translated_errors()
 def read(connection: Connection, leave: Iterable[str] | None = None) -> dict[str, str]:
     """Object -> definition of everything that is ours, in one query.
 
@@ -79,7 +79,7 @@ def read(connection: Connection, leave: Iterable[str] | None = None) -> dict[str
         leave: what to leave out, from `left`; None for what the last run left out.
     """
     if leave is None:
-        recorded = ledger.catalog(connection)
+        recorded = ledger.recorded_catalog(connection)
         leave = recorded.leave if recorded else ()
     with connection.transaction(force_rollback=True):  # takes the settings back, too
         for name, value in (_SETTINGS | _PLANNING).items():

@@ -34,7 +34,7 @@ LOCK_WAIT = 60.0
 
 APPLICATION = "migrate"
 
-SESSION = """\
+SESSION_SETTINGS = """\
 reset session authorization;
 reset all;
 set client_encoding = 'UTF8';
@@ -65,7 +65,7 @@ from (select setdatabase, setconfig from pg_db_role_setting
 """
 """What `alter database ... set` and `alter role ... set` give a new session, as one text."""
 
-CLEAN = "deallocate all;discard temp;close all;"
+DISCARD_SESSION_OBJECTS = "deallocate all;discard temp;close all;"
 """Takes away what the file before left in the session; no sooner, for its commit may need it."""
 
 _URL = re.compile(r"postgres(ql)?://([^/?@]*@)?[^@?]*(\?.*)?", re.DOTALL)
@@ -93,7 +93,7 @@ def connect(url: str, connect_timeout: int = 10) -> Connection:
         raise UnreachableError(f"cannot connect to the database: {text}", _remedy(text)) from None
     place = f"{connection.info.host}:{connection.info.port}"
     try:
-        with readable():
+        with translated_errors():
             pooled = connection.info.port == TRANSACTION_POOLER_PORT or _changes_backends(
                 connection, options
             )
@@ -198,8 +198,8 @@ def is_broken(error: psycopg.Error) -> bool:
 
 
 @contextmanager
-def readable() -> Iterator[None]:
-    """Tell what the server refuses outside of a file, such as for want of a privilege.
+def translated_errors() -> Iterator[None]:
+    """Turn what the server refuses outside of a file into an error for the operator.
 
     Raises:
         MigrateError: the server refused something, or the connection broke.
@@ -344,8 +344,8 @@ def lock(connection: Connection, wait: float, waiting: Callable[[str], None]) ->
 
 
 @contextmanager
-def watched(connection: Connection) -> Iterator[list[str]]:
-    """Look, from a session of its own, who stands in the way of a connection: the last who did."""
+def blockers(connection: Connection) -> Iterator[list[str]]:
+    """Collect, from a second session, who blocks a connection; the list holds the last seen."""
     seen: list[str] = []
     done = threading.Event()
     info = connection.info

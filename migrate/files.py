@@ -81,7 +81,7 @@ class File:
                 migration may hold, or nothing at all; each with file:line:column.
         """
         script = parse(self.content)
-        refuse([f"{self.path}:{problem}" for problem in script.problems])
+        raise_if_any([f"{self.path}:{problem}" for problem in script.problems])
         return script
 
 
@@ -114,7 +114,7 @@ def read(folder: Path) -> list[File]:
                     problems.append(_unreadable(folder / name, error))
     finally:
         os.close(within)
-    refuse(problems)
+    raise_if_any(problems)
     return found
 
 
@@ -129,7 +129,7 @@ def _name_problem(folder: Path, name: str) -> str | None:
     return foreign.name_problem(folder, name)
 
 
-def unread(directory: Path) -> list[str]:
+def ignored(directory: Path) -> list[str]:
     """Paths of what lies in the folders and is not read, below the directory, in their order.
 
     Beside the folders: what is named almost as they are, or as a versioned file.
@@ -180,7 +180,7 @@ def read_tree(directory: Path) -> Tree:
     return {name: read(directory / name) for name in FOLDERS}
 
 
-def refuse(problems: Sequence[str]) -> None:
+def raise_if_any(problems: Sequence[str]) -> None:
     """Stop when there are problems.
 
     Raises:

@@ -11,7 +11,7 @@ from psycopg.types.json import Jsonb
 
 from embedded.errors import with_remedy
 from migrate import VERSION
-from migrate.connection import Connection, readable
+from migrate.connection import Connection, translated_errors
 from migrate.files import File
 
 SCHEMA = "migrate"
@@ -90,7 +90,7 @@ class Ledger:
     complete: bool
 
 
-@readable()
+@translated_errors()
 def read(connection: Connection) -> Ledger:
     """The ledger; an empty one where there is none."""
     try:
@@ -119,7 +119,7 @@ class Entry:
     applied_by: str
 
 
-@readable()
+@translated_errors()
 def entries(connection: Connection) -> dict[tuple[str, str], Entry]:
     """Folder and file name -> when it was applied."""
     try:
@@ -164,7 +164,7 @@ def complete_contents(connection: Connection, folder: str, files: Sequence[File]
             )
 
 
-@readable()
+@translated_errors()
 def contents(connection: Connection, folder: str) -> dict[str, str]:
     """Name -> text, as they were applied, of a folder of repeatable files."""
     try:
@@ -219,7 +219,7 @@ class Progress:
         )
 
 
-@readable()
+@translated_errors()
 def progress(connection: Connection) -> dict[tuple[str, str], Progress]:
     """Folder and file name -> how far it has come, of the files that are half done."""
     try:
@@ -271,9 +271,9 @@ class Record:
     comparable: bool
 
 
-def catalog(connection: Connection) -> Record | None:
+def recorded_catalog(connection: Connection) -> Record | None:
     """What the last run has recorded; None before the first run."""
-    with readable(), connection.transaction():
+    with translated_errors(), connection.transaction():
         if connection.execute("select to_regclass(%s)", [f"{SCHEMA}.catalog"]).fetchone() == (
             None,
         ):
@@ -288,17 +288,19 @@ def catalog(connection: Connection) -> Record | None:
     return Record(objects, drift, leave or (), form == FORMAT)
 
 
-def begin(connection: Connection, objects: Objects, drift: Drift, leave: Sequence[str]) -> None:
+def mark_running(
+    connection: Connection, objects: Objects, drift: Drift, leave: Sequence[str]
+) -> None:
     """A run is in progress; what it does to the catalog is drift only when it was there before."""
-    _record(connection, objects, Jsonb(dict(drift)), leave)
+    _write_catalog(connection, objects, Jsonb(dict(drift)), leave)
 
 
-def end(connection: Connection, objects: Objects, leave: Sequence[str]) -> None:
+def record_catalog(connection: Connection, objects: Objects, leave: Sequence[str]) -> None:
     """Remember what a run leaves behind."""
-    _record(connection, objects, None, leave)
+    _write_catalog(connection, objects, None, leave)
 
 
-def _record(
+def _write_catalog(
     connection: Connection, objects: Objects, in_progress: Jsonb | None, leave: Sequence[str]
 ) -> None:
     connection.execute(

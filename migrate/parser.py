@@ -234,7 +234,7 @@ def problem(statement: Statement, transactional: bool) -> tuple[str, str] | None
                 "write SET SESSION CHARACTERISTICS AS TRANSACTION, which holds to the end of the "
                 "file",
             )
-    if transactional and (by_itself := alone(statement)):
+    if transactional and (by_itself := outside_transaction(statement)):
         return (
             f"{by_itself} cannot run inside a transaction",
             "put it into a file of its own that begins with `-- migrate: no-transaction`",
@@ -253,7 +253,7 @@ def problem(statement: Statement, transactional: bool) -> tuple[str, str] | None
     return None
 
 
-_ALONE = {
+_OUTSIDE_TRANSACTION = {
     "CreatedbStmt": "CREATE DATABASE",
     "DropdbStmt": "DROP DATABASE",
     "CreateTableSpaceStmt": "CREATE TABLESPACE",
@@ -262,7 +262,7 @@ _ALONE = {
 }
 
 
-def alone(statement: Statement) -> str | None:
+def outside_transaction(statement: Statement) -> str | None:
     """The command, when it cannot run inside a transaction; else None.
 
     Source: the notes of each command in the documentation of PostgreSQL 18.
@@ -304,7 +304,7 @@ def alone(statement: Statement) -> str | None:
             or any(option.defname in ("failover", "two_phase") for option in node.options)
         ):
             return "ALTER SUBSCRIPTION that asks the publisher"
-    return _ALONE.get(statement.kind)
+    return _OUTSIDE_TRANSACTION.get(statement.kind)
 
 
 _NO_SLOT = re.compile(r"\balter\s+subscription\b[^;]*\bslot_name\s*=\s*none\b", re.IGNORECASE)

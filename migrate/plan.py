@@ -9,7 +9,7 @@ import psycopg
 
 from embedded.errors import with_remedy
 from migrate import files, indexes, ledger
-from migrate.connection import ANOTHER_ENCODING, Connection, readable
+from migrate.connection import ANOTHER_ENCODING, Connection, translated_errors
 from migrate.files import PLATFORM, REPEATABLE, VERSIONED, File, Tree
 from migrate.parser import Piece
 
@@ -102,8 +102,8 @@ class Plan:
         return not self.complete or any(folder.work for folder in self.folders)
 
 
-@readable()
-def compare(
+@translated_errors()
+def read(
     connection: Connection, tree: Tree, names: Sequence[str] = (VERSIONED, REPEATABLE)
 ) -> Plan:
     """The files beside the ledger, unchecked; reads only, with one query."""
@@ -113,7 +113,7 @@ def compare(
     )
 
 
-def make(
+def check(
     connection: Connection, tree: Tree, names: Sequence[str] = (VERSIONED, REPEATABLE)
 ) -> Plan:
     """What a run would do, after all checks that need no more than this; reads only.
@@ -127,14 +127,14 @@ def make(
         FilesError: files are wrong, or were edited or removed after they had been applied.
         MigrateError: the server refuses to tell.
     """
-    found = compare(connection, tree, names)
+    found = read(connection, tree, names)
     problems = [problem for folder in found.folders for problem in folder.problems]
     if found.work:
         problems += files.sql_problems(found.pending)
-        files.refuse(problems)
+        files.raise_if_any(problems)
         problems += _encoding_problems(connection, found.pending)
         problems += _half_done_problems(connection, found)
-    files.refuse(problems)
+    files.raise_if_any(problems)
     return found
 
 

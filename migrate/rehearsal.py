@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from migrate import ledger, plan, run, verify
-from migrate.connection import Connection, StatementError, connect, readable, send
+from migrate.connection import Connection, StatementError, connect, send, translated_errors
 from migrate.errors import FailedChecksError, MigrateError, NoRehearsalError
-from migrate.files import PLATFORM, REPEATABLE, VERSIONED, File, Tree, refuse
+from migrate.files import PLATFORM, REPEATABLE, VERSIONED, File, Tree, raise_if_any
 from migrate.throwaway import throwaway
 
 
@@ -83,7 +83,7 @@ def state(connection: Connection) -> State:
     return State(versioned, ledger.contents(connection, REPEATABLE))
 
 
-@readable()
+@translated_errors()
 def rehearse(tree: Tree, database: Connection | None = None) -> Rehearsal:
     """Apply what is pending to a copy of the present schema, verify it, and throw it away.
 
@@ -162,8 +162,8 @@ def _not_shown(connection: Connection, database: Connection, tree: Tree) -> list
     theirs, ours = _major(database), _major(connection)
     if theirs == ours:
         return []
-    pending = plan.make(connection, tree, _NAMES).pending
-    refuse([problem for file in pending for problem in _syntax_problems(database, file)])
+    pending = plan.check(connection, tree, _NAMES).pending
+    raise_if_any([problem for file in pending for problem in _syntax_problems(database, file)])
     lacking = {name for (name,) in connection.execute(_BUILT_IN)}
     lacking -= {name for (name,) in database.execute(_BUILT_IN)}
     return [

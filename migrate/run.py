@@ -11,13 +11,13 @@ from migrate import adoption, catalog, ledger, plan
 from migrate.apply import apply, batches, settings
 from migrate.connection import (
     LOCK_WAIT,
-    SESSION,
+    SESSION_SETTINGS,
     Connection,
     StatementError,
     lock,
-    readable,
     renew,
     send,
+    translated_errors,
 )
 from migrate.errors import FilesError, LostError, MigrateError
 from migrate.files import REPEATABLE, VERSIONED, File, Tree
@@ -107,7 +107,7 @@ def up(
     return applied
 
 
-@readable()
+@translated_errors()
 def _run(
     connection: Connection,
     tree: Tree,
@@ -116,7 +116,7 @@ def _run(
     report: Report,
     wait: float,
 ) -> None:
-    while plan.make(connection, tree, names).work:
+    while plan.check(connection, tree, names).work:
         if _finish(connection, tree, names, applied, report, wait):
             return
         renew(connection)
@@ -135,7 +135,7 @@ def _finish(
     That is after a file that changed what new sessions are given, such as their search_path, and
     after another run was waited for, which may have done so.
     """
-    send(connection, SESSION)
+    send(connection, SESSION_SETTINGS)
     waited = False
 
     def waiting(holder: str) -> None:
@@ -148,7 +148,7 @@ def _finish(
             return False
         if adoption.adopt(connection, tree):
             report(Step("adopted", "what psql had made"))
-        found = plan.make(connection, tree, names)
+        found = plan.check(connection, tree, names)
         if not found.work:
             return True
         send(connection, ledger.CREATE + ledger.UPGRADE)
@@ -158,7 +158,7 @@ def _finish(
         _remove_progress(connection, found)
         leave = catalog.left(tree)
         objects, drift = _before(connection, leave, report)
-        ledger.begin(connection, objects, drift, leave)
+        ledger.mark_running(connection, objects, drift, leave)
         try:
             done = _apply(connection, found, applied, report)
         except BaseException:
@@ -212,9 +212,9 @@ def _remove_progress(connection: Connection, found: Plan) -> None:
 def _end(
     connection: Connection, objects: ledger.Objects, drift: ledger.Drift, leave: Sequence[str]
 ) -> None:
-    send(connection, SESSION)
+    send(connection, SESSION_SETTINGS)
     live = catalog.read(connection, leave)
-    ledger.end(connection, _expected(objects, drift, live), leave)
+    ledger.record_catalog(connection, _expected(objects, drift, live), leave)
 
 
 def _before(
@@ -222,7 +222,7 @@ def _before(
 ) -> tuple[ledger.Objects, ledger.Drift]:
     """What the catalog should be, and where it is something else."""
     live = catalog.read(connection, leave)
-    recorded = ledger.catalog(connection)
+    recorded = ledger.recorded_catalog(connection)
     if recorded is None:
         return live, {}
     if not recorded.comparable:

@@ -9,13 +9,13 @@ from psycopg.pq import TransactionStatus
 from migrate import catalog, ledger
 from migrate.connection import (
     LOCK_WAIT,
-    SESSION,
+    SESSION_SETTINGS,
     Connection,
     is_broken,
     lock,
-    readable,
     roll_back,
     send,
+    translated_errors,
 )
 from migrate.errors import (
     Difference,
@@ -25,14 +25,14 @@ from migrate.errors import (
     IncompleteRunError,
     MigrateError,
 )
-from migrate.files import VERIFY, VERSIONED, File, Tree, refuse, sql_problems
+from migrate.files import VERIFY, VERSIONED, File, Tree, raise_if_any, sql_problems
 from migrate.parser import Statement
 from migrate.report import describe
 
 _ROWS_SHOWN = 20
 
 
-@readable()
+@translated_errors()
 def drift(connection: Connection) -> list[Difference]:
     """Every object that differs from what the last run left; reads only.
 
@@ -40,7 +40,7 @@ def drift(connection: Connection) -> list[Difference]:
         IncompleteRunError: a run is in progress or was interrupted; or none has recorded what there
             should be, or none of this release.
     """
-    recorded = ledger.catalog(connection)
+    recorded = ledger.recorded_catalog(connection)
     if recorded is None:
         if VERSIONED in ledger.read(connection).digests:
             raise IncompleteRunError("no run has recorded what there is", "run `up`, which does")
@@ -55,7 +55,7 @@ def drift(connection: Connection) -> list[Difference]:
     return catalog.differences(recorded.objects, catalog.read(connection, recorded.leave))
 
 
-@readable()
+@translated_errors()
 def accept(connection: Connection, wait: float = LOCK_WAIT) -> list[Difference]:
     """Take the live catalog as it should be, drift included.
 
@@ -67,16 +67,16 @@ def accept(connection: Connection, wait: float = LOCK_WAIT) -> list[Difference]:
     """
     with lock(connection, wait, lambda _: None):
         send(connection, ledger.CREATE + ledger.UPGRADE)
-        recorded = ledger.catalog(connection)
+        recorded = ledger.recorded_catalog(connection)
         leave = recorded.leave if recorded else ()
         live = catalog.read(connection, leave)
-        ledger.end(connection, live, leave)
+        ledger.record_catalog(connection, live, leave)
         if recorded is None or not recorded.comparable:
             return []
         return catalog.differences(recorded.objects, live)
 
 
-@readable()
+@translated_errors()
 def check(connection: Connection, tree: Tree) -> int:
     """Verify the database: no drift, and every query of `verify/` returns no row; reads only.
 
@@ -89,12 +89,12 @@ def check(connection: Connection, tree: Tree) -> int:
         FailedChecksError: checks fail.
         MigrateError: a check cannot be run.
     """
-    refuse(sql_problems(tree[VERIFY]))
+    raise_if_any(sql_problems(tree[VERIFY]))
     if differences := drift(connection):
         raise DriftError(differences)
     passed = 0
     failed = []
-    send(connection, SESSION)
+    send(connection, SESSION_SETTINGS)
     try:
         for file in tree[VERIFY]:
             for statement in file.script.statements():

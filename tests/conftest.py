@@ -36,6 +36,9 @@ from tests.support.provisioning import World, a_world
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
+# What the engine and the command line start would compile the whole project each time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # A machine that is busy with the other worker is no failure.
 settings.register_profile("no-deadline", deadline=None)
 settings.load_profile("no-deadline")

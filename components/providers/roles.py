@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 from psycopg import sql
 
-from migrate.connection import Connection, readable
+from migrate.connection import Connection, translated_errors
 
 
-@readable()
+@translated_errors()
 def on_server(connection: Connection) -> tuple[frozenset[str], frozenset[str]]:
     """Names of the server's databases, and of its roles."""
     databases = connection.execute("select datname from pg_database")

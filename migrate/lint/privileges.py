@@ -1,6 +1,6 @@
 """Privileges that an object has from its creation on, by default, for the roles of an API."""
 
-from migrate.connection import Connection, readable
+from migrate.connection import Connection, translated_errors
 
 EVERYBODY = "PUBLIC"
 API_ROLES = frozenset({EVERYBODY, "anon", "authenticated"})
@@ -13,7 +13,7 @@ BUILT_IN: frozenset[Default] = frozenset({(None, "functions", EVERYBODY)})
 """What PostgreSQL begins with."""
 
 
-@readable()
+@translated_errors()
 def default_privileges(connection: Connection) -> set[Default]:
     """Who may execute functions and read tables that the present role creates; reads only."""
     rows = connection.execute(

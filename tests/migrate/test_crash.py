@@ -263,7 +263,7 @@ class State:
             dict(session.execute(LOG).fetchall()),
             dict(session.execute("select name, sha256 from migrate.ledger").fetchall()),
             catalog.read(session),
-            ledger.catalog(session),
+            ledger.recorded_catalog(session),
             session.execute(LEFTOVERS).fetchall(),
         )
 

@@ -157,7 +157,7 @@ def test_what_lies_beside_the_folders_and_looks_as_if_it_were_read_is_named(tmp_
     names = ["migration/0001_a.sql", "Verify/a.sql", "repeatables/a.sql", "0001_a.sql"]
     others = ["migrations/0001_t1.sql", "jobs/0001_a.sql", "all-migrations.sql", "verify/a.sql"]
     write(tmp_path, dict.fromkeys([*names, *others], TABLE))
-    assert files.unread(tmp_path) == ["0001_a.sql", "Verify", "migration", "repeatables"]
+    assert files.ignored(tmp_path) == ["0001_a.sql", "Verify", "migration", "repeatables"]
 
 
 @pytest.mark.parametrize("name", ["0002_Users.SQL", "0002_users.Sql"])

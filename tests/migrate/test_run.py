@@ -107,7 +107,7 @@ def test_only_the_named_folders_are_applied(database: str, tmp_path: Path) -> No
 def test_plan_names_what_up_would_apply_and_changes_nothing(database: str, tmp_path: Path) -> None:
     write(tmp_path, {"repeatable/a.sql": "select 1;", **tables(1, 2)})
     with connect(database) as session:
-        planned = plan.make(session, files.read_tree(tmp_path))
+        planned = plan.check(session, files.read_tree(tmp_path))
     names = [name for folder in planned.folders for name in folder.work]
     assert (planned.work, planned.complete) == (True, True)
     assert [file.name for file in planned.pending] == names
@@ -413,7 +413,7 @@ def test_a_role_that_may_not_make_the_ledger_is_told_so(role: str, tmp_path: Pat
     assert "(SQLSTATE 42501)\n  what to do: run as the role that owns the database" in message
 
 
-@pytest.mark.parametrize("action", [plan.make, run.up, verify.check])
+@pytest.mark.parametrize("action", [plan.check, run.up, verify.check])
 def test_a_role_that_may_not_read_the_ledger_is_told_so(
     database: str, role: str, tmp_path: Path, action: Callable[..., object]
 ) -> None:
@@ -445,10 +445,10 @@ def test_the_ledger_of_an_older_engine_is_brought_up_to_date(database: str, tmp_
     query(database, "alter table migrate.catalog drop column in_progress")
     query(database, "drop table migrate.progress")
     with connect(database) as session:
-        assert plan.compare(session, files.read_tree(tmp_path)).complete is False
+        assert plan.read(session, files.read_tree(tmp_path)).complete is False
         assert rehearsal.state(session).repeatable == {}
     assert up(database, tmp_path) == []
     with connect(database) as session:
-        assert plan.compare(session, files.read_tree(tmp_path)).complete is True
+        assert plan.read(session, files.read_tree(tmp_path)).complete is True
         assert list(rehearsal.state(session).repeatable) == ["v.sql"]
         assert verify.drift(session) == []

@@ -44,7 +44,7 @@ def incomplete(url: str, directory: Path) -> bool:
             drift: object = verify.drift(session)
         except IncompleteRunError as error:
             drift = str(error)
-        complete = plan.make(session, tree).complete
+        complete = plan.check(session, tree).complete
         if complete:
             assert drift == []
             assert isinstance(verify.check(session, tree), int)
@@ -58,7 +58,7 @@ def incomplete(url: str, directory: Path) -> bool:
                 "  what to do: wait for it; or run `up`, which finishes it"
             )
         )
-        assert plan.make(session, tree).work
+        assert plan.check(session, tree).work
         return True
 
 
