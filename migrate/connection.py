@@ -34,6 +34,9 @@ LOCK_WAIT = 60.0
 
 APPLICATION = "migrate"
 
+CONNECT_TIMEOUT = 10
+"""Seconds to wait for each address of the host, unless the URL says."""
+
 SESSION_SETTINGS = """\
 reset session authorization;
 reset all;
@@ -72,19 +75,18 @@ _URL = re.compile(r"postgres(ql)?://([^/?@]*@)?[^@?]*(\?.*)?", re.DOTALL)
 """Not a password with a raw @ or /, which libpq takes for the host's begin, and then shows it."""
 
 
-def connect(url: str, connect_timeout: int = 10) -> Connection:
+def connect(url: str) -> Connection:
     """A connection in autocommit mode.
 
     Args:
         url: anything libpq understands; empty means libpq's environment and service files.
-        connect_timeout: seconds to wait for each address of the host, unless the URL says.
 
     Raises:
         UnreachableError: it cannot be reached or refuses us.
         LostError: the connection broke at once.
         MigrateError: it is too old, a transaction pooler, or encoded in SQL_ASCII.
     """
-    defaults = {"application_name": APPLICATION, "connect_timeout": connect_timeout}
+    defaults = {"application_name": APPLICATION, "connect_timeout": CONNECT_TIMEOUT}
     options = defaults | _parse(url) | {"client_encoding": "utf-8"}
     try:
         connection = psycopg.connect(autocommit=True, prepare_threshold=None, **options)  # type: ignore[arg-type]
