@@ -85,12 +85,16 @@ def steps(events: Sequence[Json]) -> list[Json]:
 
 
 def is_applied(events: Sequence[Json]) -> bool:
-    """Whether the stack has a database with migrations."""
-    return any(
-        event["metadata"]["type"].endswith("/schema:MigrationSet")
-        and event["metadata"]["op"] != "create"
+    """Whether the stack has a database with migrations.
+
+    Where the diff of the MigrationSet failed there is no event of it, and that of the stack tells.
+    """
+    operations: dict[str, str] = {
+        event["metadata"]["type"]: event["metadata"]["op"]
         for event in _events_of(events, "resourcePreEvent")
-    )
+    }
+    stack = operations.get("pulumi:pulumi:Stack", "create")
+    return operations.get("pulumi-python:dynamic/schema:MigrationSet", stack) != "create"
 
 
 def changes(events: Sequence[Json]) -> Section:

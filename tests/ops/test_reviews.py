@@ -115,6 +115,28 @@ PLAN: dict[str, Any] = {
 }
 
 
+STACK = "pulumi:pulumi:Stack"
+MIGRATIONS = "pulumi-python:dynamic/schema:MigrationSet"
+
+
+@pytest.mark.parametrize(
+    ("stack", "migrations", "applied"),
+    [
+        ("create", "create", False),
+        ("same", "create", False),
+        ("same", "update", True),
+        ("same", None, True),  # its diff failed
+        ("create", None, False),
+    ],
+)
+def test_whether_the_stack_has_migrations(
+    stack: str, migrations: str | None, applied: bool
+) -> None:
+    events = [step(stack, type_=STACK)]
+    events += [step(migrations, type_=MIGRATIONS)] if migrations else []
+    assert text.is_applied(events) is applied
+
+
 def lines(*events: dict[str, Any]) -> list[str]:
     """The lines below `Changes`."""
     return text.changes([*events, END]).block.splitlines()
