@@ -55,8 +55,8 @@ tunnel: .venv/.installed ## Open a shell that reaches the database of STACK=prod
 new-env: .venv/.installed ## Write the stack file of a new environment: make new-env NAME=qa
 	@$(PYTHON) -m ops.new_environment "$$NAME"
 
-# More workers than two cores: tests of the engine and of the cluster wait most of their time.
-PYTEST := $(PYTHON) -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+# One more worker than two cores: tests of the engine and of the cluster wait a part of their time.
+PYTEST := $(PYTHON) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test: .venv/.installed $(TOOLS) $(KUBERNETES) ## Run all tests
 	$(PYTEST) tests
