@@ -18,7 +18,7 @@ from components.schema import Schema, SchemaArgs
 
 def main() -> None:
     """Declare the platform."""
-    # When a resource fails, the engine interrupts this program, and the language host would print
+    # When a resource fails, Pulumi interrupts this program, and the language host would print
     # a traceback of the interruption behind the error.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 

@@ -38,8 +38,8 @@ A directory (default: sql) holds, each optional:
   verify/*.sql               queries that return rows where something is wrong
   platform/*.sql             what a plain PostgreSQL lacks and a hosted one has
 
-The database is --database-url, else DATABASE_URL, else what libpq finds in PGHOST, PGSERVICE, its
-service file and so on.  Passwords are never printed.
+The database is --database-url, otherwise DATABASE_URL, otherwise what libpq finds in PGHOST,
+PGSERVICE, its service file and so on.  Passwords are never printed.
 """
 
 _EXIT_CODES = """\
@@ -176,9 +176,9 @@ def main(arguments: list[str]) -> int:
         result.document["not_read"] = unread
         print(json.dumps(result.document | {"exit_code": result.code}, indent=2, default=str))
     else:
-        told = [*filter(None, [result.text]), *(f"not read  {name}" for name in unread)]
-        if told:
-            print("\n".join(told), flush=True)
+        lines = [*filter(None, [result.text]), *(f"not read  {name}" for name in unread)]
+        if lines:
+            print("\n".join(lines), flush=True)
         if result.error:
             print(result.error, file=sys.stderr)
     return result.code

@@ -100,13 +100,13 @@ def compare(connection: Connection, tree: Tree) -> Adoption | None:
 
 
 def adopt(connection: Connection, tree: Tree) -> bool:
-    """Record what `judge` finds, under the lock of a run.
+    """Record what `compare` finds, under the lock of a run.
 
     Returns:
         Whether it was a database without a ledger.
 
     Raises:
-        MigrateError: as `judge`.
+        MigrateError: as `compare`.
     """
     try:
         found = compare(connection, tree)

@@ -50,8 +50,8 @@ _MARK = ";show role"
 
 _INSERTS = re.compile(r"^insert\b", re.IGNORECASE | re.MULTILINE)
 
-Told = Callable[[Notice | None], None]
-"""Is given what the server says of a file; None where that is not to be shown."""
+OnNotice = Callable[[Notice | None], None]
+"""Takes a notice or warning of a file; None for one that is not to be shown."""
 
 RETRIES = 4
 """How often a file is tried again after a lock timeout, the wait doubling from one second."""
@@ -98,7 +98,7 @@ def apply(
     batch: Sequence[File],
     committed: Sequence[File],
     retrying: Callable[[str, float], None],
-    told: Told = lambda _: None,
+    on_notice: OnNotice = lambda _: None,
 ) -> str:
     """Apply files together: all of them, or none.  A file without a transaction comes alone.
 
@@ -106,8 +106,8 @@ def apply(
         connection: which holds the lock of the run.
         batch: checked files.
         committed: what the run has applied before, for the message.
-        retrying: is told why, and in how many seconds, it is tried again after a lock timeout.
-        told: is given the notices and warnings.
+        retrying: is on_notice why, and in how many seconds, it is tried again after a lock timeout.
+        on_notice: is called with each notice and warning.
 
     Returns:
         What new sessions are given afterwards, as `SETTINGS` has it.
@@ -125,8 +125,8 @@ def apply(
         try:
             with watching as in_the_way:
                 if transactional:
-                    return _in_one_transaction(connection, batch, told)
-                return _one_by_one(connection, batch[0], told)
+                    return _in_one_transaction(connection, batch, on_notice)
+                return _one_by_one(connection, batch[0], on_notice)
         except _ApplyError as failed:
             if isinstance(failed.error, psycopg.errors.LockNotAvailable) and not last:
                 retrying(str(failed.error).strip(), 2.0**attempt)
@@ -183,7 +183,7 @@ def _standing(connection: Connection, failed: _ApplyError) -> str:
     return text
 
 
-def _in_one_transaction(connection: Connection, batch: Sequence[File], told: Told) -> str:
+def _in_one_transaction(connection: Connection, batch: Sequence[File], on_notice: OnNotice) -> str:
     """Apply files; one that is a single piece is one message, its begin and commit included."""
     try:
         for file in batch:
@@ -199,7 +199,9 @@ def _in_one_transaction(connection: Connection, batch: Sequence[File], told: Tol
                     if file is batch[-1]:
                         committing, closing = list(batch), f"{closing}{SETTINGS}commit"
                 count = span.statements if len(file.script.spans) > 1 else 0
-                results = _run_piece(connection, committing, opening, piece, closing, told, count)
+                results = _run_piece(
+                    connection, committing, opening, piece, closing, on_notice, count
+                )
                 opening = ""
         return _text(results[-2])  # before the commit's
     finally:
@@ -212,7 +214,7 @@ def _run_piece(
     opening: str,
     piece: Piece,
     closing: str,
-    told: Told,
+    on_notice: OnNotice,
     count: int,
 ) -> list[PGresult]:
     """Send a piece; `batch` is what commits if `closing` does.
@@ -229,7 +231,7 @@ def _run_piece(
     def tell(done: int, diagnostic: Diagnostic) -> None:
         if owners:
             owner = owners[min(max(done - before, 0), len(owners) - 1)]
-            told(notice(file, split(piece)[owner], diagnostic))
+            on_notice(notice(file, split(piece)[owner], diagnostic))
 
     try:
         return send(connection, opening + script + closing, tell)
@@ -275,7 +277,7 @@ def _record(file: File, milliseconds: str) -> str:
     return ledger.record(file, content, milliseconds)
 
 
-def _one_by_one(connection: Connection, file: File, told: Told) -> str:
+def _one_by_one(connection: Connection, file: File, on_notice: OnNotice) -> str:
     """Go on behind the statements that a run before this one has carried out.
 
     A statement commits together with the note that it is done.  One that refuses that, because it
@@ -299,8 +301,8 @@ def _one_by_one(connection: Connection, file: File, told: Told) -> str:
             advance = partial(ledger.advance, connection, file)
             done = partial(advance, Progress(statement.number, digest.hexdigest()))
 
-            def tell(_: int, said: Diagnostic, by: Statement = statement) -> None:
-                told(notice(file, by, said))
+            def tell(_: int, diagnostic: Diagnostic, by: Statement = statement) -> None:
+                on_notice(notice(file, by, diagnostic))
 
             try:
                 if statement.builds_concurrently:

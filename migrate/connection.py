@@ -127,7 +127,7 @@ def connect(url: str) -> Connection:
 def _changes_backends(connection: Connection, options: Mapping[str, Any]) -> bool:
     """Whether a pooler gives the session another backend from one transaction to the next.
 
-    A session that is a backend's own has the process id that it was told at the login.  Of a
+    A session that is a backend's own has the process id that it was given at the login.  Of a
     pooler's, a second one tells: while it holds its backend in a transaction, that is one which the
     first session had before, or the first one is given another, then or afterwards.  Leaves nothing
     in any backend.
@@ -238,15 +238,15 @@ class StatementError(Exception):
 
 
 def send(
-    connection: Connection, script: str, told: Callable[[int, Diagnostic], None] | None = None
+    connection: Connection, script: str, on_notice: Callable[[int, Diagnostic], None] | None = None
 ) -> list[PGresult]:
     """Run any number of statements by one message; the server stops at the first that fails.
 
     Args:
         connection: to the database.
         script: the statements.
-        told: is given each notice, and how many results were there when it was read.  It is of the
-            next statement; or of the one after that, if that one has no rows.
+        on_notice: is called with each notice, and how many results were there when it was read.
+            It is of the next statement; or of the one after that, if that one has no rows.
 
     Returns:
         The result of each statement.
@@ -258,8 +258,8 @@ def send(
     results: list[PGresult] = []
 
     def notice(diagnostic: Diagnostic) -> None:
-        if told:
-            told(len(results), diagnostic)
+        if on_notice:
+            on_notice(len(results), diagnostic)
 
     connection.pgconn.send_query(script.encode())
     connection.add_notice_handler(notice)
@@ -313,7 +313,7 @@ def lock(connection: Connection, wait: float, waiting: Callable[[str], None]) ->
     Args:
         connection: the connection that holds it; the server releases it if the connection dies.
         wait: seconds to wait for another run to end.
-        waiting: is told once who holds it, when it has to be waited for.
+        waiting: is called once with who holds it, when it has to be waited for.
 
     Raises:
         MigrateError: another run holds it for longer than that; the message names it.

@@ -91,8 +91,8 @@ class AdoptionError(DriftError):
 
     expected = "as the files make them, and there is no ledger to tell why; nothing was changed"
     remedy = (
-        "if an older release made the database, run `up` from that release first; else make it "
-        "equal by hand. What is not the platform's belongs into a schema that another role owns"
+        "if an older release made the database, run `up` from that release first; otherwise make "
+        "it equal by hand. What is not the platform's belongs into a schema that another role owns"
     )
 
 

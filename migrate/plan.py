@@ -146,8 +146,8 @@ def _encoding_problems(connection: Connection, pending: Sequence[File]) -> list[
         try:
             connection.execute("select length(%s)", [file.text])
         except psycopg.errors.UntranslatableCharacter as error:
-            told = _BYTES.search(str(error))
-            character = bytes.fromhex(told[0].replace("0x", "")).decode() if told else ""
+            found = _BYTES.search(str(error))
+            character = bytes.fromhex(found[0].replace("0x", "")).decode() if found else ""
             piece, offset = Piece(file.text), file.text.find(character)
             text = (
                 f"{file.path}:{piece.position(offset)}: {character} is not in the database's "

@@ -149,7 +149,8 @@ def _refuse_lacking(error: MigrateError, server: str, database: Connection | Non
         raise NoRehearsalError(
             f"not rehearsed: the throwaway server ({server}) has no extension {name}, by which the "
             f"files do not apply there:\n  {error.problem.splitlines()[0]}",
-            f"install {name} for it on this machine; else the first run on a database shows it",
+            f"install {name} for it on this machine; otherwise the first run on a database shows "
+            "it",
         ) from error
 
 

@@ -30,7 +30,7 @@ class Step:
     """What a run tells of its progress.
 
     Attributes:
-        event: "adopted" a database, "recorded" its catalog anew, "waiting" for another run,
+        event: "adopted" a database, "recorded" its catalog again, "waiting" for another run,
             "applying", "retrying" after a lock timeout, "notice" of the server, "applied", or
             "unrecorded" a removed repeatable file.
         subject: folder and name of the file; of "waiting", who holds the lock.
@@ -182,13 +182,13 @@ def _apply(connection: Connection, found: Plan, applied: list[File], report: Rep
             def retrying(why: str, seconds: float, label: str = label) -> None:
                 report(Step("retrying", label, seconds, detail=why))
 
-            def told(notice: Notice | None, label: str = label) -> None:
+            def on_notice(notice: Notice | None, label: str = label) -> None:
                 if notice:
                     report(Step("notice", label, notice=notice))
 
             report(Step("applying", label, number=len(applied) + 1, total=total))
             started = time.monotonic()
-            now = apply(connection, batch, applied, retrying, told)
+            now = apply(connection, batch, applied, retrying, on_notice)
             seconds = (time.monotonic() - started) / len(batch)
             for file in batch:
                 applied.append(file)
@@ -226,7 +226,7 @@ def _before(
     if recorded is None:
         return live, {}
     if not recorded.comparable:
-        report(Step("recorded", "what there is anew: an older release's record tells no drift"))
+        report(Step("recorded", "the catalog again: an older release's record tells no drift"))
         return live, {}
     objects = catalog.without(recorded.objects, leave)
     if recorded.drift is not None:

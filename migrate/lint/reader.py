@@ -77,11 +77,11 @@ class Reader(Tables, Functions):
             for place in dict.fromkeys(function.exposed.values()):
                 roles = [role for role, where in function.exposed.items() if where is place]
                 by_name = " and ".join(sorted(set(roles) - {EVERYBODY}))
-                told = " and ".join(
+                who = " and ".join(
                     [f"{EVERYBODY}, which is every role,"] * (EVERYBODY in roles)
                     + [f"{by_name}, by default privileges,"] * bool(by_name)
                 )
-                self.find("public-execute", told, title, place=place)
+                self.find("public-execute", who, title, place=place)
         for name, (kind, place) in self.dropped.items():
             self.find("drop", f"the {kind} {name}", place=place)
         super().finish()

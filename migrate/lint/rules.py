@@ -100,7 +100,7 @@ RULES: Mapping[str, Rule] = {
         "detach it CONCURRENTLY, in a file of its own with `-- migrate: no-transaction`",
     ),
     "refresh": Rule(
-        "nobody can read {} until it is filled anew",
+        "nobody can read {} until it is filled again",
         "give it a unique index, and refresh it CONCURRENTLY",
     ),
     "constraint-index": Rule(

@@ -591,7 +591,7 @@ def test_the_record_of_an_older_release_tells_no_drift_and_is_renewed_by_a_run(
     steps: list[run.Step] = []
     assert up(database, tmp_path, report=steps.append) == []
     assert [str(step) for step in steps] == [
-        "recorded what there is anew: an older release's record tells no drift"
+        "recorded the catalog again: an older release's record tells no drift"
     ]
     with connect(database) as session:
         assert drifts(session) == {}
