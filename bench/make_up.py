@@ -21,7 +21,8 @@ import yaml
 from components import NAMESPACE, ROOT
 from components.automation import jobs
 from components.instance_provisioner import CHART
-from dev.__main__ import STACK, STACK_FILE, STATE
+from dev.__main__ import STACK, STATE
+from dev.stack import NAME
 
 ROUNDS = 7
 SETTINGS = {
@@ -49,11 +50,11 @@ def copied(directory: Path, pulumi: str, inherited: dict[str, str]) -> dict[str,
     (directory / "__main__.py").write_bytes((ROOT / "bench/same_resources.py").read_bytes())
     (directory / "charts").symlink_to(ROOT / "charts")
     (directory / ".venv").symlink_to(ROOT / ".venv")
-    shutil.copy(STACK_FILE, directory)
+    shutil.copy(STACK.file, directory)
     shutil.copytree(STATE / "pulumi", directory / "backend")
     environment = inherited | SETTINGS
     environment["PULUMI_BACKEND_URL"] = (directory / "backend").as_uri()
-    export = [pulumi, "stack", "export", "--show-secrets", "--stack", STACK]
+    export = [pulumi, "stack", "export", "--show-secrets", "--stack", NAME]
     resources = json.loads(run(export, directory, environment)[1])["deployment"]["resources"]
     values = yaml.safe_load((CHART / "ci" / "minimal-values.yaml").read_text())
     cluster = next(each for each in resources if each["type"] == "pulumi:providers:kubernetes")
@@ -82,7 +83,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         environment = copied(directory, pulumi, inherited)
-        options = ["--stack", STACK, "--config-file", str(directory / STACK_FILE.name)]
+        options = ["--stack", NAME, "--config-file", str(directory / STACK.file.name)]
         options += ["--non-interactive", "--skip-config-validation"]
         preview = run([pulumi, "preview", *options], directory, environment)[1]
         # Of what is only rendered to files, a changed value may replace some.

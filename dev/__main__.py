@@ -9,20 +9,19 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NoReturn
 
-import psutil  # type: ignore[import-untyped]
 import yaml
 
-from components import INSTANCES_NAMESPACE, PROJECT, ROOT
+from components import INSTANCES_NAMESPACE, ROOT
 from components.authorization import SERVICES
 from components.database_target import DatabaseTarget
 from dev import provisioner as process
+from dev.stack import NAME, Stack, find_pulumi, take_turn, write
 from embedded.cluster import Cluster, ClusterAccess
 from embedded.errors import UserError
 from embedded.postgres import Server, embedded_bin
@@ -31,11 +30,9 @@ from ops import committed_config
 
 STATE = ROOT / ".state"
 PROVISIONER = STATE / "provisioner"
-STACK = "dev"
-STACK_FILE = STATE / f"Pulumi.{STACK}.yaml"
-PULUMI_STATE = STATE / "pulumi" / ".pulumi" / "stacks" / PROJECT / f"{STACK}.json"
-
-DOWNLOAD_TIMEOUT = 20.0
+STACK = Stack(STATE)
+TAKE_TURNS = ("up", "preview", "preview-comment", "provisioner", "clean")
+"""Commands of which one runs at a time."""
 
 
 def main(arguments: list[str]) -> int:
@@ -57,6 +54,8 @@ def main(arguments: list[str]) -> int:
         print(f"usage: python -m dev {'|'.join(commands)}", file=sys.stderr)
         return 2
     try:
+        if arguments[0] in TAKE_TURNS:
+            take_turn(STATE)
         return commands[arguments[0]](arguments[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -77,17 +76,17 @@ def up(options: list[str]) -> int:
     """Bring the platform up and print its outputs; a second time it changes nothing."""
     config, secret_keys = _config()
     options = _deploy_to_cluster(config, options)
-    pulumi = _find_pulumi()
+    pulumi = find_pulumi(STATE)
     if pulumi:
-        _prepare_stack(pulumi, config, secret_keys)
-        _pulumi(pulumi, "up", "--yes", "--skip-preview", *options)
+        STACK.prepare(pulumi, config, {key: config[key] for key in secret_keys})
+        STACK.become(pulumi, "up", "--yes", "--skip-preview", *options)
     from dev import in_process  # spares a run with Pulumi 0.13 s
 
     _ensure_helm(in_process.HELM)
     # The SDK would wait for what is in progress before it passes an interruption on.
     signal.signal(signal.SIGINT, _interrupted)
     plain = {k: v if isinstance(v, str) else json.dumps(v) for k, v in config.items()}
-    result = in_process.run(plain, secret_keys, STACK)
+    result = in_process.run(plain, secret_keys, NAME)
     print("\nOutputs (of an in-process run, which is not a Pulumi deployment and keeps no state):")
     shown = {
         name: "[secret]" if name in result.secrets else value
@@ -102,7 +101,7 @@ def up(options: list[str]) -> int:
 def preview(options: list[str]) -> int:
     """Show what `up` would change."""
     pulumi, options = _prepare_preview(options)
-    _pulumi(pulumi, "preview", "--policy-pack", "policies", *options)
+    STACK.become(pulumi, "preview", "--policy-pack", "policies", *options)
 
 
 def preview_comment(options: list[str]) -> int:
@@ -111,22 +110,22 @@ def preview_comment(options: list[str]) -> int:
         pulumi, _ = _prepare_preview(options)
     from ops.reviews.__main__ import main as command_line  # spares others 0.15 s
 
-    os.environ |= _environment()
+    os.environ |= STACK.environment
     os.environ["PATH"] = f"{Path(pulumi).parent}{os.pathsep}{os.environ['PATH']}"
-    return command_line(["preview", STACK, "--config-file", str(STACK_FILE)])
+    return command_line(["preview", NAME, "--config-file", str(STACK.file)])
 
 
 def _prepare_preview(options: list[str]) -> tuple[str, list[str]]:
     """Bring the stack's config up to date; returns the path of the Pulumi CLI and its options."""
     config, secret_keys = _config()
     options = _deploy_to_cluster(config, options)
-    pulumi = _find_pulumi()
+    pulumi = find_pulumi(STATE)
     if not pulumi:
         raise UserError(
             "a preview needs the Pulumi CLI, which is missing",
             "install it; without it, `make migrate ARGS=plan` shows the pending migrations",
         )
-    _prepare_stack(pulumi, config, secret_keys)
+    STACK.prepare(pulumi, config, {key: config[key] for key in secret_keys})
     return pulumi, options
 
 
@@ -247,7 +246,7 @@ def _deploy_to_cluster(config: dict[str, Any], options: list[str]) -> list[str]:
         access = _cluster()
         os.environ["KUBECONFIG"] = str(access.kubeconfig)
         config |= {"kubernetesContext": access.context, "renderDirectory": ""}
-    elif (own := _own_cluster()).kubeconfig.exists() and _is_deployed_to(own.context):
+    elif (own := _own_cluster()).kubeconfig.exists() and STACK.is_deployed_to(own.context):
         # Pulumi removes it from there.
         if own.start():
             print("started the cluster, from which the former deployment is removed")
@@ -256,18 +255,6 @@ def _deploy_to_cluster(config: dict[str, Any], options: list[str]) -> list[str]:
         # The provider would ask the operator's own cluster for its version.
         os.environ["KUBECONFIG"] = os.devnull
     return [option for option in options if option != "--cluster"]
-
-
-def _is_deployed_to(context: str) -> bool:
-    """Whether Pulumi's state, which knows what a failed run left, too, has resources there."""
-    if not PULUMI_STATE.exists():
-        return False
-    latest = json.loads(PULUMI_STATE.read_text())["checkpoint"]["latest"] or {}
-    return any(
-        resource["type"] == "pulumi:providers:kubernetes"
-        and resource["inputs"].get("context") == context
-        for resource in latest.get("resources", [])
-    )
 
 
 def _config() -> tuple[dict[str, Any], list[str]]:
@@ -292,7 +279,7 @@ def _config() -> tuple[dict[str, Any], list[str]]:
         }
     else:
         given = _parse(url)
-    config = committed_config(STACK)
+    config = committed_config(NAME)
     config |= {
         "databaseHost": str(given.get("host") or "127.0.0.1"),
         "databasePort": int(given.get("port") or 5432),
@@ -329,126 +316,8 @@ def _generated(admin_password: str) -> dict[str, Any]:
         },
     }
     if after != before:
-        _write(path, json.dumps(after, indent=2))
+        write(path, json.dumps(after, indent=2))
     return after
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace a file by one that only its owner may read, whole or not at all."""
-    new = path.with_name(f"{path.name}.new")
-    with open(os.open(new, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as file:
-        file.write(text)
-    new.replace(path)
-
-
-def _find_pulumi() -> str | None:
-    """The CLI on PATH, otherwise one that the SDK downloads; None where neither is possible."""
-    if found := shutil.which("pulumi"):
-        return found
-    from pulumi.automation import PulumiCommand  # spares a run that finds it 0.08 s
-
-    # The SDK's downloader has no time limit of its own.
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
-    try:
-        return PulumiCommand.install(root=str(STATE / "pulumi-cli")).command
-    except Exception as error:  # of the network or the script, of any type
-        print(f"no Pulumi CLI on PATH, nor can it be downloaded ({error}): running in-process")
-        return None
-    finally:
-        socket.setdefaulttimeout(None)
-
-
-def _environment() -> dict[str, str]:
-    backend = STATE / "pulumi"
-    backend.mkdir(exist_ok=True)
-    passphrase = STATE / "passphrase"
-    if not passphrase.exists():
-        _write(passphrase, secrets.token_urlsafe(32))
-    return {
-        "PULUMI_BACKEND_URL": backend.as_uri(),
-        "PULUMI_CONFIG_PASSPHRASE_FILE": str(passphrase),
-        "PULUMI_SKIP_UPDATE_CHECK": "true",
-    } | os.environ
-
-
-def _pulumi(pulumi: str, command: str, *options: str) -> NoReturn:
-    """Become a Pulumi command on the stack, so that Ctrl-C is Pulumi's alone to handle.
-
-    The config is checked by components/config.py, which names all problems at once.
-    """
-    common = ["--stack", STACK, "--config-file", str(STACK_FILE), "--non-interactive"]
-    sys.stdout.flush()
-    os.chdir(ROOT)
-    os.execve(
-        pulumi,
-        [pulumi, command, *common, "--skip-config-validation", *options],
-        _environment(),
-    )
-
-
-def _prepare_stack(pulumi: str, config: dict[str, Any], secret_keys: list[str]) -> None:
-    """Create the stack where there is none, and write its config with the secrets encrypted.
-
-    It is created from .state/, with a project file of its own, so that the salt of its encryption
-    goes to .state/Pulumi.dev.yaml and not into the committed one.
-    """
-    if not (STACK_FILE.exists() and PULUMI_STATE.exists()):
-        (STATE / "Pulumi.yaml").write_text(f"name: {PROJECT}\nruntime: python\n")
-        _run_pulumi(pulumi, "stack", "select", "--create")
-    _unlock_stack(pulumi)
-    _write_config(pulumi, config, secret_keys)
-
-
-def _run_pulumi(pulumi: str, *arguments: str, stdin: str | None = None) -> None:
-    """Run a Pulumi command on the stack, which prints nothing.
-
-    Raises:
-        UserError: it fails.
-    """
-    done = subprocess.run(
-        [pulumi, *arguments, "--stack", STACK, "--non-interactive"],
-        cwd=STATE,
-        env=_environment(),
-        input=stdin,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        command = " ".join(arguments[:2])
-        raise UserError(f"pulumi {command} failed: {done.stderr.strip()}", "see docs/recovery.md")
-
-
-def _unlock_stack(pulumi: str) -> None:
-    """Remove the lock and the pending operations of a run whose process has ended."""
-    locks = STATE / "pulumi" / ".pulumi" / "locks" / "organization" / PROJECT / STACK
-    for lock in locks.glob("*.json"):
-        if not psutil.pid_exists(json.loads(lock.read_text())["pid"]):
-            print("a run was killed: its lock and its unfinished operations are removed")
-            _run_pulumi(pulumi, "cancel", "--yes")
-            # Of the stack resource alone, so that no provider is asked.
-            target = ("--target", "**pulumi:pulumi:Stack**")
-            refresh = ("refresh", "--yes", "--skip-preview", "--clear-pending-creates")
-            _run_pulumi(pulumi, *refresh, *target)
-
-
-def _write_config(pulumi: str, config: dict[str, Any], secret_keys: list[str]) -> None:
-    """Write the stack's config; secrets are encrypted again only where one may have changed."""
-    stack = yaml.safe_load(STACK_FILE.read_text())
-    present = stack.get("config", {})
-    encrypted = {f"{PROJECT}:{key}": present.get(f"{PROJECT}:{key}") for key in secret_keys}
-    changed = (STATE / "secrets.json").stat().st_mtime > STACK_FILE.stat().st_mtime
-    stale = changed or not all(encrypted.values())
-    plain = {f"{PROJECT}:{k}": v for k, v in config.items() if k not in secret_keys and v != ""}
-    if stale or plain | encrypted != present:
-        stack["config"] = plain if stale else plain | encrypted
-        _write(STACK_FILE, yaml.safe_dump(stack))
-    for key in secret_keys if stale else ():
-        named = config[key] if isinstance(config[key], dict) else {None: config[key]}
-        for name, secret in named.items():
-            path = f"{PROJECT}:{key}" + (f".{name}" if name else "")
-            # By standard input, since every user of the machine can read arguments.
-            _run_pulumi(pulumi, "config", "set", "--secret", "--path", path, stdin=secret)
 
 
 def _ensure_helm(helm: Path) -> None:
