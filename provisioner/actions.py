@@ -53,11 +53,20 @@ async def ensure_absent(context: Context, instance: Instance) -> Outcome:
 
 
 async def remove(context: Context, instance: Instance) -> None:
-    """Remove a release and its objects; an instance that never ran has no volumes to keep."""
+    """Remove a release and its objects; an instance that never ran has no volumes to keep.
+
+    Raises:
+        NotGoneError: some of the objects are still there.
+    """
     await context.cluster.delete_interrupted_revisions(instance.app_name)
     await helm.uninstall(context.settings, instance.app_name)
     retention_days = instance.volume_retention_days if instance.provisioned_at else 0
     await context.cluster.delete_remaining_objects(str(instance.id), retention_days)
+    await context.cluster.wait_until_gone(
+        str(instance.id),
+        context.settings.helm_timeout_seconds,
+        except_volumes=retention_days > 0,
+    )
 
 
 ACTIONS = {

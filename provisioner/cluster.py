@@ -2,8 +2,9 @@
 
 import asyncio
 import hashlib
+import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
@@ -16,10 +17,11 @@ from lightkube.core.exceptions import ConfigError
 from lightkube.core.resource import NamespacedResource
 from lightkube.core.selector import build_selector
 from lightkube.models.meta_v1 import ObjectMeta
-from lightkube.resources.apps_v1 import Deployment, StatefulSet
+from lightkube.resources.apps_v1 import Deployment, ReplicaSet, StatefulSet
 from lightkube.resources.core_v1 import (
     ConfigMap,
     PersistentVolumeClaim,
+    Pod,
     Secret,
     Service,
 )
@@ -44,14 +46,22 @@ KINDS: tuple[type[NamespacedResource], ...] = (
     Ingress,
     NetworkPolicy,
 )
+POD_KINDS: tuple[type[NamespacedResource], ...] = (ReplicaSet, Pod)
+"""What controllers make of the workloads; it ends with them, and not before it has gone."""
+
 INTERRUPTED = ("pending-install", "pending-upgrade", "pending-rollback", "uninstalling")
 """Helm's statuses of a revision whose run was interrupted, and that blocks further runs."""
 
 METADATA_ONLY = {"Accept": "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"}
 TIMEOUT = httpx2.Timeout(10)
+POLL_SECONDS = 0.5
 
 CLUSTER_ERRORS = (httpx2.HTTPError, ConfigError)
 """The exceptions of the client: the API server cannot be reached, or refuses a request."""
+
+
+class NotGoneError(Exception):
+    """Objects that were deleted are still there; the message names them and their finalizers."""
 
 
 class Metadata(msgspec.Struct, frozen=True):
@@ -63,6 +73,7 @@ class Metadata(msgspec.Struct, frozen=True):
     generation: int = 0
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
+    finalizers: list[str] = []
 
 
 class _Item(msgspec.Struct):
@@ -87,6 +98,13 @@ class KubernetesObject:
         if self.kind is PersistentVolumeClaim:
             version = ""  # binding a claim changes its version
         return f"{self.kind.__name__} {self.metadata.name} {self.metadata.uid} {version}"
+
+    def __str__(self) -> str:
+        """Kind and name, with the finalizers that a deletion waits for."""
+        text = f"{self.kind.__name__} {self.metadata.name}"
+        if not (finalizers := self.metadata.finalizers):
+            return text
+        return f"{text} (finalizer{'s' * (len(finalizers) > 1)} {', '.join(finalizers)})"
 
     @property
     def delete_after(self) -> datetime | None:
@@ -157,13 +175,17 @@ class Cluster(AsyncClient):
         for metadata in await self._metadata(Secret, labels):
             await self.delete_object(KubernetesObject(Secret, metadata))
 
-    async def objects(self, instance_id: str | None = None) -> ObjectsByInstance:
+    async def objects(
+        self,
+        instance_id: str | None = None,
+        kinds: Sequence[type[NamespacedResource]] = KINDS,
+    ) -> ObjectsByInstance:
         """The objects of one instance or, by default, of all."""
         found = defaultdict(list)
         lists = await asyncio.gather(
-            *(self._metadata(kind, {INSTANCE_LABEL: instance_id}) for kind in KINDS)
+            *(self._metadata(kind, {INSTANCE_LABEL: instance_id}) for kind in kinds)
         )
-        for kind, items in zip(KINDS, lists, strict=True):
+        for kind, items in zip(kinds, lists, strict=True):
             for metadata in items:
                 found[metadata.labels[INSTANCE_LABEL]].append(KubernetesObject(kind, metadata))
         return found
@@ -186,6 +208,29 @@ class Cluster(AsyncClient):
                     obj.metadata.name,
                     {"metadata": {"annotations": annotation}},
                 )
+
+    async def wait_until_gone(
+        self, instance_id: str, seconds: float, *, except_volumes: bool
+    ) -> None:
+        """Wait until an instance has no object left, its pods included.
+
+        Raises:
+            NotGoneError: there are some after so many seconds.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            found = await self.objects(instance_id, (*KINDS, *POD_KINDS))
+            remaining = [
+                obj
+                for obj in found[instance_id]
+                if not (except_volumes and obj.kind is PersistentVolumeClaim)
+            ]
+            if not remaining:
+                return
+            if time.monotonic() > deadline:
+                names = ", ".join(sorted(map(str, remaining)))
+                raise NotGoneError(f"deleted, but still there after {seconds:g} s: {names}")
+            await asyncio.sleep(POLL_SECONDS)
 
     async def delete_object(self, obj: KubernetesObject) -> None:
         """Delete an object, if it still exists."""

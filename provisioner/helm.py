@@ -57,16 +57,16 @@ async def upgrade(
 
 
 async def uninstall(settings: Settings, release: str) -> None:
-    """Uninstall a release, if it exists, and wait until its pods have ended.
+    """Uninstall a release, if it exists. Its objects are deleted, and may not be gone yet.
+
+    Without --wait: Helm forgets the release also when the wait failed, and says nothing more of it
+    the next time.
 
     Raises:
         HelmError: it failed.
     """
-    seconds = settings.helm_timeout_seconds
     await _run(
-        settings,
-        ["uninstall", release, "--ignore-not-found", "--wait", f"--timeout={seconds}s"],
-        seconds,
+        settings, ["uninstall", release, "--ignore-not-found"], settings.helm_timeout_seconds
     )
 
 

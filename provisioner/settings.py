@@ -57,7 +57,7 @@ class Settings(BaseSettings):
         resync_seconds: between two comparisons of all rows with all objects in the namespace.
         keepalive_seconds: between two keep-alive queries on the listening connection.
         lease_seconds: after which another worker takes over from one that died.
-        helm_timeout_seconds: how long pods may take to become ready.
+        helm_timeout_seconds: how long pods may take to become ready, or objects to be gone.
         helm_slack_seconds: how much longer Helm may take before it is killed.
         max_attempts: how often the provisioning of a new instance is attempted.
         first_backoff_seconds: longest delay of the second attempt; doubles with each further one.

@@ -1,6 +1,7 @@
 """What goes wrong around the instance-provisioner: it ends in the state that the rows want."""
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -97,17 +98,41 @@ def test_killed_during_the_removal_and_started_again_ends_without_a_release(worl
     service = world.start().until_ready()
     instance = world.provision("free")
     name = world.settled(instance, "running")["app_name"]
-    finalizer = '{"metadata":{"finalizers":%s}}'
-    deployment = f"deployment/{name}-backend"
-    world.kubectl("patch", deployment, "-p", finalizer % '["mindroom.test/wait"]')
     world.db.execute("select public.deprovision_instance(%s)", [instance])
-    eventually(lambda: world.releases().get(name) == ["uninstalling"])
+    eventually(lambda: service.events("helm started", command="uninstall"))
     service.kill()
-    world.kubectl("patch", deployment, "-p", finalizer % "null")
     with world.running():
         world.settled(instance, "deprovisioned")
         assert name not in world.releases()
-        eventually(lambda: world.objects(ALL, instance) == [])
+        assert world.objects(ALL, instance) == []
+
+
+def test_a_removal_ends_when_the_objects_are_gone_and_says_what_is_in_the_way(world: World) -> None:
+    finalizers = '[{"op": "add", "path": "/metadata/finalizers", "value": %s}]'
+    with world.running(HELM_TIMEOUT_SECONDS=6) as service:
+        instance = world.provision("free")
+        world.settled(instance, "running")
+        held = [world.objects(kind, instance)[0] for kind in ("deployments", "ingresses", "pvc")]
+        patches = [
+            ("patch", obj["kind"], obj["metadata"]["name"], "--type=json", "-p") for obj in held
+        ]
+        for patch in patches:
+            world.kubectl(*patch, finalizers % '["mindroom.test/wait"]')
+        world.db.execute("select public.deprovision_instance(%s)", [instance])
+        # Helm knows of no release any more when it is asked for the second time.
+        eventually(
+            lambda: len([e for e in service.events("failed") if "still there" in e["error"]]) > 1
+        )
+        row = world.row(instance)
+        assert row["status"] == "deprovisioning"
+        for obj in held:
+            named = rf"{obj['kind']} {obj['metadata']['name']} \(finalizers? mindroom.test/wait"
+            assert re.search(named, row["error_message"])
+        assert f"Pod {row['app_name']}-backend-" in row["error_message"]
+        for patch in patches:
+            world.kubectl(*patch, finalizers % "[]")
+        assert world.settled(instance, "deprovisioned")["error_message"] is None
+        assert world.objects(f"{ALL},pods", instance) == []
 
 
 def test_a_worker_that_lost_its_lease_writes_nothing(world: World) -> None:
@@ -318,7 +343,7 @@ def test_a_new_instance_that_never_works_is_given_up_and_provisioned_again_on_re
         assert [event["attempt"] for event in claimed] == [1, 2]
         assert len(service.events("given up", instance_id=str(new))) == 1
         assert "never" not in world.releases()
-        eventually(lambda: world.objects(ALL, new) == [])
+        assert world.objects(f"{ALL},pods", new) == []
         world.update(new, app_config={})
         answer = service.http.post(
             "/api/v1/provision",
