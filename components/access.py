@@ -1,13 +1,16 @@
 """Roles and Grants: the services' login roles, and their privileges from the authorization data."""
 
+import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import pulumi
 import pulumi_postgresql as postgresql
 
+from components import PROJECT
 from components.authorization import SERVICES, Service
 from components.role_settings import RoleSettings
+from components.scram import verifier
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Roles(pulumi.ComponentResource):
                 role,
                 name=role,
                 login=True,
-                password=args.passwords[role],
+                password=_verifier(role, args.passwords[role]),
                 roles=service.member_of,
                 inherit=service.inherit,
                 connection_limit=service.connection_limit,
@@ -58,6 +61,15 @@ class Roles(pulumi.ComponentResource):
                 pulumi.ResourceOptions(parent=self, depends_on=declared),
             )
         self.register_outputs({"names": list(SERVICES)})
+
+
+def _verifier(role: str, password: pulumi.Output[str]) -> pulumi.Output[str]:
+    """What the server keeps of the password: pulumi-postgresql doubles a backslash in a password.
+
+    By the salt it is the same in each run, and another for each role of each stack.
+    """
+    salt = hashlib.sha256(f"{PROJECT}/{pulumi.get_stack()}/{role}".encode()).digest()[:16]
+    return password.apply(lambda text: verifier(text, salt))
 
 
 @dataclass(frozen=True)

@@ -195,6 +195,7 @@ def _role(executor: Executor, args: mocks.MockResourceArgs) -> tuple[bool, Prope
     name, timeout = wanted["name"], f"statement_timeout={int(wanted['statementTimeout'])}"
     to = executor.provider_of(args)
     login = name + to["username"].removeprefix(to["databaseUsername"])
+    password = json.loads(executor.config["servicePasswords"])[name]  # declared is its verifier
     with closing(executor.connect(args)) as connection:
         found = connection.execute(
             """select rolcanlogin, rolinherit, rolconnlimit, coalesce(
@@ -211,7 +212,7 @@ def _role(executor: Executor, args: mocks.MockResourceArgs) -> tuple[bool, Prope
             found
             and found[:4] == declared
             and timeout in found[4]
-            and _can_log_in(connection, login, wanted["password"])
+            and _can_log_in(connection, login, password)
         ):
             return False, wanted
         role = sql.Identifier(name)

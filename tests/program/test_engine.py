@@ -199,17 +199,21 @@ def test_unreachable_database_is_a_warning_in_the_preview_and_ends_an_up(project
     assert "Connection refused" in shown
 
 
-def test_revoked_grant_is_shown_by_refresh_and_repaired_by_up(project: Project) -> None:
+def test_grant_and_password_changed_by_hand_are_shown_by_refresh_and_repaired_by_up(
+    project: Project,
+) -> None:
     execute(project.url, "revoke update on public.subscriptions from stripe_handler")
-    (grant,) = (
+    execute(project.url, "alter role stripe_handler password 'set by hand'")
+    changed = [
         resource["urn"]
         for resource in project.resources()
-        if resource["urn"].endswith("::stripe_handler-public.subscriptions")
-    )
-    shown = project.shown(refresh=True, target=[grant])
+        if resource["urn"].endswith(("::stripe_handler-public.subscriptions", "::stripe_handler"))
+    ]
+    shown = project.shown(refresh=True, target=changed)
     assert "stripe_handler-public.subscriptions" in shown
     assert "UPDATE" in shown
-    project.up(refresh=True, target=[grant])
+    assert re.search(r"~ password *: \[secret\]", shown)
+    project.up(refresh=True, target=changed)
     url = project.stack.outputs()["service_database_urls"].value["stripe_handler"]
     execute(url, "update public.subscriptions set status = status where false")
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psycopg
 import pytest
@@ -28,7 +29,10 @@ from ops import committed_config
 from tests.support.pooler import RESERVED, TENANT, Pooler
 
 SECRETS = ("databasePassword", "servicePasswords", "provisionerApiToken")
-PASSWORDS = {role: f"{role}: p@ss/word %20 of 16+" for role in SERVICES}
+PRINTABLE = "".join(map(chr, range(32, 127)))
+"""Every printable character of ASCII."""
+
+PASSWORDS = {role: f"%20{PRINTABLE}{role}" for role in SERVICES}
 TOKEN = "an-api-token-of-some-length"
 MADE = "made"
 """A copy of the platform's database as the run left it, to be copied again: nobody enters it."""
@@ -150,7 +154,7 @@ def emulate_supabase(server: Server, *, grants_all: bool) -> str:
             least that is known to remain with the API roles.
     """
     assert server.superuser == "supabase_admin"
-    password = "the-owner-of-the-project"
+    password = f"{PRINTABLE}%20"
     with psycopg.connect(server.url(), autocommit=True) as connection:
         for path in sql_files("platform"):
             connection.execute(path.read_bytes())
@@ -195,7 +199,8 @@ def emulate_supabase(server: Server, *, grants_all: bool) -> str:
                     f"alter default privileges for role postgres in schema public grant {given} "
                     f"on {kind} to anon, authenticated, service_role".encode()
                 )
-    return server.url().replace(f"supabase_admin:{server.password}", f"postgres:{password}")
+    login = f"postgres:{quote(password, safe='')}"
+    return server.url().replace(f"supabase_admin:{server.password}", login)
 
 
 @dataclass(frozen=True)
