@@ -117,7 +117,7 @@ def adopt(connection: Connection, tree: Tree) -> bool:
     if found is None:
         return False
     with connection.transaction():
-        send(connection, ledger.CREATE + ledger.UPGRADE)
+        send(connection, ledger.CREATE)
         if not found.bundled:
             files = (*tree[VERSIONED], *tree[REPEATABLE])
             send(connection, "".join(map(ledger.record, files)))

@@ -16,9 +16,6 @@ from migrate.files import File
 
 SCHEMA = "migrate"
 
-FORMAT = 2
-"""Of the recorded catalog.  One that was recorded in another form tells nothing of drift."""
-
 CREATE = f"""\
 create schema if not exists {SCHEMA};
 create table if not exists {SCHEMA}.ledger (
@@ -46,8 +43,7 @@ create table if not exists {SCHEMA}.catalog (
   objects jsonb not null,
   recorded_at timestamptz not null default now(),
   in_progress jsonb,
-  format integer,
-  leave jsonb
+  leave jsonb not null
 );
 """
 """The DDL of the ledger; harmless where it exists.
@@ -58,16 +54,6 @@ create table if not exists {SCHEMA}.catalog (
 progress or was interrupted: then it holds the drift that there was before that run.  `leave` is
 what the files leave to others.
 """
-
-
-UPGRADE = f"""\
-alter table {SCHEMA}.ledger add column if not exists content text;
-alter table {SCHEMA}.catalog add column if not exists in_progress jsonb;
-alter table {SCHEMA}.progress add column if not exists index_name text;
-alter table {SCHEMA}.catalog add column if not exists format integer;
-alter table {SCHEMA}.catalog add column if not exists leave jsonb;
-"""
-"""Brings the ledger of an older engine up to date."""
 
 Objects = Mapping[str, str]
 """The catalog: object -> definition."""
@@ -97,14 +83,10 @@ def read(connection: Connection) -> Ledger:
         rows = connection.execute(f"select folder, name, sha256 from {SCHEMA}.ledger").fetchall()
     except psycopg.errors.UndefinedTable:
         return Ledger({}, complete=True)
-    try:
-        complete = connection.execute(
-            f"""select in_progress is null and format = {FORMAT}
-                  and not exists (select from {SCHEMA}.progress)
-                from {SCHEMA}.catalog"""
-        ).fetchone()
-    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):
-        complete = None  # made by an older engine
+    complete = connection.execute(
+        f"""select in_progress is null and not exists (select from {SCHEMA}.progress)
+            from {SCHEMA}.catalog"""
+    ).fetchone()
     digests: dict[str, dict[str, str]] = {}
     for folder, name, sha256 in rows:
         digests.setdefault(folder, {})[name] = sha256
@@ -167,14 +149,11 @@ def complete_contents(connection: Connection, folder: str, files: Sequence[File]
 @translated_errors()
 def contents(connection: Connection, folder: str) -> dict[str, str]:
     """Name -> text, as they were applied, of a folder of repeatable files."""
-    try:
-        rows = connection.execute(
-            f"""select name, content from {SCHEMA}.ledger
-                where folder = %s and content is not null order by name collate "C" """,
-            [folder],
-        )
-    except psycopg.errors.UndefinedColumn:
-        return {}
+    rows = connection.execute(
+        f"""select name, content from {SCHEMA}.ledger
+            where folder = %s and content is not null order by name collate "C" """,
+        [folder],
+    )
     return dict(rows.fetchall())
 
 
@@ -224,8 +203,8 @@ def progress(connection: Connection) -> dict[tuple[str, str], Progress]:
     """Folder and file name -> how far it has come, of the files that are half done."""
     try:
         rows = connection.execute(
-            f"""select folder, name, statements, sha256, building, to_jsonb(p) ->> 'index_name'
-                from {SCHEMA}.progress p"""
+            f"""select folder, name, statements, sha256, building, index_name
+                from {SCHEMA}.progress"""
         ).fetchall()
     except psycopg.errors.UndefinedTable:
         return {}
@@ -262,13 +241,11 @@ class Record:
         objects: as it should be.
         drift: what there was before the run that is in progress or was interrupted; else None.
         leave: what the files leave to others.
-        comparable: whether it is in the form in which the live catalog is read now.
     """
 
     objects: Objects
     drift: Drift | None
     leave: Sequence[str]
-    comparable: bool
 
 
 def recorded_catalog(connection: Connection) -> Record | None:
@@ -279,13 +256,9 @@ def recorded_catalog(connection: Connection) -> Record | None:
         ):
             return None
         row = connection.execute(
-            f"""select objects, row -> 'in_progress', row -> 'leave', row -> 'format'
-                from {SCHEMA}.catalog c, to_jsonb(c) as row"""  # whatever columns it has
+            f"select objects, in_progress, leave from {SCHEMA}.catalog"
         ).fetchone()
-    if row is None:
-        return None
-    objects, drift, leave, form = row
-    return Record(objects, drift, leave or (), form == FORMAT)
+    return Record(*row) if row else None
 
 
 def mark_running(
@@ -304,10 +277,8 @@ def _write_catalog(
     connection: Connection, objects: Objects, in_progress: Jsonb | None, leave: Sequence[str]
 ) -> None:
     connection.execute(
-        f"""insert into {SCHEMA}.catalog (objects, in_progress, format, leave)
-            values (%s, %s, {FORMAT}, %s)
+        f"""insert into {SCHEMA}.catalog (objects, in_progress, leave) values (%s, %s, %s)
             on conflict (only_row) do update set objects = excluded.objects,
-              in_progress = excluded.in_progress, recorded_at = default,
-              format = excluded.format, leave = excluded.leave""",
+              in_progress = excluded.in_progress, recorded_at = default, leave = excluded.leave""",
         [Jsonb(dict(objects)), in_progress, Jsonb(list(leave))],
     )

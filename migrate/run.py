@@ -30,9 +30,8 @@ class Step:
     """What a run tells of its progress.
 
     Attributes:
-        event: "adopted" a database, "recorded" its catalog again, "waiting" for another run,
-            "applying", "retrying" after a lock timeout, "notice" of the server, "applied", or
-            "unrecorded" a removed repeatable file.
+        event: "adopted" a database, "waiting" for another run, "applying", "retrying" after a lock
+            timeout, "notice" of the server, "applied", or "unrecorded" a removed repeatable file.
         subject: folder and name of the file; of "waiting", who holds the lock.
         seconds: how long it took; of "retrying", until it is tried again.
         number, total: which of how many pending files.
@@ -151,13 +150,13 @@ def _finish(
         found = plan.check(connection, tree, names)
         if not found.work:
             return True
-        send(connection, ledger.CREATE + ledger.UPGRADE)
+        send(connection, ledger.CREATE)
         for folder in found.folders:
             if not folder.versioned:
                 ledger.complete_contents(connection, folder.name, folder.files)
         _remove_progress(connection, found)
         leave = catalog.left(tree)
-        objects, drift = _before(connection, leave, report)
+        objects, drift = _before(connection, leave)
         ledger.mark_running(connection, objects, drift, leave)
         try:
             done = _apply(connection, found, applied, report)
@@ -217,16 +216,11 @@ def _end(
     ledger.record_catalog(connection, _expected(objects, drift, live), leave)
 
 
-def _before(
-    connection: Connection, leave: Sequence[str], report: Report
-) -> tuple[ledger.Objects, ledger.Drift]:
+def _before(connection: Connection, leave: Sequence[str]) -> tuple[ledger.Objects, ledger.Drift]:
     """What the catalog should be, and where it is something else."""
     live = catalog.read(connection, leave)
     recorded = ledger.recorded_catalog(connection)
     if recorded is None:
-        return live, {}
-    if not recorded.comparable:
-        report(Step("recorded", "the catalog again: an older release's record tells no drift"))
         return live, {}
     objects = catalog.without(recorded.objects, leave)
     if recorded.drift is not None:

@@ -38,7 +38,7 @@ def drift(connection: Connection) -> list[Difference]:
 
     Raises:
         IncompleteRunError: a run is in progress or was interrupted; or none has recorded what there
-            should be, or none of this release.
+            should be.
     """
     recorded = ledger.recorded_catalog(connection)
     if recorded is None:
@@ -47,11 +47,6 @@ def drift(connection: Connection) -> list[Difference]:
         return []
     if recorded.drift is not None:
         raise IncompleteRunError
-    if not recorded.comparable:
-        raise IncompleteRunError(
-            "the last run was an older release's, which recorded less",
-            "run `up`, which records what there is; `verify` of that release tells what it knows",
-        )
     return catalog.differences(recorded.objects, catalog.read(connection, recorded.leave))
 
 
@@ -66,14 +61,12 @@ def accept(connection: Connection, wait: float = LOCK_WAIT) -> list[Difference]:
         MigrateError: another run holds the lock for longer than `wait` seconds.
     """
     with lock(connection, wait, lambda _: None):
-        send(connection, ledger.CREATE + ledger.UPGRADE)
+        send(connection, ledger.CREATE)
         recorded = ledger.recorded_catalog(connection)
         leave = recorded.leave if recorded else ()
         live = catalog.read(connection, leave)
         ledger.record_catalog(connection, live, leave)
-        if recorded is None or not recorded.comparable:
-            return []
-        return catalog.differences(recorded.objects, live)
+        return catalog.differences(recorded.objects, live) if recorded else []
 
 
 @translated_errors()

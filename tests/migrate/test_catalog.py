@@ -11,15 +11,13 @@ import psycopg
 import pytest
 
 from embedded.postgres import Server, embedded_bin
-from migrate import catalog, run
+from migrate import catalog
 from migrate.connection import connect
-from migrate.errors import IncompleteRunError
 from migrate.objects import SQL
 from tests.support.migrating import (
     ABSENT,
     drifts,
     dump,
-    failure,
     objects,
     psql,
     query,
@@ -571,32 +569,6 @@ def test_a_later_file_may_leave_what_has_drifted(database: str, tmp_path: Path) 
     up(database, write(tmp_path, {"migrations/0003_c.sql": "select 1;"}))
     with connect(database) as session:
         assert drifts(session) == {}
-
-
-# --- the record --------------------------------------------------------------------------------
-
-
-def test_the_record_of_an_older_release_tells_no_drift_and_is_renewed_by_a_run(
-    database: str, tmp_path: Path
-) -> None:
-    up(database, write(tmp_path, {"migrations/0001_a.sql": "create table t (a int);"}))
-    query(
-        database,
-        """update migrate.catalog set objects = '{"table public.t": "as it was told then"}'""",
-    )
-    query(database, "alter table migrate.catalog drop format, drop leave")
-    with connect(database) as session:
-        told = failure(lambda: drifts(session), IncompleteRunError)
-    assert told.startswith("whether the schema has drifted is not known: the last run was an older")
-    steps: list[run.Step] = []
-    assert up(database, tmp_path, report=steps.append) == []
-    assert [str(step) for step in steps] == [
-        "recorded the catalog again: an older release's record tells no drift"
-    ]
-    with connect(database) as session:
-        assert drifts(session) == {}
-        session.execute("alter table t add b int")
-        assert drifts(session) == {"column public.t.b": (ABSENT, "integer")}
 
 
 MANY = """

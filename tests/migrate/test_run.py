@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from migrate import VERSION, files, plan, rehearsal, run, verify
+from migrate import VERSION, files, plan, run, verify
 from migrate.connection import connect
 from migrate.errors import FilesError
 from tests.support.migrating import (
@@ -436,19 +436,3 @@ def test_a_server_that_only_reads_is_told(database: str, tmp_path: Path) -> None
         "the database refuses: cannot execute CREATE SCHEMA in a read-only transaction"
     )
     assert made(database) == []
-
-
-def test_the_ledger_of_an_older_engine_is_brought_up_to_date(database: str, tmp_path: Path) -> None:
-    write(tmp_path, tables(1) | {"repeatable/v.sql": "create or replace view v as select 1 as a;"})
-    up(database, tmp_path)
-    query(database, "alter table migrate.ledger drop column content")
-    query(database, "alter table migrate.catalog drop column in_progress")
-    query(database, "drop table migrate.progress")
-    with connect(database) as session:
-        assert plan.read(session, files.read_tree(tmp_path)).complete is False
-        assert rehearsal.state(session).repeatable == {}
-    assert up(database, tmp_path) == []
-    with connect(database) as session:
-        assert plan.read(session, files.read_tree(tmp_path)).complete is True
-        assert list(rehearsal.state(session).repeatable) == ["v.sql"]
-        assert verify.drift(session) == []
