@@ -46,8 +46,7 @@ create table if not exists migrate.catalog (
   objects jsonb not null,
   recorded_at timestamptz not null default now(),
   in_progress jsonb,
-  format integer,
-  leave jsonb
+  leave jsonb not null
 );
 
 -- migrations/0001_foundation.sql
