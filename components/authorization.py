@@ -200,6 +200,7 @@ TABLES: Mapping[str, Mapping[str, Privileges]] = {
     "private.retention": {},
     "private.instance_status_transitions": {},
     "private.reserved_subdomains": {},
+    "private.released_subdomains": {},
     "private.instance_secrets": {"instance_provisioner": FULL},
     "private.provisioning": {
         # Rows are made and removed with the instances.

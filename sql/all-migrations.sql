@@ -1540,6 +1540,57 @@ set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
 values (0, 'migrations', '0025_usage_id_key.sql', '71ad0ac16224537a0ca4a8d056afb5427b20670e0c75f9ba8585ec02c5160989', NULL, '1.0.0');
 
+-- migrations/0026_released_subdomains.sql
+
+-- A removed customer's subdomain is free again, after a while: links, cookies and invitations that are
+-- still about would lead to somebody else's instance. How long that is, private.retention says. The
+-- record has no foreign key: it outlives the account.
+
+create table private.released_subdomains (
+  subdomain text primary key,
+  account_id uuid not null,
+  released_at timestamptz not null default now()
+);
+
+alter table private.released_subdomains enable row level security;
+
+comment on table private.released_subdomains is
+  'Subdomains that an instance gave up, by its removal or a new name: until they are free again only the same account''s instances get them. To free one at once, delete its row.';
+comment on column private.released_subdomains.account_id is 'Whose it was last; the account may be gone.';
+
+insert into private.retention (table_name, keep_days) values ('released_subdomains', 90);
+
+comment on column private.retention.keep_days is
+  'Days after they were written; for backups and API keys, days after their expires_at; of stripe_customers only those without an account; of released_subdomains how long they are kept for who had them.';
+
+insert into private.released_subdomains (subdomain, account_id, released_at)
+select subdomain, account_id, coalesce(deprovisioned_at, updated_at)
+  from public.instances
+ where status = 'deprovisioned';
+
+-- Of the instances that are there; before, also of those that were.
+alter table public.instances
+  -- squawk-ignore ban-drop-constraint
+  drop constraint instances_subdomain_key;
+-- migrate: allow create-index: some thousand rows at most, and one for each customer
+create unique index instances_subdomain_key on public.instances (subdomain)
+  where status <> 'deprovisioned';
+
+comment on column public.instances.app_name is
+  'The Dokku app or Helm release. Never another instance''s, also after a removal: its volumes may still be there.';
+comment on column public.instances.subdomain is
+  'Of one instance at a time, and see private.released_subdomains.';
+
+
+reset session authorization;
+reset all;
+set client_encoding = 'UTF8';
+set client_connection_check_interval = '2s';
+set lock_timeout = '5s';
+set statement_timeout = '15min';
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'migrations', '0026_released_subdomains.sql', 'cecee56ceead39904a9e1cc94d6d7bb0d021855f42af9defd45c91a05f8a9699', NULL, '1.0.0');
+
 -- repeatable/10_shared.sql
 
 -- What the tables' own files build on: timestamps, who is acting, the audit log.
@@ -2305,6 +2356,39 @@ begin
 end
 $$;
 
+create or replace function private.release_subdomain() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+  insert into private.released_subdomains (subdomain, account_id)
+  values (old.subdomain, old.account_id)
+  on conflict (subdomain) do update
+    set account_id = excluded.account_id, released_at = excluded.released_at;
+  return null;
+end
+$$;
+
+-- After the row is in the index: whoever waited there for a removal to be committed sees it here.
+create or replace function private.check_released_subdomain() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+  free_at timestamptz;
+begin
+  select released_at + keep_days * interval '24 hours' into free_at
+    from private.released_subdomains
+    join private.retention on table_name = 'released_subdomains'
+   where subdomain = new.subdomain and account_id <> new.account_id;
+  if free_at > now() then
+    raise exception 'the subdomain % was another customer''s and is free again at % UTC',
+                    new.subdomain, to_char(free_at at time zone 'utc', 'YYYY-MM-DD HH24:MI')
+      using errcode = 'unique_violation',
+            hint = 'Choose another one. How long it takes is in private.retention; to free it at once, delete its row of private.released_subdomains.';
+  end if;
+  return null;
+end
+$$;
+
 -- The provisioner never touches a release that no row speaks of: deleting the row of a deployed
 -- instance would leave it, with the customer's data, running for ever.
 create or replace function private.keep_deployed_instance() returns trigger
@@ -2334,6 +2418,10 @@ comment on function private.check_first_status() is
   'A new instance is provisioning, or was removed long ago. Only the table''s owner adds one that exists already (docs/migrating.md).';
 comment on function private.check_subdomain() is
   'Refuses the reserved subdomains.';
+comment on function private.release_subdomain() is
+  'Notes the subdomain that an instance gives up, and whose it was.';
+comment on function private.check_released_subdomain() is
+  'Refuses the subdomain that another account gave up, for as long as private.retention says.';
 comment on function private.keep_deployed_instance() is
   'Refuses to delete an instance that is not deprovisioned.';
 
@@ -2345,6 +2433,8 @@ revoke all on function
   private.check_instance_config(),
   private.check_first_status(),
   private.check_subdomain(),
+  private.release_subdomain(),
+  private.check_released_subdomain(),
   private.keep_deployed_instance()
 from public, anon, authenticated, service_role;
 
@@ -2392,6 +2482,24 @@ create or replace trigger instances_check_subdomain
   before update of subdomain on public.instances
   for each row when (old.subdomain is distinct from new.subdomain)
   execute function private.check_subdomain();
+
+create or replace trigger instances_release_subdomain
+  after update of status, subdomain on public.instances
+  for each row when (
+    old.status <> 'deprovisioned'
+    and (new.status = 'deprovisioned' or old.subdomain <> new.subdomain)
+  )
+  execute function private.release_subdomain();
+
+create or replace trigger instances_check_first_released_subdomain
+  after insert on public.instances
+  for each row when (new.status <> 'deprovisioned')
+  execute function private.check_released_subdomain();
+
+create or replace trigger instances_check_released_subdomain
+  after update of subdomain on public.instances
+  for each row when (old.subdomain <> new.subdomain and new.status <> 'deprovisioned')
+  execute function private.check_released_subdomain();
 
 create or replace trigger instances_check_status_transition
   before update of status on public.instances
@@ -2480,7 +2588,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '22_instances.sql', '241871469a397c3adce0b5851f8edb3a79a9dbda45060aa88e1fd143a2454545', NULL, '1.0.0');
+values (0, 'repeatable', '22_instances.sql', '4c1ba446a9dc0039bf64c001c09bc252cb268abdc392011bc6f6da166296509f', NULL, '1.0.0');
 
 -- repeatable/23_usage_metrics.sql
 
@@ -3029,6 +3137,7 @@ revoke all on
   private.retention,
   private.instance_status_transitions,
   private.reserved_subdomains,
+  private.released_subdomains,
   private.instance_secrets,
   private.provisioning,
   private.api_key_hashes,
@@ -3063,6 +3172,11 @@ create policy "services read the transitions" on private.instance_status_transit
 
 drop policy if exists "services read the reserved subdomains" on private.reserved_subdomains;
 create policy "services read the reserved subdomains" on private.reserved_subdomains
+  for select to platform_service
+  using (true);
+
+drop policy if exists "services read the released subdomains" on private.released_subdomains;
+create policy "services read the released subdomains" on private.released_subdomains
   for select to platform_service
   using (true);
 
@@ -3119,7 +3233,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '30_private.sql', '80fd5a9b336fd5bb15f528cdc41a63b2a854ab82ed85dd27ae063d6556b0883f', NULL, '1.0.0');
+values (0, 'repeatable', '30_private.sql', 'a06d02d30194d44acabbb30591480276d4ea215c0d2c6115a7becd20d8afdd61', NULL, '1.0.0');
 
 -- repeatable/40_realtime.sql
 
@@ -4053,6 +4167,14 @@ begin
               order by recorded_at
               limit batch for update skip locked
            );
+        when 'released_subdomains' then
+          delete from private.released_subdomains
+           where subdomain in (
+             select subdomain from private.released_subdomains
+              where released_at < keep.cutoff
+              order by released_at
+              limit batch for update skip locked
+           );
         else
           raise exception 'retention names the table %, which is not known here', keep.table_name
             using errcode = 'invalid_table_definition',
@@ -4117,7 +4239,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '53_automation_functions.sql', '22abf9e7e38dfa9fd485d1cd1025546a44989e65e584407b9be61c78bc7ac8c2', NULL, '1.0.0');
+values (0, 'repeatable', '53_automation_functions.sql', '5b181ad827fe7ddb382c4da37b890a1097dbe4b710133be876308bab201a1025', NULL, '1.0.0');
 
 -- repeatable/54_stripe_snapshots.sql
 

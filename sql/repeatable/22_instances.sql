@@ -158,6 +158,39 @@ begin
 end
 $$;
 
+create or replace function private.release_subdomain() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+  insert into private.released_subdomains (subdomain, account_id)
+  values (old.subdomain, old.account_id)
+  on conflict (subdomain) do update
+    set account_id = excluded.account_id, released_at = excluded.released_at;
+  return null;
+end
+$$;
+
+-- After the row is in the index: whoever waited there for a removal to be committed sees it here.
+create or replace function private.check_released_subdomain() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+  free_at timestamptz;
+begin
+  select released_at + keep_days * interval '24 hours' into free_at
+    from private.released_subdomains
+    join private.retention on table_name = 'released_subdomains'
+   where subdomain = new.subdomain and account_id <> new.account_id;
+  if free_at > now() then
+    raise exception 'the subdomain % was another customer''s and is free again at % UTC',
+                    new.subdomain, to_char(free_at at time zone 'utc', 'YYYY-MM-DD HH24:MI')
+      using errcode = 'unique_violation',
+            hint = 'Choose another one. How long it takes is in private.retention; to free it at once, delete its row of private.released_subdomains.';
+  end if;
+  return null;
+end
+$$;
+
 -- The provisioner never touches a release that no row speaks of: deleting the row of a deployed
 -- instance would leave it, with the customer's data, running for ever.
 create or replace function private.keep_deployed_instance() returns trigger
@@ -187,6 +220,10 @@ comment on function private.check_first_status() is
   'A new instance is provisioning, or was removed long ago. Only the table''s owner adds one that exists already (docs/migrating.md).';
 comment on function private.check_subdomain() is
   'Refuses the reserved subdomains.';
+comment on function private.release_subdomain() is
+  'Notes the subdomain that an instance gives up, and whose it was.';
+comment on function private.check_released_subdomain() is
+  'Refuses the subdomain that another account gave up, for as long as private.retention says.';
 comment on function private.keep_deployed_instance() is
   'Refuses to delete an instance that is not deprovisioned.';
 
@@ -198,6 +235,8 @@ revoke all on function
   private.check_instance_config(),
   private.check_first_status(),
   private.check_subdomain(),
+  private.release_subdomain(),
+  private.check_released_subdomain(),
   private.keep_deployed_instance()
 from public, anon, authenticated, service_role;
 
@@ -245,6 +284,24 @@ create or replace trigger instances_check_subdomain
   before update of subdomain on public.instances
   for each row when (old.subdomain is distinct from new.subdomain)
   execute function private.check_subdomain();
+
+create or replace trigger instances_release_subdomain
+  after update of status, subdomain on public.instances
+  for each row when (
+    old.status <> 'deprovisioned'
+    and (new.status = 'deprovisioned' or old.subdomain <> new.subdomain)
+  )
+  execute function private.release_subdomain();
+
+create or replace trigger instances_check_first_released_subdomain
+  after insert on public.instances
+  for each row when (new.status <> 'deprovisioned')
+  execute function private.check_released_subdomain();
+
+create or replace trigger instances_check_released_subdomain
+  after update of subdomain on public.instances
+  for each row when (old.subdomain <> new.subdomain and new.status <> 'deprovisioned')
+  execute function private.check_released_subdomain();
 
 create or replace trigger instances_check_status_transition
   before update of status on public.instances

@@ -7,6 +7,7 @@ revoke all on
   private.retention,
   private.instance_status_transitions,
   private.reserved_subdomains,
+  private.released_subdomains,
   private.instance_secrets,
   private.provisioning,
   private.api_key_hashes,
@@ -41,6 +42,11 @@ create policy "services read the transitions" on private.instance_status_transit
 
 drop policy if exists "services read the reserved subdomains" on private.reserved_subdomains;
 create policy "services read the reserved subdomains" on private.reserved_subdomains
+  for select to platform_service
+  using (true);
+
+drop policy if exists "services read the released subdomains" on private.released_subdomains;
+create policy "services read the released subdomains" on private.released_subdomains
   for select to platform_service
   using (true);
 

@@ -76,6 +76,14 @@ begin
               order by recorded_at
               limit batch for update skip locked
            );
+        when 'released_subdomains' then
+          delete from private.released_subdomains
+           where subdomain in (
+             select subdomain from private.released_subdomains
+              where released_at < keep.cutoff
+              order by released_at
+              limit batch for update skip locked
+           );
         else
           raise exception 'retention names the table %, which is not known here', keep.table_name
             using errcode = 'invalid_table_definition',

@@ -12,7 +12,6 @@ select t.name as table, t.rule as missing_or_unchecked_constraint
     ('public.subscriptions', 'subscriptions_cancelled_at_known'),
     ('public.instances', 'instances_app_name_key'),
     ('public.instances', 'instances_app_name_valid'),
-    ('public.instances', 'instances_subdomain_key'),
     ('public.instances', 'instances_subdomain_is_dns_label'),
     ('public.instances', 'instances_runtime_known'),
     ('public.instances', 'instances_status_known'),
@@ -35,10 +34,11 @@ select t.name as table, t.rule as missing_or_unchecked_constraint
     where con.conrelid = to_regclass(t.name) and con.conname = t.rule and con.convalidated
  );
 
--- check: An email belongs to one account whatever its case, and an account has at most one subscription that is not cancelled, and one in force.
+-- check: An email belongs to one account whatever its case, a subdomain to one instance that is not deprovisioned, and an account has at most one subscription that is not cancelled, and one in force.
 select t.name as missing_or_wrong_index, pg_get_indexdef(i.indexrelid) as found
   from (values
     ('public.accounts_email_key', 'lower(email)', null),
+    ('public.instances_subdomain_key', 'subdomain', '(status <> ''deprovisioned''::text)'),
     ('public.subscriptions_one_live_per_account', 'account_id', '(status <> ''cancelled''::text)'),
     ('public.subscriptions_in_force_key', 'account_id', 'in_force')
   ) as t (name, key, predicate)
@@ -144,6 +144,9 @@ select t.name as table, t.trigger as missing_or_disabled_trigger
     ('public.instances', 'instances_check_first_status'),
     ('public.instances', 'instances_check_first_subdomain'),
     ('public.instances', 'instances_check_subdomain'),
+    ('public.instances', 'instances_release_subdomain'),
+    ('public.instances', 'instances_check_first_released_subdomain'),
+    ('public.instances', 'instances_check_released_subdomain'),
     ('public.instances', 'instances_set_updated_at_when_used'),
     ('public.instances', 'instances_check_status_transition'),
     ('public.instances', 'instances_check_first_config'),

@@ -190,7 +190,14 @@ def test_cleanup_takes_what_is_expired_and_no_message_that_is_counted_meanwhile(
     for done in answers[: len(cleanups)]:
         removed.update(done)
     assert removed == {"usage_metrics": 3 * 3935, "audit_logs": 20_000 - 89} | dict.fromkeys(
-        ["api_keys", "instance_backups", "stripe_events", "stripe_customers"], 0
+        [
+            "api_keys",
+            "instance_backups",
+            "released_subdomains",
+            "stripe_events",
+            "stripe_customers",
+        ],
+        0,
     )
     kept = world.db.run(
         f"""select usage_date = {TODAY}, count(*), sum(messages_sent) from usage_metrics

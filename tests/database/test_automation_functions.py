@@ -137,6 +137,13 @@ def test_what_has_no_time_left_goes_and_the_rest_stays(db: Db) -> None:
                 days,
                 owner,
             )
+        db.run(
+            """insert into private.released_subdomains (subdomain, account_id, released_at)
+               values (%s, %s, now() - make_interval(days => %s))""",
+            f"ada-{days}",
+            ANN.account,
+            days,
+        )
     cleanup = "select cleanup_expired_data()"
     once = dict.fromkeys((row[0] for row in db.run("select table_name from private.retention")), 1)
     assert db.one(cleanup) == once
@@ -148,6 +155,7 @@ def test_what_has_no_time_left_goes_and_the_rest_stays(db: Db) -> None:
     assert db.one("select count(*) from private.stripe_customers where account_id is null") == 1
     assert db.one("select count(*) from private.stripe_customers") == 3
     assert db.run("select is_active from api_keys order by 1") == [(False,), (True,)]
+    assert db.run("select subdomain from private.released_subdomains") == [("ada-89",)]
     db.run("update private.retention set keep_days = 30 where table_name = 'audit_logs'")
     assert db.one(cleanup)["audit_logs"] == 1
 

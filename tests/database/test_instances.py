@@ -1,10 +1,12 @@
 """The rules of instances: statuses, names, resources, agents, no secret."""
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from itertools import product
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 from psycopg.errors import (
     CheckViolation,
@@ -23,7 +25,10 @@ from tests.support.customers import (
     add_instance,
     agents,
     catalogue,
+    customer_of_its_own,
+    wait_until_blocked,
 )
+from tests.support.platforms import Platform
 
 RESOURCES = ("cpu_limit", "memory_limit_mb", "storage_limit_gb")
 
@@ -80,6 +85,67 @@ def test_a_reserved_subdomain_is_no_instances_new_one_and_stays_where_it_is(
         with db.refused(CheckViolation, "the subdomain www is reserved"):
             db.update("instances", ANN.instance, subdomain="www")
         db.update("instances", taken, subdomain="taken", error_message="none")
+
+
+def give_up(db: Db, how: str, instance: UUID) -> None:
+    """Ann's instance, which is on its way out, gives its subdomain up."""
+    if how == "renamed":
+        db.update("instances", instance, subdomain="eve")
+        return
+    db.update("instances", instance, status="deprovisioned")
+    if how == "removed with its account":
+        db.update("instances", ANN.instance, status="deprovisioned")
+        db.run("delete from auth.users where id = %s", ANN.account)
+
+
+@pytest.mark.parametrize("how", ["renamed", "removed", "removed with its account"])
+def test_a_subdomain_that_was_given_up_is_another_customers_after_a_while(db: Db, how: str) -> None:
+    ada = add_instance(db, ANN, "ada", status="deprovisioning")["id"]
+    db.update("instances", ANN.instance, status="deprovisioning")
+    give_up(db, how, ada)
+    [[free_at]] = db.run(
+        """select to_char((released_at + interval '90 days') at time zone 'utc',
+                          'YYYY-MM-DD HH24:MI') from private.released_subdomains
+           where subdomain = 'ada'"""
+    )
+    message = f"the subdomain ada was another customer's and is free again at {free_at} UTC"
+    with db.acting("instance_provisioner"):
+        with db.refused(UniqueViolation, message):
+            add_instance(db, BOB, "another", subdomain="ada")
+        with db.refused(UniqueViolation, message):
+            db.update("instances", BOB.instance, subdomain="ada")
+    db.run("update private.retention set keep_days = 7 where table_name = 'released_subdomains'")
+    db.run("update private.released_subdomains set released_at = now() - interval '7 days 1 min'")
+    with db.acting("instance_provisioner"):
+        db.update("instances", BOB.instance, subdomain="ada")
+        with db.refused(UniqueViolation, "instances_subdomain_key"):
+            add_instance(db, BOB, "another", subdomain="ada")
+
+
+@pytest.mark.parametrize("how", ["renamed", "removed"])
+def test_who_gave_a_subdomain_up_may_have_it_again_at_once(db: Db, how: str) -> None:
+    ada = add_instance(db, ANN, "ada", status="deprovisioning")["id"]
+    give_up(db, how, ada)
+    with db.acting("instance_provisioner"):
+        add_instance(db, ANN, "another", subdomain="ada")
+
+
+def test_a_subdomain_that_is_given_up_meanwhile_is_refused(platform: Platform) -> None:
+    with (
+        customer_of_its_own(platform) as (db, _, leaving),
+        customer_of_its_own(platform) as (_, _, staying),
+        psycopg.connect(platform.url) as removing,
+        psycopg.connect(platform.url, autocommit=True) as renaming,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        name = db.one("select subdomain from instances where id = %s", leaving)
+        db.update("instances", leaving, status="deprovisioning")
+        Db(removing).update("instances", leaving, status="deprovisioned")
+        renamed = pool.submit(Db(renaming).update, "instances", staying, subdomain=name)
+        wait_until_blocked(db, renaming, renamed)
+        removing.commit()
+        with pytest.raises(UniqueViolation, match="was another customer's and is free again"):
+            renamed.result()
 
 
 def test_an_instance_belongs_to_the_account_of_its_subscription(db: Db) -> None:

@@ -148,6 +148,36 @@ def test_usage_that_was_there_gets_ids(database: str, tmp_path: Path) -> None:
         assert connection.execute(query).fetchall() == [(300, 300)]
 
 
+def test_subdomains_of_removed_instances_are_kept_for_who_had_them(
+    database: str, tmp_path: Path
+) -> None:
+    with migrated(database, tmp_path, "0026_released_subdomains.sql") as connection:
+        account = sign_up(connection, "a@x.example")
+        connection.execute(
+            """insert into public.subscriptions
+                 (account_id, tier, max_messages_per_day, max_storage_gb, max_agents,
+                  max_platforms, max_team_members, features)
+               values (%s, 'starter', 1, 1, 1, 1, 1, '{}')""",
+            [account],
+        )
+        connection.execute(
+            """insert into public.instances
+                 (account_id, subscription_id, app_name, subdomain, cpu_limit, memory_limit_mb,
+                  storage_limit_gb, status, deprovisioned_at)
+               select account_id, id, name, name, 1, 1, 1, given.status, removed
+                 from public.subscriptions,
+                      (values ('ada', 'running', null),
+                              ('bob', 'deprovisioned', timestamptz '2026-11-01'))
+                        as given (name, status, removed)"""
+        )
+    with psycopg.connect(database) as connection:
+        found = connection.execute(
+            """select subdomain, account_id, released_at = '2026-11-01'
+                 from private.released_subdomains"""
+        )
+        assert found.fetchall() == [("bob", account, True)]
+
+
 def test_keys_and_users_that_were_there_are_brought_within_the_bounds(
     database: str, tmp_path: Path
 ) -> None:

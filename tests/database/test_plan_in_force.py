@@ -3,8 +3,7 @@
 Most tests are rolled back; those that need several connections make customers of their own.
 """
 
-import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import UUID
 
@@ -22,6 +21,7 @@ from tests.support.customers import (
     agents,
     catalogue,
     customer_of_its_own,
+    wait_until_blocked,
 )
 from tests.support.platforms import Platform, sql_files
 
@@ -224,18 +224,6 @@ def test_after_any_changes_by_hand_all_who_ask_are_told_of_the_one_plan(db: Db) 
 
 
 # ---- two transactions at once
-
-
-def wait_until_blocked(
-    db: Db, connection: psycopg.Connection, doing: Future[Any], seconds: float = 10
-) -> None:
-    """Until what a connection does waits for another's lock."""
-    deadline = time.monotonic() + seconds
-    query = "select cardinality(pg_blocking_pids(%s)) > 0"
-    while not db.one(query, connection.info.backend_pid):
-        assert not doing.done(), "it did not wait"
-        assert time.monotonic() < deadline, "it neither waited nor ended"
-        time.sleep(0.01)
 
 
 BEGIN_ANOTHER = """insert into subscriptions (account_id, tier)

@@ -205,11 +205,11 @@ def test_a_removed_instance_leaves_only_volumes_for_as_long_as_its_tier_says(
         eventually(lambda: world.objects("pvc", instance) == [])
 
 
-def test_volumes_of_a_deleted_account_are_deleted_when_they_expire(
+def test_volumes_of_a_deleted_account_are_nobodys_and_deleted_when_they_expire(
     world: World, service: Service
 ) -> None:
     instance = world.provision("starter")
-    world.settled(instance, "running")
+    name = world.settled(instance, "running")["app_name"]
     world.remove(instance)
     world.db.execute(
         """delete from auth.users where id = (
@@ -217,6 +217,15 @@ def test_volumes_of_a_deleted_account_are_deleted_when_they_expire(
         [instance],
     )
     [volume] = world.objects("pvc", instance)
+    account, subscription = world.subscribe()
+    [[other]] = world.db.execute(
+        """insert into public.instances (account_id, subscription_id, app_name, subdomain)
+           values (%s, %s, %s, 'other') returning id""",
+        [account, subscription, name],
+    )
+    error = world.settled(other, "failed")["error_message"]
+    assert f"the volume {name}-backend is that of another instance, {instance}" in error
+    assert world.objects("pvc", instance) == [volume]
     world.kubectl(
         "annotate",
         "pvc",

@@ -6,8 +6,9 @@ What is done is done as the role that would do it, in a transaction that is roll
 
 import json
 import threading
+import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -269,6 +270,18 @@ def customer_of_its_own(platform: Platform) -> Iterator[tuple[Db, UUID, UUID]]:
                 )
             db.run("delete from auth.users where id = %s", account)
             db.run("delete from audit_logs where account_id = %s", account)
+
+
+def wait_until_blocked(
+    db: Db, connection: psycopg.Connection, doing: Future[Any], seconds: float = 10
+) -> None:
+    """Until what a connection does waits for another's lock."""
+    deadline = time.monotonic() + seconds
+    query = "select cardinality(pg_blocking_pids(%s)) > 0"
+    while not db.one(query, connection.info.backend_pid):
+        assert not doing.done(), "it did not wait"
+        assert time.monotonic() < deadline, "it neither waited nor ended"
+        time.sleep(0.01)
 
 
 def at_once(platform: Platform, calls: list[tuple[str, list[object]]], times: int = 1) -> list[Any]:

@@ -67,6 +67,11 @@ limits:
 {{- end -}}
 {{- $size := printf "%dMi" $mebibytes -}}
 {{- with lookup "v1" "PersistentVolumeClaim" $root.Release.Namespace $name -}}
+{{- with index (.metadata.labels | default dict) "mindroom.chat/instance" -}}
+{{- if ne . $root.Values.instanceId }}
+{{- fail (printf "the volume %s is that of another instance, %s: take another release name" $name .) }}
+{{- end -}}
+{{- end -}}
 {{- $present := .spec.resources.requests.storage -}}
 {{- $unit := get (dict "Mi" 1 "Gi" 1024 "Ti" 1048576) (trimAll "0123456789" $present) -}}
 {{- if or (not $unit) (gt (mul (regexFind "^[0-9]+" $present) $unit) $mebibytes) -}}
