@@ -38,21 +38,22 @@ async def serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     async with Database(settings) as database, Cluster(settings) as cluster:
+        cluster_reachability = Reachability("cluster", [*health_watch.TASKS, resync.TASK])
         context = Context(
             settings,
             database,
             cluster,
             Reachability("database", [listener.TASK]),
-            Reachability("cluster", [*health_watch.TASKS, resync.TASK]),
+            cluster_reachability,
+            HealthWatch(database, cluster, cluster_reachability),
         )
         await _run_tasks(context, stopping)
 
 
 async def _run_tasks(context: Context, stopping: asyncio.Event) -> None:
     settings = context.settings
-    watch = HealthWatch(context)
-    reconciler = Reconciler(context, watch)
-    resyncs = Resync(context, watch)
+    reconciler = Reconciler(context)
+    resyncs = Resync(context)
     notifications = Listener(context)
     app = create_app(
         Dependencies(
@@ -78,7 +79,7 @@ async def _run_tasks(context: Context, stopping: asyncio.Event) -> None:
     logger.info("started", lease_owner=settings.lease_owner, workers=settings.workers)
     async with asyncio.TaskGroup() as group:
         background = [
-            group.create_task(watch.run()),
+            group.create_task(context.health_watch.run()),
             group.create_task(resyncs.run(reconciler.wake.set)),
             group.create_task(notifications.run(reconciler.wake.set, resyncs.requested.set)),
         ]

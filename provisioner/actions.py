@@ -3,20 +3,59 @@
 import asyncio
 import secrets
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from provisioner import helm, instance_secrets
-from provisioner.cluster import fingerprint
+from provisioner.cluster import CLUSTER_ERRORS, fingerprint
 from provisioner.context import Context
+from provisioner.helm import HelmError
 from provisioner.instances import Instance
 from provisioner.leases import Outcome
 from provisioner.settings import Settings
+from provisioner.workers import Worker
 
 TOKENS = ("MINDROOM_API_TOKEN", "MATRIX_REGISTRATION_SHARED_SECRET")
 """The secrets that are generated for every instance; operators may add more to the table."""
 
 
-async def ensure_present(context: Context, instance: Instance) -> Outcome:
+class Applied(NamedTuple):
+    """What an attempt left in the cluster: the text `private.provisioning.applied`.
+
+    Attributes:
+        secrets_checksum: that of `instance_secrets`.
+        fingerprint: that of the objects; where it is another one now, the resync repairs them.
+        revision: of the Helm release; 0 if unknown.
+    """
+
+    secrets_checksum: str
+    fingerprint: str
+    revision: int
+
+    def __str__(self) -> str:
+        """As it is recorded."""
+        return " ".join(map(str, self))
+
+    @classmethod
+    def parse(cls, text: str | None) -> "Applied":
+        """What is recorded; nothing matches what was never recorded."""
+        checksum, fingerprint, revision, *_ = [*(text or "").split(), "", "", "0"]
+        return cls(checksum, fingerprint, int(revision or 0))
+
+
+class UpgradeError(Exception):
+    """A release was changed, and its pods did not become ready, or Helm failed.
+
+    Attributes:
+        applied: what the cluster has now, if what ran before runs again; otherwise None.
+    """
+
+    def __init__(self, message: str, applied: str | None = None) -> None:
+        super().__init__(message)
+        self.applied = applied
+
+
+async def ensure_present(context: Context, instance: Instance, worker: Worker) -> Outcome:
     """Install or upgrade the release so that it matches the row; a stopped one has no pods."""
     content = await instance_secrets.add_missing(
         context.database, instance.id, {name: secrets.token_urlsafe(32) for name in TOKENS}
@@ -29,30 +68,95 @@ async def ensure_present(context: Context, instance: Instance) -> Outcome:
         context.cluster.delete_interrupted_revisions(instance.app_name),
     )
     values = chart_values(context.settings, instance, secret_name, checksum)
-    await helm.upgrade(
-        context.settings,
-        instance.app_name,
-        values,
-        roll_back=instance.provisioned_at is not None,
-    )
-    objects = await context.cluster.objects(str(instance.id))
+    before = Applied.parse(instance.applied)
+    if not before.revision:
+        before = before._replace(revision=await context.cluster.newest_revision(instance.app_name))
+    try:
+        applied = await _upgrade(
+            context, instance, worker, context.settings.instance_chart, values, checksum
+        )
+    except (HelmError, UpgradeError) as error:
+        if instance.provisioned_at is None or await _is_unchanged(context, instance, before):
+            raise
+        raise await _restored(context, instance, worker, before, error) from error
     base = f"https://{values['host']}"
     has_matrix = values.get("matrix", {}).get("enabled")
     return Outcome(
         old_status=instance.status,
         new_status="running" if instance.status == "provisioning" else instance.status,
         urls={"frontend": base, "api": f"{base}/api", "matrix": base if has_matrix else None},
-        applied=applied_state(checksum, fingerprint(objects[str(instance.id)])),
+        applied=str(applied),
     )
 
 
-async def ensure_absent(context: Context, instance: Instance) -> Outcome:
+async def _upgrade(
+    context: Context,
+    instance: Instance,
+    worker: Worker,
+    chart: Path,
+    values: Mapping[str, Any],
+    secrets_checksum: str,
+) -> Applied:
+    """Install or upgrade a release, and wait until its pods are ready.
+
+    Raises:
+        HelmError: Helm failed.
+        UpgradeError: its pods were not ready in time.
+    """
+    await helm.upgrade(context.settings, instance.app_name, chart, values)
+    instance_id = str(instance.id)
+    objects = (await context.cluster.objects(instance_id))[instance_id]
+    async with worker.waiting():
+        is_ready = await context.health_watch.wait_until_ready(
+            instance.id, objects, context.settings.helm_timeout_seconds
+        )
+    if not is_ready:
+        raise UpgradeError(
+            f"its pods were not ready within {context.settings.helm_timeout_seconds} s"
+        )
+    revision = await context.cluster.prune_revisions(instance.app_name)
+    return Applied(secrets_checksum, fingerprint(objects), revision)
+
+
+async def _is_unchanged(context: Context, instance: Instance, before: Applied) -> bool:
+    instance_id = str(instance.id)
+    objects = (await context.cluster.objects(instance_id))[instance_id]
+    return fingerprint(objects) == before.fingerprint
+
+
+async def _restored(
+    context: Context, instance: Instance, worker: Worker, before: Applied, error: Exception
+) -> UpgradeError:
+    """The error of a failed upgrade, after the revision that ran before was installed again.
+
+    Not by `helm rollback`, which applies the manifests of that time: a volume that has grown since
+    refuses them. Rendered again, the chart asks for the size that the volume has.
+    """
+    try:
+        record = await context.cluster.revision(instance.app_name, before.revision)
+        if record is None:
+            raise HelmError("Helm has no record of it")
+        with helm.recorded_chart(record) as chart:
+            applied = await _upgrade(
+                context,
+                instance,
+                worker,
+                chart,
+                record.get("config") or {},
+                before.secrets_checksum,
+            )
+    except (HelmError, UpgradeError, *CLUSTER_ERRORS) as restore_error:
+        return UpgradeError(f"{error}; and what ran before was not restored: {restore_error}")
+    return UpgradeError(f"{error}; what ran before was restored", str(applied))
+
+
+async def ensure_absent(context: Context, instance: Instance, worker: Worker) -> Outcome:
     """Remove the release; its volumes are kept for as long as its tier says."""
-    await remove(context, instance)
+    await remove(context, instance, worker)
     return Outcome(old_status=instance.status, new_status="deprovisioned")
 
 
-async def remove(context: Context, instance: Instance) -> None:
+async def remove(context: Context, instance: Instance, worker: Worker) -> None:
     """Remove a release and its objects; an instance that never ran has no volumes to keep.
 
     Raises:
@@ -62,11 +166,12 @@ async def remove(context: Context, instance: Instance) -> None:
     await helm.uninstall(context.settings, instance.app_name)
     retention_days = instance.volume_retention_days if instance.provisioned_at else 0
     await context.cluster.delete_remaining_objects(str(instance.id), retention_days)
-    await context.cluster.wait_until_gone(
-        str(instance.id),
-        context.settings.helm_timeout_seconds,
-        except_volumes=retention_days > 0,
-    )
+    async with worker.waiting():
+        await context.cluster.wait_until_gone(
+            str(instance.id),
+            context.settings.helm_timeout_seconds,
+            except_volumes=retention_days > 0,
+        )
 
 
 ACTIONS = {
@@ -99,11 +204,6 @@ def chart_values(
             "secretChecksum": secrets_checksum,
         },
     )
-
-
-def applied_state(secrets_checksum: str, objects_fingerprint: str) -> str:
-    """The recorded result of an attempt: the resync repairs an instance when this has changed."""
-    return f"{secrets_checksum} {objects_fingerprint}"
 
 
 def _merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

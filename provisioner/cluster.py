@@ -1,7 +1,10 @@
 """The Kubernetes objects of instances, as far as Helm does not manage them."""
 
 import asyncio
+import base64
+import gzip
 import hashlib
+import json
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -52,9 +55,13 @@ POD_KINDS: tuple[type[NamespacedResource], ...] = (ReplicaSet, Pod)
 INTERRUPTED = ("pending-install", "pending-upgrade", "pending-rollback", "uninstalling")
 """Helm's statuses of a revision whose run was interrupted, and that blocks further runs."""
 
+KEPT_REVISIONS = 3
+"""How many of Helm's records of a release stay once the newest of them has run."""
+
 METADATA_ONLY = {"Accept": "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"}
 TIMEOUT = httpx2.Timeout(10)
 POLL_SECONDS = 0.5
+LONGEST_POLL_SECONDS = 5.0
 
 CLUSTER_ERRORS = (httpx2.HTTPError, ConfigError)
 """The exceptions of the client: the API server cannot be reached, or refuses a request."""
@@ -175,6 +182,30 @@ class Cluster(AsyncClient):
         for metadata in await self._metadata(Secret, labels):
             await self.delete_object(KubernetesObject(Secret, metadata))
 
+    async def prune_revisions(self, release: str) -> int:
+        """Delete Helm's old records of a release; returns the number of the newest revision."""
+        revisions = await self._revisions(release)
+        newest = max(revisions)
+        for number, record in revisions.items():
+            if number <= newest - KEPT_REVISIONS:
+                await self.delete_object(KubernetesObject(Secret, record))
+        return newest
+
+    async def newest_revision(self, release: str) -> int:
+        """The number of the newest revision of a release; 0 if there is none."""
+        return max(await self._revisions(release), default=0)
+
+    async def revision(self, release: str, number: int) -> dict[str, Any] | None:
+        """Helm's record of a revision, with its chart and values; None if there is none."""
+        try:
+            record = await self.get(Secret, f"sh.helm.release.v1.{release}.v{number}")
+        except ApiError as error:
+            if error.status.code == HTTPStatus.NOT_FOUND:
+                return None
+            raise
+        encoded = base64.b64decode((record.data or {})["release"])
+        return dict(json.loads(gzip.decompress(base64.b64decode(encoded))))
+
     async def objects(
         self,
         instance_id: str | None = None,
@@ -218,6 +249,7 @@ class Cluster(AsyncClient):
             NotGoneError: there are some after so many seconds.
         """
         deadline = time.monotonic() + seconds
+        pause = POLL_SECONDS
         while True:
             found = await self.objects(instance_id, (*KINDS, *POD_KINDS))
             remaining = [
@@ -230,7 +262,8 @@ class Cluster(AsyncClient):
             if time.monotonic() > deadline:
                 names = ", ".join(sorted(map(str, remaining)))
                 raise NotGoneError(f"deleted, but still there after {seconds:g} s: {names}")
-            await asyncio.sleep(POLL_SECONDS)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_POLL_SECONDS)
 
     async def delete_object(self, obj: KubernetesObject) -> None:
         """Delete an object, if it still exists."""
@@ -239,6 +272,10 @@ class Cluster(AsyncClient):
         except ApiError as error:
             if error.status.code != HTTPStatus.NOT_FOUND:
                 raise
+
+    async def _revisions(self, release: str) -> dict[int, Metadata]:
+        records = await self._metadata(Secret, {"owner": "helm", "name": release})
+        return {int(record.labels["version"]): record for record in records}
 
     async def _metadata(
         self, kind: type[NamespacedResource], labels: Mapping[str, Any]

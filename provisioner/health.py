@@ -52,12 +52,14 @@ class Summary:
         replicas: the desired pods of a workload; 0 for a pod itself.
         ready_replicas: its ready pods; 0 for a pod itself.
         problems: why it does not run.
+        rolled_out: the generation whose pods are ready, and no others there; 0 before that.
     """
 
     component: str
     replicas: int
     ready_replicas: int
     problems: tuple[Problem, ...]
+    rolled_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,15 @@ def summarize(obj: Any) -> Summary:
         if condition.type == "ReplicaFailure" and condition.status == "True"
     ]
     ready_replicas = (status and status.readyReplicas) or 0
-    return Summary(component, obj.spec.replicas, ready_replicas, tuple(problems))
+    return Summary(component, obj.spec.replicas, ready_replicas, tuple(problems), _rolled_out(obj))
+
+
+def _rolled_out(workload: Any) -> int:
+    status, replicas = workload.status, workload.spec.replicas
+    if status is None or (status.replicas or 0) > replicas:
+        return 0
+    ready = min(status.updatedReplicas or 0, status.readyReplicas or 0)
+    return (status.observedGeneration or 0) if ready >= replicas else 0
 
 
 def _pod_problems(component: str, pod: Pod) -> Iterable[Problem]:

@@ -4,6 +4,7 @@ import asyncio
 import time
 import uuid
 from collections import defaultdict
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
 
@@ -15,13 +16,15 @@ from lightkube.resources.apps_v1 import Deployment, StatefulSet
 from lightkube.resources.core_v1 import Pod
 
 from provisioner import instances
-from provisioner.cluster import CLUSTER_ERRORS, INSTANCE_LABEL
-from provisioner.context import Context
+from provisioner.cluster import CLUSTER_ERRORS, INSTANCE_LABEL, Cluster, KubernetesObject
+from provisioner.database import Database
 from provisioner.health import Health, Summary, assess, summarize
+from provisioner.reachability import Reachability
 
 log = structlog.get_logger()
 
-KINDS: tuple[type[NamespacedResource], ...] = (Deployment, StatefulSet, Pod)
+WORKLOADS: tuple[type[NamespacedResource], ...] = (Deployment, StatefulSet)
+KINDS: tuple[type[NamespacedResource], ...] = (*WORKLOADS, Pod)
 TASKS = tuple(f"watch of {kind.__name__}s" for kind in KINDS)
 
 RECONNECT_SECONDS = 1.0
@@ -31,6 +34,9 @@ WATCH_SECONDS = 300
 DEBOUNCE_SECONDS = 1.0
 """Changes of one instance within this time are written together."""
 
+READY_POLL_SECONDS = 0.1
+"""How often what the watches found is looked at while something waits for ready pods."""
+
 Summaries = dict[tuple[str, str], Summary]
 """Kind and name of an object -> its summary."""
 
@@ -38,8 +44,12 @@ Summaries = dict[tuple[str, str], Summary]
 class HealthWatch:
     """Keeps the health of every instance, and writes it to the database when it changes."""
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
+    def __init__(
+        self, database: Database, cluster: Cluster, cluster_reachability: Reachability
+    ) -> None:
+        self._database = database
+        self._cluster = cluster
+        self._cluster_reachability = cluster_reachability
         self._summaries: dict[str, Summaries] = {}
         self._written: dict[str, Health] = {}
         self._changed: set[str] = set()
@@ -64,9 +74,37 @@ class HealthWatch:
         seen_at, text = self._last_problems.get(str(instance_id), (0.0, ""))
         return text if seen_at >= since else None
 
+    async def wait_until_ready(
+        self, instance_id: uuid.UUID, objects: Iterable[KubernetesObject], seconds: float
+    ) -> bool:
+        """Wait, at most so long, until the pods are those that these objects ask for, and ready.
+
+        The time during which the cluster cannot be reached does not count.
+        """
+        generations = {
+            (obj.kind.__name__, obj.metadata.name): obj.metadata.generation
+            for obj in objects
+            if obj.kind in WORKLOADS
+        }
+        deadline = time.monotonic() + seconds
+        while True:
+            if self._cluster_reachability.problems:
+                left = deadline - time.monotonic()
+                await self._cluster_reachability.wait()
+                deadline = time.monotonic() + left
+            summaries = self._of(str(instance_id))
+            if all(
+                key in summaries and summaries[key].rolled_out >= generation
+                for key, generation in generations.items()
+            ):
+                return True
+            if time.monotonic() >= deadline:
+                return False
+            await asyncio.sleep(READY_POLL_SECONDS)
+
     def correct(self, instance_id: uuid.UUID, recorded_status: str) -> None:
         """Write the health of an instance again if the database has another status."""
-        if self._context.cluster_reachability.problems:
+        if self._cluster_reachability.problems:
             return  # what is known here may be out of date
         if self.health(instance_id).status != recorded_status:
             self._written.pop(str(instance_id), None)
@@ -76,8 +114,8 @@ class HealthWatch:
         while True:
             try:
                 version = await self._list(kind)
-                self._context.cluster_reachability.ok(task)
-                async for event, obj in self._context.cluster.watch(
+                self._cluster_reachability.ok(task)
+                async for event, obj in self._cluster.watch(
                     kind,
                     labels={INSTANCE_LABEL: None},
                     resource_version=version,
@@ -88,12 +126,12 @@ class HealthWatch:
                 # The version is too old to continue from: list again.
                 if isinstance(error, ApiError) and error.status.code == HTTPStatus.GONE:
                     continue
-                self._context.cluster_reachability.failed(task, error)
+                self._cluster_reachability.failed(task, error)
                 await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _list(self, kind: type[NamespacedResource]) -> str:
         """Replace all summaries of a kind; returns the resource version to watch from."""
-        listed = self._context.cluster.list(kind, labels={INSTANCE_LABEL: None})
+        listed = self._cluster.list(kind, labels={INSTANCE_LABEL: None})
         found: dict[str, Summaries] = defaultdict(dict)
         obj: Any
         async for obj in listed:
@@ -139,7 +177,7 @@ class HealthWatch:
     async def _write_changes(self) -> None:
         while True:
             await self._has_changes.wait()
-            await self._context.cluster_reachability.wait()
+            await self._cluster_reachability.wait()
             await asyncio.sleep(DEBOUNCE_SECONDS)
             self._has_changes.clear()
             changed, self._changed = self._changed, set()
@@ -158,6 +196,6 @@ class HealthWatch:
             row_id = uuid.UUID(instance_id)
         except ValueError:  # the label was set by someone else, to another value
             return
-        await instances.write_health(self._context.database, row_id, health.status, health.details)
+        await instances.write_health(self._database, row_id, health.status, health.details)
         self._written[instance_id] = health
         log.info("health", instance_id=instance_id, status=health.status, **health.details)

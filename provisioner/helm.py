@@ -1,14 +1,17 @@
 """Runs the Helm program, which never outlives this process."""
 
 import asyncio
+import base64
 import contextlib
 import ctypes
 import json
 import os
 import signal
 import sys
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -18,7 +21,6 @@ from provisioner.settings import Settings
 
 log = structlog.get_logger()
 
-MAX_REVISIONS = 3
 TERMINATE_SECONDS = 5
 MAX_ERROR_LENGTH = 1000
 PR_SET_PDEATHSIG = 1
@@ -31,16 +33,10 @@ class HelmError(Exception):
     """Helm failed, with this message, or was killed."""
 
 
-async def upgrade(
-    settings: Settings, release: str, values: Mapping[str, Any], *, roll_back: bool
-) -> None:
-    """Install or upgrade a release, and wait until its pods are ready.
+async def upgrade(settings: Settings, release: str, chart: Path, values: Mapping[str, Any]) -> None:
+    """Install or upgrade a release; its pods are not waited for.
 
-    Args:
-        settings: for the chart, the namespace and the time limit.
-        release: its name.
-        values: of the chart.
-        roll_back: whether to restore the previous revision after a failure.
+    All of its revisions stay: Helm would keep the newest, whether they ever ran or not.
 
     Raises:
         HelmError: it failed.
@@ -48,12 +44,32 @@ async def upgrade(
     seconds = settings.helm_timeout_seconds
     await _run(
         settings,
-        ["upgrade", release, str(settings.instance_chart), "--install", "--wait"]
-        + [f"--timeout={seconds}s", f"--history-max={MAX_REVISIONS}", "--values=-"]
-        + (["--atomic"] if roll_back else []),
-        seconds * (2 if roll_back else 1),
+        [
+            *("upgrade", release, str(chart), "--install", "--values=-"),
+            *(f"--timeout={seconds}s", "--history-max=0"),
+        ],
+        seconds,
         json.dumps(values).encode(),
     )
+
+
+@contextlib.contextmanager
+def recorded_chart(record: Mapping[str, Any]) -> Iterator[Path]:
+    """The chart of a revision that Helm has on record, in a directory for as long as needed."""
+    chart = record["chart"]
+    files = {
+        "Chart.yaml": json.dumps(chart["metadata"]).encode(),
+        "values.yaml": json.dumps(chart.get("values") or {}).encode(),
+    }
+    if chart.get("schema"):
+        files["values.schema.json"] = base64.b64decode(chart["schema"])
+    for file in [*(chart.get("templates") or []), *(chart.get("files") or [])]:
+        files[file["name"]] = base64.b64decode(file["data"])
+    with tempfile.TemporaryDirectory() as name:
+        for path, content in files.items():
+            (Path(name) / path).parent.mkdir(parents=True, exist_ok=True)
+            (Path(name) / path).write_bytes(content)
+        yield Path(name)
 
 
 async def uninstall(settings: Settings, release: str) -> None:

@@ -23,6 +23,7 @@ class Instance:
         cpu_limit: cores.
         provisioned_at: when it ran for the first time; None if it never did.
         volume_retention_days: how long its tier keeps the volumes of a removed instance.
+        applied: `actions.Applied` after the last attempt that succeeded; None before it.
     """
 
     id: uuid.UUID
@@ -37,6 +38,7 @@ class Instance:
     storage_limit_gb: int
     provisioned_at: datetime | None
     volume_retention_days: int
+    applied: str | None
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class RecordedState:
 
     Attributes:
         app_name: the Helm release.
-        applied: `actions.applied_state` after the last successful attempt; None before it.
+        applied: `actions.Applied` after the last attempt that succeeded; None before it.
         due: whether work is due, scheduled or in progress.
         secrets_checksum: `instance_secrets.checksum` of its secrets now.
     """
@@ -72,10 +74,11 @@ async def read(database: Database, instance_id: uuid.UUID) -> Instance | None:
             select instance.id, instance.account_id, instance.app_name, instance.app_config,
                    instance.subdomain, instance.status, instance.config::text as config,
                    instance.cpu_limit::float, instance.memory_limit_mb, instance.storage_limit_gb,
-                   instance.provisioned_at, tiers.volume_retention_days
+                   instance.provisioned_at, tiers.volume_retention_days, work.applied
               from public.instances as instance
               join public.subscriptions as plan on plan.id = instance.subscription_id
               join private.tiers using (tier)
+              join private.provisioning as work on work.instance_id = instance.id
              where instance.id = %s
             """,
             [instance_id],

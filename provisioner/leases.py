@@ -50,7 +50,7 @@ class Outcome:
         error: why it failed, for people; None if it succeeded.
         retry_in: seconds until the work is due again; None if there is no more to do.
         urls: the URLs "frontend", "api" and "matrix"; None leaves those of the row unchanged.
-        applied: what the cluster has now (see `actions.applied_state`); None if that is unknown.
+        applied: what the cluster has now (see `actions.Applied`); None if that is unknown.
     """
 
     old_status: str

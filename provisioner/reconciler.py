@@ -8,12 +8,12 @@ import psycopg
 import structlog
 
 from provisioner import instances, leases, metrics
-from provisioner.actions import ACTIONS, remove
+from provisioner.actions import ACTIONS, UpgradeError, remove
 from provisioner.context import Context
-from provisioner.health_watch import HealthWatch
 from provisioner.instances import Instance
 from provisioner.leases import Claim, LeaseLostError, Outcome
 from provisioner.retry import backoff, retry_while_unreachable
+from provisioner.workers import Worker
 
 log = structlog.get_logger()
 
@@ -31,17 +31,16 @@ class SupersededError(Exception):
 
 
 class Reconciler:
-    """Works on up to `workers` instances at a time.
+    """Works on up to `workers` instances at a time, beside those whose pods it waits for.
 
     Attributes:
         wake: set when there may be new work.
     """
 
-    def __init__(self, context: Context, health_watch: HealthWatch) -> None:
+    def __init__(self, context: Context) -> None:
         self.wake = asyncio.Event()
         self._context = context
         self._settings = context.settings
-        self._health_watch = health_watch
         self._free_workers = asyncio.Semaphore(context.settings.workers)
         self._claimed_at: dict[Claim, float] = {}
         metrics.leases.set_function(lambda: len(self._claimed_at))
@@ -52,10 +51,9 @@ class Reconciler:
         tasks: set[asyncio.Task[None]] = set()
         while await _wait_unless_stopping(stopping, self._free_workers.acquire()):
             if claim := await self._next_claim(stopping):
-                task = asyncio.create_task(self._work(claim))
+                task = asyncio.create_task(self._work(claim, Worker(self._free_workers)))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
-                task.add_done_callback(lambda _: self._free_workers.release())
             else:
                 self._free_workers.release()
         log.info("stopping", in_progress=len(tasks))
@@ -91,7 +89,7 @@ class Reconciler:
         await _wait_unless_stopping(stopping, self.wake.wait(), seconds)
         return None
 
-    async def _work(self, claim: Claim) -> None:
+    async def _work(self, claim: Claim, worker: Worker) -> None:
         """Perform the action of a claimed instance, and write its outcome or release the claim."""
         structlog.contextvars.bind_contextvars(
             instance_id=str(claim.instance_id), attempt=claim.attempt
@@ -99,7 +97,7 @@ class Reconciler:
         metrics.queue_delay.observe(claim.waited)
         self._claimed_at[claim] = time.monotonic()
         try:
-            outcome = await self._while_renewing(claim, self._attempt(claim))
+            outcome = await self._while_renewing(claim, self._attempt(claim, worker))
             await retry_while_unreachable(
                 self._settings, lambda: leases.finish(self._context.database, claim, outcome)
             )
@@ -118,6 +116,7 @@ class Reconciler:
         else:
             self._context.database_reachability.ok("work")
         finally:
+            worker.release()
             del self._claimed_at[claim]
 
     async def _while_renewing(self, claim: Claim, attempt: Awaitable[Outcome]) -> Outcome:
@@ -147,7 +146,7 @@ class Reconciler:
                 task.cancel()
                 await asyncio.wait({task})
 
-    async def _attempt(self, claim: Claim) -> Outcome:
+    async def _attempt(self, claim: Claim, worker: Worker) -> Outcome:
         """Perform the action for the status of a claimed instance."""
         instance = await instances.read(self._context.database, claim.instance_id)
         if instance is None:
@@ -159,7 +158,7 @@ class Reconciler:
         started = time.monotonic()
         result = "dropped"
         try:
-            outcome = await action(self._context, instance)
+            outcome = await action(self._context, instance, worker)
             result = "done"
             log.info(
                 "done", status=outcome.new_status, seconds=round(time.monotonic() - started, 3)
@@ -172,22 +171,22 @@ class Reconciler:
                 raise ClusterUnreachableError(str(error)) from error
             result = "failed"
             metrics.failures.labels(action.__name__, type(error).__name__).inc()
-            outcome = await self._failed_outcome(claim, instance, error, started)
+            outcome = await self._failed_outcome(claim, worker, instance, error, started)
         finally:
             metrics.attempts.labels(action.__name__, result).inc()
             metrics.attempt_duration.labels(action.__name__).observe(time.monotonic() - started)
         return outcome
 
     async def _failed_outcome(
-        self, claim: Claim, instance: Instance, error: Exception, started: float
+        self, claim: Claim, worker: Worker, instance: Instance, error: Exception, started: float
     ) -> Outcome:
         """Schedule a retry; after the last attempt at a new instance remove it and give up."""
         message = str(error) or type(error).__name__
-        if problems := self._health_watch.problems_since(instance.id, started):
+        if problems := self._context.health_watch.problems_since(instance.id, started):
             message = f"{problems}; {message}"
         if instance.status == "provisioning" and claim.attempt >= self._settings.max_attempts:
             try:
-                await remove(self._context, instance)
+                await remove(self._context, instance, worker)
             except Exception as removal_error:
                 message = f"{message}; and the incomplete release was not removed: {removal_error}"
             else:
@@ -195,7 +194,8 @@ class Reconciler:
                 return Outcome(instance.status, "failed", message)
         seconds = backoff(self._settings, claim.attempt)
         log.warning("failed", error=message, retry_in=round(seconds, 3))
-        return Outcome(instance.status, instance.status, message, seconds)
+        applied = error.applied if isinstance(error, UpgradeError) else None
+        return Outcome(instance.status, instance.status, message, seconds, applied=applied)
 
     async def _release(self, claim: Claim, retry_in: float, reason: str) -> None:
         """Release a claim; while the database is unreachable, its lease expires by itself."""

@@ -11,10 +11,9 @@ import structlog
 from lightkube.resources.core_v1 import PersistentVolumeClaim
 
 from provisioner import instances, metrics
-from provisioner.actions import applied_state
+from provisioner.actions import Applied
 from provisioner.cluster import CLUSTER_ERRORS, ObjectsByInstance, fingerprint
 from provisioner.context import Context
-from provisioner.health_watch import HealthWatch
 from provisioner.instances import RecordedState
 
 log = structlog.get_logger()
@@ -31,10 +30,9 @@ class Resync:
         requested: set to have it done at once.
     """
 
-    def __init__(self, context: Context, health_watch: HealthWatch) -> None:
+    def __init__(self, context: Context) -> None:
         self.requested = asyncio.Event()
         self._context = context
-        self._health_watch = health_watch
         self._orphans: set[str] = set()
 
     async def run(self, on_end: Callable[[], None]) -> None:
@@ -73,7 +71,7 @@ class Resync:
         for state in states:
             if state.status in ("running", "stopped"):
                 repaired += await self._repair_if_changed(state, objects, releases)
-                self._health_watch.correct(state.id, state.health_status)
+                self._context.health_watch.correct(state.id, state.health_status)
         self._report_orphans(states, objects, releases)
         await self._delete_expired_volumes(objects)
         log.debug("resync", seconds=round(time.monotonic() - started, 3), repaired=repaired)
@@ -84,7 +82,7 @@ class Resync:
         """Request work on an instance that the cluster does not have as it was applied."""
         found = fingerprint(objects.get(str(state.id), []))
         is_unchanged = (
-            state.applied == applied_state(state.secrets_checksum, found)
+            Applied.parse(state.applied)[:2] == (state.secrets_checksum, found)
             and state.app_name in releases
         )
         if state.due or is_unchanged:

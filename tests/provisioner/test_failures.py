@@ -59,13 +59,26 @@ def killed_after_claim(world: World, service: Service) -> UUID:
 
 
 def killed_during_helm(world: World, service: Service) -> UUID:
+    instance = world.provision()
+    name = world.row(instance)["app_name"]
+    [helm] = eventually(lambda: helms(world))
+    helm.suspend()
+    while not world.releases().get(name):
+        helm.resume()
+        time.sleep(0.01)
+        helm.suspend()
+    service.kill()
+    eventually(lambda: helms(world) == [])  # it does not go on by itself
+    assert world.releases()[name] == ["pending-install"]
+    return instance
+
+
+def killed_while_its_pods_start(world: World, service: Service) -> UUID:
     with world.no_room():
         instance = world.provision()
         name = world.row(instance)["app_name"]
-        eventually(lambda: world.releases().get(name) == ["pending-install"])
+        eventually(lambda: world.releases().get(name) == ["deployed"] and not helms(world))
         service.kill()
-        eventually(lambda: helms(world) == [])  # it does not go on by itself
-        assert world.releases()[name] == ["pending-install"]
     return instance
 
 
@@ -79,7 +92,14 @@ def killed_after_helm(world: World, service: Service) -> UUID:
 
 
 @pytest.mark.parametrize(
-    "kill", [killed_before_claim, killed_after_claim, killed_during_helm, killed_after_helm]
+    "kill",
+    [
+        killed_before_claim,
+        killed_after_claim,
+        killed_during_helm,
+        killed_while_its_pods_start,
+        killed_after_helm,
+    ],
 )
 def test_killed_at_any_step_and_started_again_ends_in_one_release(
     world: World, kill: Callable[[World, Service], UUID]
@@ -312,16 +332,25 @@ def test_a_rotated_token_is_read_again(world: World) -> None:
 
 def test_helm_that_hangs_is_killed_and_retried(world: World) -> None:
     with world.running(HELM_TIMEOUT_SECONDS=2, HELM_SLACK_SECONDS=1) as service:
-        with world.no_room():
-            instance = world.provision()
-            [helm] = eventually(lambda: helms(world))
-            eventually(lambda: world.releases())
-            helm.suspend()
-            eventually(lambda: service.events("failed", instance_id=str(instance)))
+        instance = world.provision()
+        [helm] = eventually(lambda: helms(world))
+        helm.suspend()
+        eventually(lambda: service.events("failed", instance_id=str(instance)))
         assert not helm.is_running()
         world.settled(instance, "running")
         assert "hung" in service.events("failed", instance_id=str(instance))[0]["error"]
         one_release(world, instance)
+
+
+def test_attempts_that_wait_for_pods_let_others_work(world: World) -> None:
+    with world.running(WORKERS=1, HELM_TIMEOUT_SECONDS=600) as service:
+        stuck = [world.provision("free", app_config=NOT_THERE) for _ in range(2)]
+        good = world.provision("free")
+        world.settled(good, "running")
+        for instance in stuck:
+            assert len(service.events("claimed", instance_id=str(instance))) == 1
+            assert not service.events("failed", instance_id=str(instance))
+            world.remove(instance)
 
 
 def test_a_new_instance_that_never_works_is_given_up_and_provisioned_again_on_request(
@@ -370,11 +399,11 @@ def test_values_that_the_chart_refuses_are_reported_and_the_release_goes_on(worl
         assert world.settled(instance, "running")["error_message"] is None
 
 
-def test_an_upgrade_that_never_works_is_rolled_back(world: World) -> None:
+def test_an_upgrade_that_never_works_is_undone_though_a_volume_has_grown(world: World) -> None:
     with world.running(HELM_TIMEOUT_SECONDS=10):
         instance = world.provision()
         world.settled(instance, "running")
-        world.update(instance, app_config=NOT_THERE)
+        world.update(instance, app_config=NOT_THERE, storage_limit_gb=20)
         row = eventually(lambda: row if (row := world.row(instance))["error_message"] else None)
         assert row["status"] == "running"
         assert "ImagePullBackOff" in row["error_message"]
@@ -383,6 +412,8 @@ def test_an_upgrade_that_never_works_is_rolled_back(world: World) -> None:
             for deployment in world.objects("deployments", instance)
         ]
         assert "mindroom/backend:not-there" not in images
+        [volume] = world.objects("pvc", instance)
+        assert volume["spec"]["resources"]["requests"]["storage"] == "20Gi"
         world.update(instance, app_config={})
         assert world.settled(instance, "running")["error_message"] is None
         one_release(world, instance)

@@ -153,6 +153,7 @@ def an_instance(**changes: Any) -> Instance:
         "storage_limit_gb": 1,
         "provisioned_at": None,
         "volume_retention_days": 0,
+        "applied": None,
     }
     return Instance(**(row | changes))
 

@@ -222,12 +222,20 @@ class World:
         )
         return account, subscription
 
-    def provision(self, tier: str = "starter", config: Mapping[str, Any] | None = None) -> UUID:
+    def provision(
+        self,
+        tier: str = "starter",
+        config: Mapping[str, Any] | None = None,
+        app_config: Mapping[str, Any] | None = None,
+    ) -> UUID:
         """A new customer's new instance."""
-        [[instance]] = self.db.execute(
-            "select public.provision_instance(%s, %s)",
-            [self.subscribe(tier)[1], Jsonb(config or {})],
-        )
+        subscription = self.subscribe(tier)[1]
+        with self.db.transaction():
+            [[instance]] = self.db.execute(
+                "select public.provision_instance(%s, %s)", [subscription, Jsonb(config or {})]
+            )
+            if app_config:
+                self.update(instance, app_config=app_config)
         return UUID(str(instance))
 
     def row(self, instance: UUID) -> dict[str, Any]:
