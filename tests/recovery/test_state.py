@@ -26,7 +26,6 @@ def test_lost_state_is_made_again_from_what_is_there(project: Project) -> None:
     lose_state(project)
     execute(project.url, "alter role stripe_handler connection limit 3 password 'forgotten'")
     execute(project.url, "revoke update on public.subscriptions from stripe_handler")
-    assert changes(project.preview())["import"] == 1 + len(SERVICES)
     assert changes(project.up())["import"] == 1 + len(SERVICES)
     assert live_catalog(project.url) == before
     with psycopg.connect(project.url) as connection:
@@ -86,14 +85,12 @@ def test_rebuilt_cluster(
         to = {"kubernetesContext": cluster.context, "renderDirectory": ""}
         project = make_project(directory, stack_config(url, directory, **to), url)
         project.up()
-        assert set(changes(project.up())) == {"same", "read"}
         cluster.destroy()
         cluster.start()
-        for run in (project.preview, project.up):
-            with pytest.raises(automation.CommandError) as caught:
-                run()
-            assert "namespace-on-the-cluster" in str(caught.value)
-            assert "'mindroom-instances' does not exist" in str(caught.value)
+        with pytest.raises(automation.CommandError) as caught:
+            project.up()
+        assert "namespace-on-the-cluster" in str(caught.value)
+        assert "'mindroom-instances' does not exist" in str(caught.value)
         project.up(refresh=True)
         assert cluster.kubectl(*ready) == "2"
         assert set(changes(project.preview(expect_no_changes=True, refresh=True))) == {

@@ -53,13 +53,15 @@ COPIED = (
     "provisioner",
 )
 
+HALF_WRITTEN = shutil.ignore_patterns("*.pyc.*")
+"""What a copy leaves out, of what Python compiles meanwhile: what it has compiled is copied."""
+
 
 def copy_project(directory: Path) -> None:
     """The program in another directory, for a test that edits it; tools are shared."""
     for name in COPIED:
         if (ROOT / name).is_dir():
-            leave_out = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(ROOT / name, directory / name, ignore=leave_out)
+            shutil.copytree(ROOT / name, directory / name, ignore=HALF_WRITTEN)
         else:
             shutil.copy(ROOT / name, directory / name)
     for name in (".venv", ".tools"):

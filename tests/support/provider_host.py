@@ -34,6 +34,7 @@ from components.automation import PgCron
 from components.role_settings import RoleSettings
 from migrate import catalog, files
 from migrate.connection import connect
+from tests.support.platforms import HALF_WRITTEN
 
 Properties = dict[str, Any]
 
@@ -361,6 +362,5 @@ def copied(directory: Path) -> Path:
     """A copy of what the host needs of the project."""
     project = directory / "a project"
     for name in ("components", "embedded", "migrate", "sql"):
-        ignore = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / name, project / name, ignore=ignore)
+        shutil.copytree(ROOT / name, project / name, ignore=HALF_WRITTEN)
     return project
