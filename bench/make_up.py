@@ -22,7 +22,8 @@ from components import NAMESPACE, ROOT
 from components.automation import jobs
 from components.instance_provisioner import CHART
 from dev.__main__ import STACK, STATE
-from dev.stack import NAME
+from dev.stack import NAME, forget_other_stacks
+from embedded.process import reach_loopback_directly
 
 ROUNDS = 7
 SETTINGS = {
@@ -76,6 +77,8 @@ def main() -> int:
     if pulumi is None:
         print("make_up: needs the Pulumi CLI on PATH")
         return 0
+    forget_other_stacks()
+    reach_loopback_directly()
     # As anywhere but on a machine that forbids it, Python may keep what it has compiled.
     inherited = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     ours = (["make", "up"], ROOT, inherited)

@@ -21,11 +21,11 @@ from components import INSTANCES_NAMESPACE, ROOT
 from components.authorization import SERVICES
 from components.database_target import DatabaseTarget
 from dev import provisioner as process
-from dev.stack import NAME, Stack, find_pulumi, take_turn, write
+from dev.stack import NAME, Stack, find_pulumi, forget_other_stacks, take_turn, write
 from embedded.cluster import Cluster, ClusterAccess
 from embedded.errors import UserError
 from embedded.postgres import Server, embedded_bin
-from embedded.process import system_error
+from embedded.process import reach_loopback_directly, system_error
 from ops import committed_config
 
 STATE = ROOT / ".state"
@@ -53,6 +53,8 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] not in commands:
         print(f"usage: python -m dev {'|'.join(commands)}", file=sys.stderr)
         return 2
+    forget_other_stacks()
+    reach_loopback_directly()
     try:
         if arguments[0] in TAKE_TURNS:
             take_turn(STATE)
@@ -246,6 +248,9 @@ def _deploy_to_cluster(config: dict[str, Any], options: list[str]) -> list[str]:
         access = _cluster()
         os.environ["KUBECONFIG"] = str(access.kubeconfig)
         config |= {"kubernetesContext": access.context, "renderDirectory": ""}
+        if access.kubeconfig == _own_cluster().kubeconfig:
+            # All there is ours: where Pulumi's state is lost, it takes over what is there.
+            os.environ["PULUMI_K8S_UPSERT_EXISTING_OBJECTS"] = "true"
     elif (own := _own_cluster()).kubeconfig.exists() and STACK.is_deployed_to(own.context):
         # Pulumi removes it from there.
         if own.start():
@@ -263,7 +268,8 @@ def _config() -> tuple[dict[str, Any], list[str]]:
     Generates what is missing and starts the embedded server, unless DEV_DATABASE_URL names one.
 
     Raises:
-        UserError: DEV_DATABASE_URL cannot be parsed, or the embedded server does not come up.
+        UserError: DEV_DATABASE_URL cannot be parsed, the embedded server does not come up, or what
+            was generated is damaged.
     """
     STATE.mkdir(mode=0o700, exist_ok=True)
     url = os.environ.get("DEV_DATABASE_URL")
@@ -304,9 +310,19 @@ def _parse(url: str) -> dict[str, Any]:
 
 
 def _generated(admin_password: str) -> dict[str, Any]:
-    """The secrets, generated on first use; the file changes only when one of them does."""
+    """The secrets, generated on first use; the file changes only when one of them does.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     path = STATE / "secrets.json"
-    before = json.loads(path.read_text()) if path.exists() else {}
+    try:
+        before = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError:
+        raise UserError(
+            f"{path} is damaged",
+            "restore it; or remove it, and other passwords are generated and set on the roles",
+        ) from None
     passwords = before.get("servicePasswords", {})
     after = {
         "databasePassword": admin_password,

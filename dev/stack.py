@@ -23,6 +23,23 @@ from embedded.process import alive
 
 NAME = "dev"
 DOWNLOAD_TIMEOUT = 20.0
+ANOTHERS = (
+    "DATABASE_",
+    "PG",
+    "PULUMI_ACCESS_TOKEN",
+    "PULUMI_BACKEND_URL",
+    "PULUMI_CONFIG",
+    "PULUMI_DIY_BACKEND_",
+    "PULUMI_SELF_MANAGED_STATE_",
+    "PULUMI_STACK",
+)
+"""How the variables begin that name another stack: its database, its state, what encrypts it."""
+
+
+def forget_other_stacks() -> None:
+    """Remove from this process's environment what an operator exported for another stack."""
+    for name in [name for name in os.environ if name.startswith(ANOTHERS)]:
+        del os.environ[name]
 
 
 def take_turn(directory: Path) -> None:
@@ -90,23 +107,23 @@ class Stack:
         return self.directory / f"Pulumi.{NAME}.yaml"
 
     @property
+    def passphrase(self) -> Path:
+        """The file with what encrypts the secrets in the config file and in the state."""
+        return self.directory / "passphrase"
+
+    @property
     def state(self) -> Path:
         """The file with Pulumi's state."""
         return self.directory / "pulumi" / ".pulumi" / "stacks" / PROJECT / f"{NAME}.json"
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables by which Pulumi finds all of it."""
-        backend = self.directory / "pulumi"
-        backend.mkdir(exist_ok=True)
-        passphrase = self.directory / "passphrase"
-        if not passphrase.exists():
-            write(passphrase, token_urlsafe(32))
-        return {
-            "PULUMI_BACKEND_URL": backend.as_uri(),
-            "PULUMI_CONFIG_PASSPHRASE_FILE": str(passphrase),
-            "PULUMI_SKIP_UPDATE_CHECK": "true",
-        } | os.environ
+        """This process's, with the variables by which Pulumi finds all of it."""
+        return os.environ | {
+            "PULUMI_BACKEND_URL": (self.directory / "pulumi").as_uri(),
+            "PULUMI_CONFIG_PASSPHRASE_FILE": str(self.passphrase),
+            "PULUMI_SKIP_UPDATE_CHECK": os.environ.get("PULUMI_SKIP_UPDATE_CHECK", "true"),
+        }
 
     def is_deployed_to(self, context: str) -> bool:
         """Whether the state, which knows what a failed run left, too, has resources there."""
@@ -120,12 +137,24 @@ class Stack:
         """Create the stack where there is none, and write its config with the secrets encrypted.
 
         It is created from its directory, with a project file of its own, so that the salt of its
-        encryption goes to the config file there and not into the committed one.
+        encryption goes to the config file there and not into the committed one.  What is missing
+        of the directory is made again; a state whose passphrase is lost is kept beside a new one.
 
         Raises:
-            UserError: it is locked by a run that may be in progress, or Pulumi fails.
+            UserError: it is locked by a run that may be in progress, its state cannot be read, or
+                Pulumi fails.
         """
-        if not (self.file.exists() and self.state.exists()):
+        if not self._has_passphrase():
+            if self.state.exists():
+                kept = self.state.rename(self.state.with_name(f"{self.state.name}.unreadable"))
+                print(
+                    "the passphrase is lost, and with it the secrets in the state, which is kept "
+                    f"as {kept}: another is made from what is there"
+                )
+            write(self.passphrase, token_urlsafe(32))
+        if not self.state.exists():
+            self.file.unlink(missing_ok=True)
+            (self.directory / "pulumi").mkdir(exist_ok=True)
             (self.directory / "Pulumi.yaml").write_text(f"name: {PROJECT}\nruntime: python\n")
             self._run(pulumi, "stack", "select", "--create")
         self._unlock(pulumi)
@@ -166,11 +195,35 @@ class Stack:
                 f"pulumi {command} failed: {done.stderr.strip()}", "see docs/recovery.md"
             )
 
+    def _has_passphrase(self) -> bool:
+        return self.passphrase.exists() and self.passphrase.stat().st_size > 0
+
     def _latest(self) -> dict[str, Any]:
-        """What the state has of the last update; nothing where there is none."""
-        if not self.state.exists():
+        """What the state has of the last update; nothing where there is none.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        try:
+            latest = json.loads(self.state.read_text())["checkpoint"]["latest"]
+        except FileNotFoundError:
             return {}
-        return json.loads(self.state.read_text())["checkpoint"]["latest"] or {}
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{self.state} is damaged",
+                f"put a copy in its place, such as {self.state.name}.bak beside it; without one "
+                "remove it, and another is made from what is there (docs/recovery.md)",
+            ) from None
+        return dict(latest or {})
+
+    def _config_file(self) -> dict[str, Any]:
+        """What the config file holds; at least the salt, which the state has, too."""
+        with suppress(OSError, ValueError, yaml.YAMLError):
+            content = yaml.safe_load(self.file.read_text())
+            if isinstance(content, dict) and "encryptionsalt" in content:
+                return content
+        state = self._latest().get("secrets_providers", {}).get("state", {})
+        return {"encryptionsalt": state.get("salt")}
 
     def _unlock(self, pulumi: str) -> None:
         """Remove the lock and the unfinished operations of a run that was killed.
@@ -195,11 +248,12 @@ class Stack:
         self, pulumi: str, config: Mapping[str, Any], secrets: Mapping[str, Any]
     ) -> None:
         """Write the config; secrets are encrypted again only where one may have changed."""
-        stack = yaml.safe_load(self.file.read_text())
+        stack = self._config_file()
         present = stack.get("config", {})
         encrypted = {f"{PROJECT}:{key}": present.get(f"{PROJECT}:{key}") for key in secrets}
-        changed = (self.directory / "secrets.json").stat().st_mtime > self.file.stat().st_mtime
-        stale = changed or not all(encrypted.values())
+        stale = not all(encrypted.values()) or (
+            (self.directory / "secrets.json").stat().st_mtime > self.file.stat().st_mtime
+        )
         plain = {f"{PROJECT}:{k}": v for k, v in config.items() if k not in secrets and v != ""}
         if stale or plain | encrypted != present:
             stack["config"] = plain if stale else plain | encrypted

@@ -20,6 +20,7 @@ ENVIRONMENT = {"LC_ALL": "C", "PATH": os.environ.get("PATH", os.defpath)}
 # Below the ports that Linux and macOS hand out to outgoing connections: one of those could be in
 # use, for a moment, just when the server starts again.
 PORTS = range(20000, 32768)
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _REMEDIES = {
     errno.ENOSPC: "free some space there, then start again",
     errno.EROFS: "choose a file system that can be written to",
@@ -56,6 +57,16 @@ def spawn(
         start_new_session=True,
         pass_fds=keep,
     )
+
+
+def reach_loopback_directly() -> None:
+    """Have this process, and what it starts from now on, reach loopback without a proxy.
+
+    Go's programs prefer the one spelling, Python's the other; gRPC's C library has a third name.
+    """
+    names = ("no_proxy", "NO_PROXY", "no_grpc_proxy")
+    given = [part for name in names for part in os.environ.get(name, "").split(",") if part]
+    os.environ |= dict.fromkeys(names, ",".join(dict.fromkeys([*given, *LOOPBACK])))
 
 
 @contextmanager

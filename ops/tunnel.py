@@ -21,6 +21,7 @@ from typing import IO, NoReturn, TextIO, cast
 
 from components.database_target import DatabaseTarget
 from embedded.errors import UserError, with_remedy
+from embedded.process import reach_loopback_directly
 from ops import committed_config
 
 USAGE = "bin/tunnel [-s STACK] -- COMMAND [ARGUMENT...]"
@@ -90,6 +91,7 @@ def main(arguments: list[str]) -> int:
     try:
         stack, command = parse(arguments)
         _open(stack)
+        reach_loopback_directly()
         _become(command)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

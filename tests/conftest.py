@@ -24,8 +24,10 @@ from psycopg.conninfo import make_conninfo
 from components import INSTANCES_NAMESPACE, NAMESPACE
 from components.instance_provisioner import RESTRICTED
 from dev.in_process import HELM
+from dev.stack import forget_other_stacks
 from embedded.cluster import Cluster, ClusterAccess
 from embedded.postgres import Server, embedded_bin
+from embedded.process import reach_loopback_directly
 from tests.support.customers import ANN, BOB, Db, add_customer
 from tests.support.migrating import query
 from tests.support.platforms import MADE, Platform, own_server, run, stack_config
@@ -38,6 +40,9 @@ signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 # What the engine and the command line start would compile the whole project each time.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+forget_other_stacks()
+reach_loopback_directly()
 
 # A machine that is busy with the other worker is no failure.
 settings.register_profile("no-deadline", deadline=None)

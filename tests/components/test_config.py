@@ -26,6 +26,7 @@ from components.authorization import SERVICES
 from components.config import Config, parse
 from components.database_target import DatabaseTarget
 from dev import __main__ as dev
+from embedded.errors import UserError
 from policies.rules import PolicyException
 
 pytestmark = pytest.mark.usefixtures("contexts")
@@ -572,6 +573,14 @@ class TestProjectFiles:
         assert config.target.password == "word"
         assert config.automation == "kubernetes"
         assert config.protect is False
+
+    def test_damaged_secrets_of_the_dev_stack_are_told(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(dev, "STATE", tmp_path)
+        (tmp_path / "secrets.json").write_text("")
+        with pytest.raises(UserError, match=r"secrets\.json is damaged"):
+            dev._generated("word")
 
     @pytest.mark.parametrize("stack", ["staging", "prod"])
     def test_hosted_stack_with_its_secrets_and_image_is_valid(self, stack: str) -> None:

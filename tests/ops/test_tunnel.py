@@ -522,6 +522,8 @@ def deployed(postgres_bin: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         made = make_project(site.directory, config, url)
         # Whatever this says, the database's host is not to be reached without the tunnel.
         site.variables |= {**made.stack.workspace.env_vars, "NO_PROXY": NAME}
+        # While the engine, on loopback, is reached without a proxy.
+        site.variables |= dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
         site.pulumi("up", "--yes", "--skip-preview")
         yield site
 

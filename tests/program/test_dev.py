@@ -29,8 +29,25 @@ from tests.support.platforms import copy_project
 WITHOUT_PULUMI = os.pathsep.join(
     part for part in os.environ["PATH"].split(os.pathsep) if not (Path(part) / "pulumi").exists()
 )
-# Nothing listens there, so that a download of Pulumi fails at once wherever the tests run.
-NO_NETWORK = {"HTTPS_PROXY": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
+PROXIES = [f"{of}_proxy" for of in ("http", "https", "all", "grpc")]
+ELSEWHERE = {
+    # Nothing listens there, so that a download of Pulumi fails at once wherever the tests run.
+    **dict.fromkeys([*PROXIES, *map(str.upper, PROXIES)], "http://127.0.0.1:9"),
+    "no_grpc_proxy": "company.test",
+    "PULUMI_ACCESS_TOKEN": "pul-production",
+    "PULUMI_BACKEND_URL": "s3://production",
+    "PULUMI_CONFIG_PASSPHRASE": "of production",
+    "PULUMI_CONFIG_PASSPHRASE_FILE": "/production",
+    "PULUMI_SELF_MANAGED_STATE_GZIP": "true",
+    "PULUMI_STACK": "prod",
+    "PGHOSTADDR": "127.0.0.2",
+    "PGPASSWORD": "of production",
+    "PGSERVICE": "production",
+    "PGTARGETSESSIONATTRS": "standby",
+    "DATABASE_PROXY": "socks5://127.0.0.1:9",
+    "DATABASE_NO_PROXY": "none.invalid",
+}
+"""What an operator's shell has for production, and for a network behind a proxy."""
 
 
 @dataclass
@@ -71,8 +88,6 @@ class Clone:
     def find_pulumi(self) -> None:
         """Go on with Pulumi after a start without it."""
         self.environment["PATH"] = os.environ["PATH"]
-        for name in NO_NETWORK:
-            del self.environment[name]
 
     def migration(self, text: str, name: str = "added") -> Path:
         folder = self.directory / "sql" / "migrations"
@@ -102,8 +117,8 @@ def clone(directory: Path, **environment: str) -> Iterator[Clone]:
     directory = directory / "a clone with a space"
     directory.mkdir()
     copy_project(directory)
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PULUMI_", "PG", "DEV_"))}
-    made = Clone(directory, kept | environment)
+    kept = {k: v for k, v in os.environ.items() if not k.lower().startswith(("dev_", "no_proxy"))}
+    made = Clone(directory, kept | ELSEWHERE | environment)
     try:
         yield made
     finally:
@@ -115,8 +130,7 @@ def clone(directory: Path, **environment: str) -> Iterator[Clone]:
 @pytest.fixture(scope="module")
 def in_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
     """A clone with a platform that `up` has made without Pulumi."""
-    changes = NO_NETWORK | {"PATH": WITHOUT_PULUMI}
-    for made in clone(tmp_path_factory.mktemp("up"), **changes):
+    for made in clone(tmp_path_factory.mktemp("up"), PATH=WITHOUT_PULUMI):
         made.run("up")
         yield made
 
@@ -152,7 +166,7 @@ def platform_clone(request: pytest.FixtureRequest) -> Clone:
 @pytest.fixture
 def fresh(tmp_path: Path) -> Iterator[Clone]:
     """A clone in which nothing was run yet, without Pulumi."""
-    yield from clone(tmp_path, **NO_NETWORK, PATH=WITHOUT_PULUMI)
+    yield from clone(tmp_path, PATH=WITHOUT_PULUMI)
 
 
 def test_second_up_changes_nothing_and_says_so(platform_clone: Clone) -> None:
@@ -357,13 +371,16 @@ def test_pulumi_takes_over_what_a_run_without_it_made(fresh: Clone) -> None:
 
 @pytest.mark.engine
 @pytest.mark.skipif(not shutil.which("pulumi"), reason="needs the Pulumi CLI on PATH")
-@pytest.mark.parametrize("lost", [["pulumi"], ["pulumi", "Pulumi.dev.yaml", "passphrase"]])
-def test_lost_pulumi_state(with_pulumi: Clone, lost: list[str]) -> None:
-    for name in lost:
-        path = with_pulumi.directory / ".state" / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert "5 imported" in with_pulumi.run("up")
-    assert " unchanged\n\nDuration" in with_pulumi.run("up")
+@pytest.mark.parametrize("lost", ["Pulumi.dev.yaml", "passphrase", "pulumi"])
+def test_what_is_lost_is_made_again(with_pulumi: Clone, lost: str) -> None:
+    path = with_pulumi.directory / ".state" / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    text = with_pulumi.run("up")
+    if lost != "Pulumi.dev.yaml":  # which the state can replace
+        assert "5 imported" in text
+        assert ("dev.json.unreadable: another is made" in text) == (lost == "passphrase")
+        text = with_pulumi.run("up")
+    assert " unchanged\n\nDuration" in text
 
 
 @pytest.mark.engine

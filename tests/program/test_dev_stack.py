@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from components import PROJECT, ROOT
 from dev.stack import NAME, Stack
@@ -61,6 +62,30 @@ def stack(tmp_path: Path) -> Stack:
     made.state.parent.mkdir(parents=True)
     made.state.write_text(json.dumps({"checkpoint": {"latest": None}}))
     return made
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"checkpoint": {}}', '{"checkpoint": null}'])
+def test_damaged_state_is_left_for_a_copy_of_it(stack: Stack, content: str) -> None:
+    stack.state.write_text(content)
+    with pytest.raises(UserError, match=r"dev\.json is damaged") as caught:
+        stack.is_deployed_to("embedded")
+    assert "dev.json.bak" in caught.value.remedy
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "config: {a: [", "config: {}"])
+def test_damaged_config_file_is_made_again_by_the_salt_of_the_state(
+    stack: Stack, content: str | None
+) -> None:
+    latest = {"secrets_providers": {"type": "passphrase", "state": {"salt": "v1:salt"}}}
+    stack.state.write_text(json.dumps({"checkpoint": {"latest": latest}}))
+    if content is not None:
+        stack.file.write_text(content)
+    stack._write_config("true", {"baseDomain": "a.test"}, {"provisionerApiToken": "word"})
+    written = yaml.safe_load(stack.file.read_text())
+    assert written == {
+        "encryptionsalt": "v1:salt",
+        "config": {f"{PROJECT}:baseDomain": "a.test"},
+    }
 
 
 def lock(stack: Stack, content: str) -> Path:
