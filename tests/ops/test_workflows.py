@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -148,30 +148,37 @@ def test_without_a_bastion_a_command_runs_as_it_is(checkout: Path, written: str)
     assert (done.returncode, done.stdout, done.stderr) == (0, "a b\n", "")
 
 
-def test_bastion_is_reached_by_a_key_that_only_its_agent_has(checkout: Path) -> None:
+def private_key(path: Path, passphrase: str = "", *options: str) -> str:
+    command = ["ssh-keygen", "-q", "-t", "ed25519", "-C", "ci", *options, "-N", passphrase]
+    subprocess.run([*command, "-f", path], check=True)
+    return path.read_text()
+
+
+def reach(checkout: Path, key: str) -> subprocess.CompletedProcess[str]:
+    """What `.ci/reach` does with a key; the tunnel says what it finds and ends with code 7."""
     with (checkout / "Pulumi.prod.yaml").open("a") as file:
         file.write("  mindroom:databaseBastion: deploy@bastion.example\n")
     script(
         checkout / "bin" / "tunnel",
         'echo "$@"\nssh-add -l\necho "agent $SSH_AUTH_SOCK key ${BASTION_KEY-none}"\nexit 7',
     )
-    key = checkout / "key"
-    subprocess.run(
-        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "ci", "-f", key], check=True
-    )
-    done = subprocess.run(
+    return subprocess.run(
         [checkout / ".ci" / "reach", "prod", "pulumi", "up", "a b"],
         cwd=checkout,
         env=os.environ
         | {
             "HOME": str(checkout),
-            "BASTION_KEY": key.read_text(),
+            "BASTION_KEY": key,
             "BASTION_KNOWN_HOSTS": "bastion.example ssh-ed25519 AAAA",
         },
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def test_bastion_is_reached_by_a_key_that_only_its_agent_has(checkout: Path) -> None:
+    done = reach(checkout, private_key(checkout / "key"))
     assert done.returncode == 7
     command, known, agent = done.stdout.splitlines()
     assert command == "-s prod -- pulumi up a b"
@@ -184,3 +191,45 @@ def test_bastion_is_reached_by_a_key_that_only_its_agent_has(checkout: Path) -> 
         time.sleep(0.05)
     assert (checkout / ".ssh" / "known_hosts").read_text() == "bastion.example ssh-ed25519 AAAA\n"
     assert not [path for path in (checkout / ".ssh").iterdir() if path.name != "known_hosts"]
+
+
+@pytest.mark.parametrize(
+    "paste",
+    [
+        lambda key: key.replace("\n", "\r\n"),
+        lambda key: key.replace("\n", "\\n"),
+        lambda key: key.replace("\n", " "),
+        lambda key: key.replace("\n", ""),
+        lambda key: key.replace("\n", "\n    "),
+    ],
+    ids=["crlf", "written-out", "one-line", "joined", "indented"],
+)
+def test_bastion_s_key_is_taken_however_it_was_pasted(
+    checkout: Path, paste: Callable[[str], str]
+) -> None:
+    done = reach(checkout, paste(private_key(checkout / "key")))
+    assert done.returncode == 7, done.stderr
+    assert " ci (ED25519)" in done.stdout
+
+
+RSA = ("-t", "rsa", "-b", "2048", "-m", "PEM")
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (lambda _: "", "it is empty"),
+        (lambda path: private_key(path, "a passphrase"), "it has a passphrase"),
+        (lambda path: private_key(path, "a passphrase", *RSA), "it has a passphrase"),
+        (lambda path: private_key(path)[:200], "Error loading key"),
+        (lambda path: private_key(path) and Path(f"{path}.pub").read_text(), "Error loading key"),
+    ],
+    ids=["empty", "passphrase", "rsa-passphrase", "half", "public"],
+)
+def test_bastion_s_key_that_cannot_be_used_is_told(
+    checkout: Path, make: Callable[[Path], str], problem: str
+) -> None:
+    done = reach(checkout, make(checkout / "key"))
+    assert (done.returncode, done.stdout) == (1, "")
+    start = f"error: BASTION_KEY holds no key for the bastion of prod: {problem}"
+    assert done.stderr.startswith(start)
