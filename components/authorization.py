@@ -205,7 +205,17 @@ TABLES: Mapping[str, Mapping[str, Privileges]] = {
     "private.provisioning": {
         # Rows are made and removed with the instances.
         "instance_provisioner": READ
-        | {"UPDATE": ("due_at", "attempts", "lease", "leased_by", "leased_until", "applied")},
+        | {
+            "UPDATE": (
+                "due_at",
+                "attempts",
+                "lease",
+                "leased_by",
+                "leased_until",
+                "applied",
+                "held",
+            )
+        },
     },
     "private.api_key_hashes": {},
     "private.stripe_events": {},

@@ -1,6 +1,8 @@
 """What is done for an instance, by the status of its row; each action can safely be repeated."""
 
 import asyncio
+import hashlib
+import json
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,16 +45,22 @@ class Applied(NamedTuple):
         return cls(checksum, fingerprint, int(revision or 0))
 
 
+class NotRecordedError(Exception):
+    """Helm has no record of what ran before."""
+
+
 class UpgradeError(Exception):
     """A release was changed, and its pods did not become ready, or Helm failed.
 
     Attributes:
         applied: what the cluster has now, if what ran before runs again; otherwise None.
+        held: the digest of what is not to be tried again, as it interrupts a running instance.
     """
 
-    def __init__(self, message: str, applied: str | None = None) -> None:
+    def __init__(self, message: str, applied: str | None = None, held: str | None = None) -> None:
         super().__init__(message)
         self.applied = applied
+        self.held = held
 
 
 async def ensure_present(context: Context, instance: Instance, worker: Worker) -> Outcome:
@@ -69,8 +77,14 @@ async def ensure_present(context: Context, instance: Instance, worker: Worker) -
     )
     values = chart_values(context.settings, instance, secret_name, checksum)
     before = Applied.parse(instance.applied)
+    newest = await context.cluster.newest_revision(instance.app_name)
     if not before.revision:
-        before = before._replace(revision=await context.cluster.newest_revision(instance.app_name))
+        before = before._replace(revision=newest)
+    change = _digest(context.settings, values)
+    if instance.held == change:
+        return await _held(context, instance, worker, before)
+    # An earlier attempt that was not finished may be what it does not run for.
+    is_interruption = newest > before.revision or context.health_watch.is_running(instance.id)
     try:
         applied = await _upgrade(
             context, instance, worker, context.settings.instance_chart, values, checksum
@@ -78,7 +92,8 @@ async def ensure_present(context: Context, instance: Instance, worker: Worker) -
     except (HelmError, UpgradeError) as error:
         if instance.provisioned_at is None or await _is_unchanged(context, instance, before):
             raise
-        raise await _restored(context, instance, worker, before, error) from error
+        held = change if is_interruption else None
+        raise await _restored(context, instance, worker, before, error, held) from error
     base = f"https://{values['host']}"
     has_matrix = values.get("matrix", {}).get("enabled")
     return Outcome(
@@ -124,30 +139,68 @@ async def _is_unchanged(context: Context, instance: Instance, before: Applied) -
     return fingerprint(objects) == before.fingerprint
 
 
+async def _held(context: Context, instance: Instance, worker: Worker, before: Applied) -> Outcome:
+    """Leave a change alone that failed; see that what ran before is as it was."""
+    applied = instance.applied
+    if not await _is_unchanged(context, instance, before):
+        try:
+            applied = str(await _restore(context, instance, worker, before))
+        except (HelmError, UpgradeError) as error:
+            message = f"what ran before was not restored: {error}"
+            raise UpgradeError(message, held=instance.held) from error
+    return Outcome(
+        old_status=instance.status,
+        new_status=instance.status,
+        error=instance.error_message,
+        retry_in=context.settings.last_backoff_seconds,
+        applied=applied,
+        held=instance.held,
+    )
+
+
 async def _restored(
-    context: Context, instance: Instance, worker: Worker, before: Applied, error: Exception
+    context: Context,
+    instance: Instance,
+    worker: Worker,
+    before: Applied,
+    error: Exception,
+    held: str | None,
 ) -> UpgradeError:
-    """The error of a failed upgrade, after the revision that ran before was installed again.
+    """The error of a failed upgrade, after what ran before was installed again.
+
+    The upgrade, of which `held` is the digest, is not to be tried again, unless that is None.
+    """
+    message = f"{error}; not tried again until something of it changes" if held else str(error)
+    try:
+        applied = await _restore(context, instance, worker, before)
+    except NotRecordedError as restore_error:
+        return UpgradeError(f"{error}; and what ran before was not restored: {restore_error}")
+    except (HelmError, UpgradeError, *CLUSTER_ERRORS) as restore_error:
+        message = f"{message}; and what ran before was not restored: {restore_error}"
+        return UpgradeError(message, held=held)
+    return UpgradeError(f"{message}; what ran before was restored", str(applied), held)
+
+
+async def _restore(
+    context: Context, instance: Instance, worker: Worker, before: Applied
+) -> Applied:
+    """Install again what ran before.
 
     Not by `helm rollback`, which applies the manifests of that time: a volume that has grown since
     refuses them. Rendered again, the chart asks for the size that the volume has.
+
+    Raises:
+        NotRecordedError: Helm has no record of it.
+        HelmError: Helm failed.
+        UpgradeError: its pods were not ready in time.
     """
-    try:
-        record = await context.cluster.revision(instance.app_name, before.revision)
-        if record is None:
-            raise HelmError("Helm has no record of it")
-        with helm.recorded_chart(record) as chart:
-            applied = await _upgrade(
-                context,
-                instance,
-                worker,
-                chart,
-                record.get("config") or {},
-                before.secrets_checksum,
-            )
-    except (HelmError, UpgradeError, *CLUSTER_ERRORS) as restore_error:
-        return UpgradeError(f"{error}; and what ran before was not restored: {restore_error}")
-    return UpgradeError(f"{error}; what ran before was restored", str(applied))
+    record = await context.cluster.revision(instance.app_name, before.revision)
+    if record is None:
+        raise NotRecordedError(f"Helm has no record of revision {before.revision}")
+    with helm.recorded_chart(record) as chart:
+        return await _upgrade(
+            context, instance, worker, chart, record.get("config") or {}, before.secrets_checksum
+        )
 
 
 async def ensure_absent(context: Context, instance: Instance, worker: Worker) -> Outcome:
@@ -204,6 +257,12 @@ def chart_values(
             "secretChecksum": secrets_checksum,
         },
     )
+
+
+def _digest(settings: Settings, values: Mapping[str, Any]) -> str:
+    """A digest of all that a release is made of."""
+    text = json.dumps(values, sort_keys=True)
+    return hashlib.sha256(f"{settings.chart_digest}\n{text}".encode()).hexdigest()
 
 
 def _merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -82,6 +82,12 @@ class Limits(_Request):
     storage_limit_gb: Annotated[int | None, STRICT_NUMBER] = Field(None, gt=0, lt=2**31)
 
 
+class Retry(_Request):
+    """Which instance to work on now."""
+
+    instance_id: uuid.UUID
+
+
 class Problem(BaseModel):
     """Why a request failed."""
 
@@ -214,6 +220,15 @@ async def limits(body: Limits, response: Response, dependencies: Injected, wait:
         body.memory_limit_mb,
         body.storage_limit_gb,
     )
+    rows = await dependencies.wait_until_settled([body.instance_id], wait)
+    _set_status(response, rows)
+    return rows[0]
+
+
+@api.post("/retry", responses={202: {"model": Row}})
+async def retry(body: Retry, response: Response, dependencies: Injected, wait: Wait = 0) -> Row:
+    """Work on an instance now; a change of it that is held is tried again."""
+    await operations.retry(dependencies.database, body.instance_id)
     rows = await dependencies.wait_until_settled([body.instance_id], wait)
     _set_status(response, rows)
     return rows[0]

@@ -67,6 +67,11 @@ class HealthWatch:
         """The health of an instance now."""
         return assess(self._of(str(instance_id)).values())
 
+    def is_running(self, instance_id: uuid.UUID) -> bool:
+        """Whether each of its workloads has a ready pod."""
+        workloads = [summary for summary in self._of(str(instance_id)).values() if summary.replicas]
+        return bool(workloads) and all(workload.ready_replicas for workload in workloads)
+
     def problems_since(self, instance_id: uuid.UUID, since: float) -> str | None:
         """The problems of an instance now, or the last ones since a time of time.monotonic()."""
         if problems := self.health(instance_id).details.get("problems"):

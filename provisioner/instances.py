@@ -24,6 +24,7 @@ class Instance:
         provisioned_at: when it ran for the first time; None if it never did.
         volume_retention_days: how long its tier keeps the volumes of a removed instance.
         applied: `actions.Applied` after the last attempt that succeeded; None before it.
+        held: the digest of a change that is not tried again; None if nothing is held.
     """
 
     id: uuid.UUID
@@ -38,7 +39,9 @@ class Instance:
     storage_limit_gb: int
     provisioned_at: datetime | None
     volume_retention_days: int
+    error_message: str | None
     applied: str | None
+    held: str | None
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class RecordedState:
         app_name: the Helm release.
         applied: `actions.Applied` after the last attempt that succeeded; None before it.
         due: whether work is due, scheduled or in progress.
+        held: whether a change of it is not tried again.
         secrets_checksum: `instance_secrets.checksum` of its secrets now.
     """
 
@@ -58,6 +62,7 @@ class RecordedState:
     health_status: str
     applied: str | None
     due: bool
+    held: bool
     secrets_checksum: str
 
 
@@ -74,7 +79,8 @@ async def read(database: Database, instance_id: uuid.UUID) -> Instance | None:
             select instance.id, instance.account_id, instance.app_name, instance.app_config,
                    instance.subdomain, instance.status, instance.config::text as config,
                    instance.cpu_limit::float, instance.memory_limit_mb, instance.storage_limit_gb,
-                   instance.provisioned_at, tiers.volume_retention_days, work.applied
+                   instance.provisioned_at, tiers.volume_retention_days,
+                   instance.error_message, work.applied, work.held
               from public.instances as instance
               join public.subscriptions as plan on plan.id = instance.subscription_id
               join private.tiers using (tier)
@@ -94,6 +100,7 @@ async def recorded_states(database: Database) -> list[RecordedState]:
             """
             select instance.id, instance.app_name, instance.status, instance.health_status,
                    work.applied, work.due_at is not null as due,
+                   work.held is not null as held,
                    (select encode(sha256(convert_to(
                              coalesce(string_agg(name || '=' || value, chr(10)
                                                  order by name collate "C"), ''),
@@ -125,13 +132,19 @@ async def request_repair(database: Database, state: RecordedState) -> bool:
 async def write_health(
     database: Database, instance_id: uuid.UUID, status: str, details: Mapping[str, Any]
 ) -> None:
-    """Record the health of an instance, unless the row has just that."""
+    """Record the health of an instance, unless the row has just that.
+
+    Its error message stays while something is left to do: what runs may well be healthy.
+    """
     async with database.connection() as connection:
         await connection.execute(
             """
-            select public.update_instance_health(id, %(status)s, %(details)s)
-              from public.instances
-             where id = %(id)s
+            select public.update_instance_health(
+                     instance.id, %(status)s, %(details)s,
+                     case when work.attempts > 0 then instance.error_message end)
+              from public.instances as instance
+              join private.provisioning as work on work.instance_id = instance.id
+             where instance.id = %(id)s
                and status in ('provisioning', 'running', 'stopped', 'maintenance')
                and (health_status, health_details) is distinct from (%(status)s, %(details)s)
             """,

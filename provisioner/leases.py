@@ -51,6 +51,7 @@ class Outcome:
         retry_in: seconds until the work is due again; None if there is no more to do.
         urls: the URLs "frontend", "api" and "matrix"; None leaves those of the row unchanged.
         applied: what the cluster has now (see `actions.Applied`); None if that is unknown.
+        held: the digest of a change that is not tried again; None if nothing is held.
     """
 
     old_status: str
@@ -59,6 +60,7 @@ class Outcome:
     retry_in: float | None = None
     urls: Mapping[str, str | None] | None = None
     applied: str | None = None
+    held: str | None = None
 
 
 class LeaseLostError(Exception):
@@ -157,17 +159,18 @@ async def finish(database: Database, held: Claim, outcome: Outcome) -> None:
             await connection.execute(
                 "select from public.instances where id = %(instance_id)s for no key update", values
             )
-            # Work that was asked for in the meantime stays due.
+            # Work that was asked for in the meantime stays due: either starts the attempts again.
             ended = await connection.execute(
                 """
                 update private.provisioning
                    set lease = null, leased_by = null, leased_until = null,
-                       due_at = case when revision <> %(revision)s then due_at
+                       due_at = case when attempts <> %(attempt)s then due_at
                                      else now() + make_interval(secs => %(retry_in)s) end,
-                       attempts = case when revision <> %(revision)s
+                       attempts = case when attempts <> %(attempt)s
                                          or %(retry_in)s::float is null then 0
                                        else attempts end,
-                       applied = coalesce(%(applied)s, applied)
+                       applied = coalesce(%(applied)s, applied),
+                       held = case when attempts = %(attempt)s then %(held)s end
                  where instance_id = %(instance_id)s and lease = %(lease)s
                 """,
                 values,

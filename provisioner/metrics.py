@@ -28,6 +28,7 @@ instances = Gauge("provisioner_instances", "Instances by status, at the last res
 health = Gauge(
     "provisioner_instances_health", "Running instances by health, at the last resync", ["health"]
 )
+held = Gauge("provisioner_instances_held", "Instances with a change that is not tried again")
 repairs = Counter(
     "provisioner_repairs_total", "Instances that differed in the cluster from what was applied"
 )

@@ -21,6 +21,8 @@ class Row:
         customer_id: the account that it belongs to.
         app_name: the Helm release.
         cpu_limit: cores.
+        held: whether the last change stopped it and did not start, so that it runs as before, and
+            the change is not tried again until something of it changes, or somebody asks for it.
         settled: whether nothing is left to do: the cluster matches the row, or the service has
             given up.
     """
@@ -42,6 +44,7 @@ class Row:
     error_message: str | None
     created_at: datetime
     updated_at: datetime
+    held: bool
     settled: bool
 
 
@@ -227,6 +230,30 @@ async def set_limits(
         raise RefusedError(409, f"instance {instance_id} is {row.status}")
 
 
+async def retry(database: Database, instance_id: uuid.UUID) -> None:
+    """Have an instance worked on now, also if what its row wants is held.
+
+    Raises:
+        RefusedError: there is no such instance, or nothing is to be done in its status.
+    """
+    async with database.transaction() as connection:
+        cursor = await connection.execute(
+            """
+            update private.provisioning as work
+               set held = null, attempts = 0, due_at = now()
+              from public.instances as instance
+             where instance.id = work.instance_id and instance.id = %s
+               and instance.runtime = 'kubernetes'
+               and instance.status in ('provisioning', 'running', 'stopped', 'deprovisioning')
+            """,
+            [instance_id],
+        )
+        await connection.execute("select pg_notify('instances', %s)", [str(instance_id)])
+    if cursor.rowcount == 0:
+        [row] = await read(database, [instance_id])
+        raise RefusedError(409, f"instance {instance_id} is {row.status}")
+
+
 async def read(database: Database, instance_ids: Sequence[uuid.UUID]) -> list[Row]:
     """Instances as they are now, the oldest first.
 
@@ -243,7 +270,10 @@ async def read(database: Database, instance_ids: Sequence[uuid.UUID]) -> list[Ro
                    instance.cpu_limit::float, instance.memory_limit_mb, instance.storage_limit_gb,
                    instance.health_status, instance.health_details, instance.last_health_check,
                    instance.error_message, instance.created_at, instance.updated_at,
-                   work.due_at is null as settled
+                   work.held is not null as held,
+                   work.due_at is null
+                     or work.held is not null and work.attempts > 0 and work.lease is null
+                     as settled
               from public.instances as instance
               join private.provisioning as work on work.instance_id = instance.id
              where instance.id = any(%s)

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable
+from dataclasses import replace
 
 import psycopg
 import structlog
@@ -159,9 +160,9 @@ class Reconciler:
         result = "dropped"
         try:
             outcome = await action(self._context, instance, worker)
-            result = "done"
+            result = "held" if outcome.held else "done"
             log.info(
-                "done", status=outcome.new_status, seconds=round(time.monotonic() - started, 3)
+                result, status=outcome.new_status, seconds=round(time.monotonic() - started, 3)
             )
         except (psycopg.Error, LeaseLostError):
             raise
@@ -193,9 +194,13 @@ class Reconciler:
                 log.error("given up", error=message)
                 return Outcome(instance.status, "failed", message)
         seconds = backoff(self._settings, claim.attempt)
-        log.warning("failed", error=message, retry_in=round(seconds, 3))
-        applied = error.applied if isinstance(error, UpgradeError) else None
-        return Outcome(instance.status, instance.status, message, seconds, applied=applied)
+        outcome = Outcome(instance.status, instance.status, message, seconds)
+        if isinstance(error, UpgradeError):
+            outcome = replace(outcome, applied=error.applied, held=error.held)
+        log.warning(
+            "failed", error=message, retry_in=round(seconds, 3), held=outcome.held is not None
+        )
+        return outcome
 
     async def _release(self, claim: Claim, retry_in: float, reason: str) -> None:
         """Release a claim; while the database is unreachable, its lease expires by itself."""

@@ -130,6 +130,7 @@ class Resync:
 
 def _count(states: Sequence[RecordedState]) -> None:
     """Set the gauges of instances by status, and by health."""
+    metrics.held.set(sum(state.held for state in states))
     running = [state for state in states if state.status == "running"]
     for gauge, values in (
         (metrics.instances, Counter(state.status for state in states)),

@@ -1,7 +1,9 @@
 """The service's settings, from environment variables of the same names in capitals."""
 
+import hashlib
 import os
 import socket
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -94,6 +96,16 @@ class Settings(BaseSettings):
     def lease_owner(self) -> str:
         """This process's name in `leased_by`: host/pid."""
         return f"{socket.gethostname()}/{os.getpid()}"
+
+    @cached_property
+    def chart_digest(self) -> str:
+        """Of all files of the chart."""
+        digest = hashlib.sha256()
+        for path in sorted(self.instance_chart.rglob("*")):
+            if path.is_file():
+                digest.update(f"{path.relative_to(self.instance_chart)}\n".encode())
+                digest.update(hashlib.sha256(path.read_bytes()).digest())
+        return digest.hexdigest()
 
 
 def load() -> Settings:

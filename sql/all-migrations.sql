@@ -1591,6 +1591,25 @@ set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
 values (0, 'migrations', '0026_released_subdomains.sql', 'cecee56ceead39904a9e1cc94d6d7bb0d021855f42af9defd45c91a05f8a9699', NULL, '1.0.0');
 
+-- migrations/0027_held_changes.sql
+
+-- What broke a running instance once is not tried again until something of it changes.
+
+alter table private.provisioning add column held text;
+
+comment on column private.provisioning.held is
+  'Digest of the chart and values that stopped a running instance and did not start: not tried again while they are the same; null = nothing is held.';
+
+
+reset session authorization;
+reset all;
+set client_encoding = 'UTF8';
+set client_connection_check_interval = '2s';
+set lock_timeout = '5s';
+set statement_timeout = '15min';
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'migrations', '0027_held_changes.sql', 'ac961d3c9245deb826c6f84aae851bb1bb5581208a3d3660bb51c31f921a0870', NULL, '1.0.0');
+
 -- repeatable/10_shared.sql
 
 -- What the tables' own files build on: timestamps, who is acting, the audit log.

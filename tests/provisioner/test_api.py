@@ -20,6 +20,7 @@ ROUTES = [
     ("POST", "/api/v1/provision", {"subscription_id": NOBODY, "account_id": NOBODY}),
     ("DELETE", "/api/v1/deprovision", {"instance_id": NOBODY}),
     ("PUT", "/api/v1/limits", {"instance_id": NOBODY, "cpu_limit": 1}),
+    ("POST", "/api/v1/retry", {"instance_id": NOBODY}),
     ("GET", f"/api/v1/instances/{NOBODY}", None),
 ]
 
@@ -299,6 +300,8 @@ def test_limits_refuses_what_is_wrong(http: httpx2.Client, limits: dict[str, Any
 def test_limits_of_what_is_removed_are_refused(world: World, http: httpx2.Client) -> None:
     instance = provisioned(world, http)["instance_id"]
     world.remove(UUID(instance))
+    answer = http.post("/api/v1/retry", json={"instance_id": str(instance)})
+    assert answer.status_code == 409
     answer = http.put("/api/v1/limits", json={"instance_id": instance, "cpu_limit": 1})
     assert answer.status_code == 409
     assert answer.json()["detail"] == f"instance {instance} is deprovisioned"

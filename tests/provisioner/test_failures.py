@@ -16,6 +16,7 @@ from tests.support.provisioning import PATIENCE, Service, World, eventually, mak
 from tests.support.proxy import Proxy
 
 NOT_THERE = {"images": {"backend": "mindroom/backend:not-there"}}
+CRASHES = {"images": {"backend": "mindroom/backend:crashes"}}
 ALL = "deployments,statefulsets,services,ingresses,configmaps,secrets,networkpolicies,pvc"
 
 
@@ -399,23 +400,48 @@ def test_values_that_the_chart_refuses_are_reported_and_the_release_goes_on(worl
         assert world.settled(instance, "running")["error_message"] is None
 
 
-def test_an_upgrade_that_never_works_is_undone_though_a_volume_has_grown(world: World) -> None:
-    with world.running(HELM_TIMEOUT_SECONDS=10):
+def test_a_change_that_never_works_interrupts_once_and_is_held(world: World) -> None:
+    """What ran before runs again, though a volume has grown, until something or somebody asks."""
+    with world.running(HELM_TIMEOUT_SECONDS=4) as service:
         instance = world.provision()
-        world.settled(instance, "running")
-        world.update(instance, app_config=NOT_THERE, storage_limit_gb=20)
-        row = eventually(lambda: row if (row := world.row(instance))["error_message"] else None)
+        backend = f"deployment/{world.settled(instance, 'running')['app_name']}-backend"
+
+        def failures() -> int:
+            return len(service.events("failed", instance_id=str(instance)))
+
+        def checked() -> None:
+            last = len(service.events("held", instance_id=str(instance)))
+            eventually(lambda: len(service.events("held", instance_id=str(instance))) > last + 1)
+
+        world.update(instance, app_config=CRASHES, storage_limit_gb=20)
+        row = eventually(lambda: row if (row := world.row(instance))["held"] else None)
         assert row["status"] == "running"
-        assert "ImagePullBackOff" in row["error_message"]
-        images = [
-            deployment["spec"]["template"]["spec"]["containers"][0]["image"]
-            for deployment in world.objects("deployments", instance)
-        ]
-        assert "mindroom/backend:not-there" not in images
+        assert row["error_message"].startswith("backend: CrashLoopBackOff: ")
+        eventually(lambda: world.row(instance)["health_status"] == "healthy")
+        restored = world.object(backend)
+        [container] = restored["spec"]["template"]["spec"]["containers"]
+        assert container["image"] == "mindroom/backend:0.1.0"
         [volume] = world.objects("pvc", instance)
         assert volume["spec"]["resources"]["requests"]["storage"] == "20Gi"
+        one_release(world, instance)
+
+        checked()
+        assert failures() == 1
+        assert world.object(backend)["metadata"]["generation"] == restored["metadata"]["generation"]
+        assert world.row(instance)["error_message"] == row["error_message"]
+        assert service.metric("provisioner_instances_held") == 1
+        shown = service.http.get(f"/api/v1/instances/{instance}").json()
+        assert shown["held"]
+        world.kubectl("scale", backend, "--replicas=3")
+        eventually(lambda: world.object(backend)["spec"]["replicas"] == 1)
+
+        answer = service.http.post(
+            "/api/v1/retry", params={"wait": PATIENCE}, json={"instance_id": str(instance)}
+        )
+        assert (answer.status_code, answer.json()["held"], failures()) == (200, True, 2)
         world.update(instance, app_config={})
-        assert world.settled(instance, "running")["error_message"] is None
+        row = world.settled(instance, "running")
+        assert (row["error_message"], row["held"]) == (None, None)
         one_release(world, instance)
 
 

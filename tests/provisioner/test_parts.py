@@ -153,7 +153,9 @@ def an_instance(**changes: Any) -> Instance:
         "storage_limit_gb": 1,
         "provisioned_at": None,
         "volume_retention_days": 0,
+        "error_message": None,
         "applied": None,
+        "held": None,
     }
     return Instance(**(row | changes))
 
