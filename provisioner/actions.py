@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from provisioner import helm, instance_secrets
 from provisioner.cluster import CLUSTER_ERRORS, fingerprint
@@ -19,6 +20,10 @@ from provisioner.workers import Worker
 
 TOKENS = ("MINDROOM_API_TOKEN", "MATRIX_REGISTRATION_SHARED_SECRET")
 """The secrets that are generated for every instance; operators may add more to the table."""
+
+MATRIX_SERVER_NAME = "MATRIX_SERVER_NAME"
+"""Beside them, with a Matrix server: its name, which its database is bound to. It is given once,
+and follows neither the subdomain nor BASE_DOMAIN."""
 
 
 class Applied(NamedTuple):
@@ -66,7 +71,7 @@ class UpgradeError(Exception):
 async def ensure_present(context: Context, instance: Instance, worker: Worker) -> Outcome:
     """Install or upgrade the release so that it matches the row; a stopped one has no pods."""
     content = await instance_secrets.add_missing(
-        context.database, instance.id, {name: secrets.token_urlsafe(32) for name in TOKENS}
+        context.database, instance.id, first_secrets(context.settings, instance)
     )
     checksum = instance_secrets.checksum(content)
     secret_name, _ = await asyncio.gather(
@@ -75,7 +80,9 @@ async def ensure_present(context: Context, instance: Instance, worker: Worker) -
         ),
         context.cluster.delete_interrupted_revisions(instance.app_name),
     )
-    values = chart_values(context.settings, instance, secret_name, checksum)
+    values = chart_values(
+        context.settings, instance, secret_name, checksum, content.get(MATRIX_SERVER_NAME)
+    )
     before = Applied.parse(instance.applied)
     newest = await context.cluster.newest_revision(instance.app_name)
     if not before.revision:
@@ -95,11 +102,14 @@ async def ensure_present(context: Context, instance: Instance, worker: Worker) -
         held = change if is_interruption else None
         raise await _restored(context, instance, worker, before, error, held) from error
     base = f"https://{values['host']}"
-    has_matrix = values.get("matrix", {}).get("enabled")
     return Outcome(
         old_status=instance.status,
         new_status="running" if instance.status == "provisioning" else instance.status,
-        urls={"frontend": base, "api": f"{base}/api", "matrix": base if has_matrix else None},
+        urls={
+            "frontend": base,
+            "api": f"{base}/api",
+            "matrix": base if has_matrix(values) else None,
+        },
         applied=str(applied),
     )
 
@@ -236,8 +246,30 @@ ACTIONS = {
 """Status of a row -> its action; none for any other status."""
 
 
+def has_matrix(values: Mapping[str, Any]) -> bool:
+    """Whether these values of the chart ask for a Matrix server."""
+    matrix = values.get("matrix")
+    return isinstance(matrix, Mapping) and matrix.get("enabled") is True
+
+
+def first_secrets(settings: Settings, instance: Instance) -> dict[str, str]:
+    """What an instance is given once, unless it has it already.
+
+    The Matrix server that an earlier release of this service made is named after its host.
+    """
+    found = {name: secrets.token_urlsafe(32) for name in TOKENS}
+    if has_matrix(_merge(settings.instance_values, instance.app_config)):
+        host = urlsplit(instance.matrix_url or "").hostname
+        found[MATRIX_SERVER_NAME] = host or f"{instance.app_name}.{settings.base_domain}"
+    return found
+
+
 def chart_values(
-    settings: Settings, instance: Instance, secret_name: str, secrets_checksum: str
+    settings: Settings,
+    instance: Instance,
+    secret_name: str,
+    secrets_checksum: str,
+    matrix_server_name: str | None,
 ) -> Mapping[str, Any]:
     """Values of the chart: INSTANCE_VALUES, overridden by app_config, overridden by the row."""
     return _merge(
@@ -255,7 +287,8 @@ def chart_values(
             "config": instance.config,
             "secretName": secret_name,
             "secretChecksum": secrets_checksum,
-        },
+        }
+        | ({"matrix": {"serverName": matrix_server_name}} if matrix_server_name else {}),
     )
 
 

@@ -19,6 +19,7 @@ class Instance:
     Attributes:
         app_name: the Helm release.
         app_config: chart values of this instance alone.
+        matrix_url: where its Matrix server was last; None without one.
         config: the customer's configuration, as JSON text.
         cpu_limit: cores.
         provisioned_at: when it ran for the first time; None if it never did.
@@ -32,6 +33,7 @@ class Instance:
     app_name: str
     app_config: dict[str, Any]
     subdomain: str
+    matrix_url: str | None
     status: str
     config: str
     cpu_limit: float
@@ -77,7 +79,8 @@ async def read(database: Database, instance_id: uuid.UUID) -> Instance | None:
         await cursor.execute(
             """
             select instance.id, instance.account_id, instance.app_name, instance.app_config,
-                   instance.subdomain, instance.status, instance.config::text as config,
+                   instance.subdomain, instance.matrix_url, instance.status,
+                   instance.config::text as config,
                    instance.cpu_limit::float, instance.memory_limit_mb, instance.storage_limit_gb,
                    instance.provisioned_at, tiers.volume_retention_days,
                    instance.error_message, work.applied, work.held

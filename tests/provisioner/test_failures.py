@@ -12,7 +12,14 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 import yaml
 
-from tests.support.provisioning import PATIENCE, Service, World, eventually, make_namespace
+from tests.support.provisioning import (
+    BASE_DOMAIN,
+    PATIENCE,
+    Service,
+    World,
+    eventually,
+    make_namespace,
+)
 from tests.support.proxy import Proxy
 
 NOT_THERE = {"images": {"backend": "mindroom/backend:not-there"}}
@@ -453,6 +460,45 @@ def test_an_attempt_is_cancelled_when_its_row_changes(world: World) -> None:
         world.settled(instance, "deprovisioned")
         assert [event["reason"] for event in service.events("released")] == ["its row was changed"]
         eventually(lambda: world.objects(ALL, instance) == [])
+
+
+def test_a_matrix_server_keeps_its_name_whatever_its_hosts_are(world: World) -> None:
+    """Synapse does not start with another name than its database was made with."""
+
+    def named() -> tuple[str, str, str]:
+        """Its name, where clients find it, and the name that the backend is told."""
+        name = world.row(instance)["app_name"]
+        data = world.object(f"configmap/{name}-matrix")["data"]
+        homeserver = yaml.safe_load(data["homeserver.yaml"])
+        [backend] = world.object(f"deployment/{name}-backend")["spec"]["template"]["spec"][
+            "containers"
+        ]
+        told = {each["name"]: each.get("value") for each in backend["env"]}
+        return (
+            homeserver["server_name"],
+            homeserver["public_baseurl"],
+            told["MATRIX_SERVER_NAME"],
+        )
+
+    with world.running():
+        instance = world.provision()
+        world.update(instance, subdomain="ada", app_config={"matrix": {"enabled": True}})
+        name = f"{world.settled(instance, 'running')['app_name']}.{BASE_DOMAIN}"
+        assert named() == (name, f"https://ada.{BASE_DOMAIN}/", name)
+        world.update(instance, subdomain="eve")
+        assert world.settled(instance, "running")["matrix_url"] == f"https://eve.{BASE_DOMAIN}"
+        assert named() == (name, f"https://eve.{BASE_DOMAIN}/", name)
+        # As an earlier release left it, which gave the host for a name.
+        world.db.execute(
+            """delete from private.instance_secrets
+               where instance_id = %s and name = 'MATRIX_SERVER_NAME'""",
+            [instance],
+        )
+    with world.running(BASE_DOMAIN="other.test"):
+        world.update(instance, cpu_limit=2)
+        world.settled(instance, "running")
+        name = f"eve.{BASE_DOMAIN}"
+        assert named() == (name, "https://eve.other.test/", name)
 
 
 # ---- being stopped

@@ -37,7 +37,7 @@ EVERYTHING: Values = MINIMAL | {
     "config": '{"agents": {"ada": {"room": 123456789012345678}}}',
     "secretChecksum": "0a" * 32,
     "images": {"backend": "example:5000/backend@sha256:" + "0a" * 32},
-    "matrix": {"enabled": True},
+    "matrix": {"enabled": True, "serverName": "matrix.example"},
     "ingress": {"className": "nginx", "tlsSecret": "wildcard"},
 }
 RELEASE = "ada"
@@ -208,7 +208,9 @@ class TestValues:
         self, cpu: Any, memory: int, storage: int, matrix: bool
     ) -> None:
         limits = {"cpu": float(cpu), "memoryMb": memory, "storageGb": storage}
-        objects = render(MINIMAL | {"resources": limits, "matrix": {"enabled": matrix}})
+        objects = render(
+            MINIMAL | {"resources": limits, "matrix": EVERYTHING["matrix"] | {"enabled": matrix}}
+        )
         containers = [
             workload["spec"]["template"]["spec"]["containers"][0]["resources"]
             for workload in workloads(objects).values()
@@ -242,6 +244,16 @@ class TestValues:
         assert result.returncode != 0
         assert "configmap.yaml" in result.stderr
 
+    def test_matrix_server_is_not_named_after_its_host(self) -> None:
+        homeserver = yaml.safe_load(
+            find(render(EVERYTHING), "ConfigMap", "ada-matrix")["data"]["homeserver.yaml"]
+        )
+        assert homeserver["server_name"] == "matrix.example"
+        assert homeserver["public_baseurl"] == f"https://{MINIMAL['host']}/"
+        nameless = template(MINIMAL | {"matrix": {"enabled": True}})
+        assert nameless.returncode != 0
+        assert "matrix.serverName: a Matrix server needs one" in nameless.stderr
+
     def test_paused(self) -> None:
         objects = render(EVERYTHING | {"paused": True})
         assert {item["spec"]["replicas"] for item in workloads(objects).values()} == {0}
@@ -254,7 +266,7 @@ class TestValues:
         [
             ("config", '{"agents": {}}', {"backend"}),
             ("secretChecksum", "0b" * 32, {"backend", "matrix"}),
-            ("host", "eve.mindroom.example", {"backend", "matrix"}),
+            ("host", "eve.mindroom.example", {"matrix"}),
             ("ingress.className", "traefik", set()),
         ],
     )
@@ -283,6 +295,7 @@ class TestValues:
             ("secretChecksum", "hunter2", "at '/secretChecksum': 'hunter2' does not match"),
             ("images.backend", "mindroom/backend", "at '/images/backend': "),
             ("matrix.enabled", "yes", "at '/matrix/enabled': got string, want boolean"),
+            ("matrix.serverName", "a:8448", "at '/matrix/serverName': 'a:8448' does not match"),
             ("ingress.tls", True, "at '/ingress': additional properties 'tls'"),
             ("token", "x", "at '': additional properties 'token' not allowed"),
         ],

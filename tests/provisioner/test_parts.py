@@ -146,6 +146,7 @@ def an_instance(**changes: Any) -> Instance:
         "app_name": "ada",
         "app_config": {},
         "subdomain": "ada",
+        "matrix_url": None,
         "status": "running",
         "config": "{}",
         "cpu_limit": 0.5,
@@ -167,16 +168,16 @@ def test_values_of_the_row_override_app_config_which_overrides_instance_values(
         status="stopped",
         app_config={
             "images": {"backend": "a:2"},
-            "matrix": {"enabled": True},
+            "matrix": {"enabled": True, "serverName": "y.test"},
             "host": "y.test",
             "instanceId": "another",
             "secretName": "another's",
             "resources": {"cpu": 1000},
         },
     )
-    assert chart_values(settings, instance, "ada-secrets", "a checksum") == {
+    assert chart_values(settings, instance, "ada-secrets", "a checksum", "m.test") == {
         "images": {"backend": "a:2", "frontend": "b:1"},
-        "matrix": {"enabled": True},
+        "matrix": {"enabled": True, "serverName": "m.test"},
         "instanceId": str(UUID(int=1)),
         "accountId": str(UUID(int=2)),
         "host": "ada.mindroom.test",
