@@ -40,7 +40,7 @@ class RoleSettingsProvider(DatabaseProvider):
             if props["role"] not in roles.on_server(session)[1]:
                 raise MigrateError(
                     f"the stack's state has the role {props['role']}, and the server has not",
-                    "run `pulumi up --refresh`, which makes it (docs/recovery.md)",
+                    "run `pulumi up --refresh --run-program`, which makes it (docs/recovery.md)",
                 )
             roles.set_settings(session, props["role"], props["settings"])
         return props

@@ -35,7 +35,7 @@ SQL = Path(os.path.relpath(ROOT / "sql"))
 
 RESTORED = (
     "where the database was restored from an older backup, run `python -m migrate up` and then "
-    "`pulumi up --refresh`, which looks at roles and grants, too (docs/recovery.md)"
+    "`pulumi up --refresh --run-program`, which looks at roles and grants, too (docs/recovery.md)"
 )
 
 

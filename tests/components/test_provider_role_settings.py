@@ -74,4 +74,4 @@ class TestRoleSettings:
             assert host.diff("settings") == (DIFF_SOME, "")
             told = host.failure(host.update, "settings")
         assert f"has the role {stack.role}, and the server has not" in told
-        assert "run `pulumi up --refresh`" in told
+        assert "run `pulumi up --refresh --run-program`" in told

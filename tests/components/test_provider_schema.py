@@ -230,7 +230,7 @@ class TestDiff:
         with applied.host() as host:
             told = host.failure(host.diff, "migrations")
             assert f"the stack's state has {name}, and the database has not" in told
-            assert "run `python -m migrate up` and then `pulumi up --refresh`" in told
+            assert "run `python -m migrate up` and then `pulumi up --refresh --run-program`" in told
             applied.state["migrations"] = host.refresh("migrations")
             changes, told = host.diff("migrations")
         assert changes == DIFF_SOME

@@ -22,9 +22,9 @@ pytestmark = [
 ]
 
 
-def restore(server: Server, postgres_bin: Path, backup: Path) -> None:
-    execute(server.url(), "drop database if exists mindroom with (force)")
-    command = [f"{postgres_bin}/pg_restore", "--create", f"--dbname={server.url()}", str(backup)]
+def restore(admin_url: str, postgres_bin: Path, backup: Path) -> None:
+    execute(admin_url, "drop database if exists mindroom with (force)")
+    command = [f"{postgres_bin}/pg_restore", "--create", f"--dbname={admin_url}", str(backup)]
     subprocess.run(command, check=True)
 
 
@@ -53,7 +53,7 @@ def todays_release(project: Project) -> Path:
 
 
 def refreshed(project: Project) -> automation.UpResult:
-    return project.up(refresh=True, exclude=RENDERED)
+    return project.up(refresh=True, run_program=True, exclude=RENDERED)
 
 
 def test_restored_from_yesterdays_backup(
@@ -70,7 +70,7 @@ def test_restored_from_yesterdays_backup(
     execute(server.url(), "drop database mindroom with (force)")
     with pytest.raises(automation.CommandError, match='database "mindroom" does not exist'):
         project.up()
-    restore(server, postgres_bin, backup)
+    restore(server.url(), postgres_bin, backup)
     with pytest.raises(automation.CommandError, match="up --refresh") as caught:
         project.up()
     assert f"the stack's state has {path.name}, and the database has not" in str(caught.value)
@@ -84,7 +84,7 @@ def test_restored_from_yesterdays_backup(
     whole(project)
 
     # Today's release was the reason, and is taken back.
-    restore(server, postgres_bin, backup)
+    restore(server.url(), postgres_bin, backup)
     path.unlink()
     authorization.write_text(yesterday)
     with pytest.raises(automation.CommandError, match="up --refresh") as caught:
@@ -99,31 +99,46 @@ def test_restored_from_yesterdays_backup(
     whole(project)
 
 
-def test_moved_to_another_server(
+def test_moved_to_another_server_when_the_old_one_is_gone(
     project: Project, server: Server, postgres_bin: Path, tmp_path: Path
 ) -> None:
-    key = f"{PROJECT}:databasePort"
-    with own_server(tmp_path, postgres_bin) as other:
-        try:
-            command = [f"{postgres_bin}/pg_dumpall", "--globals-only", f"--dbname={server.url()}"]
-            everyone = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            with psycopg.connect(other.url(), autocommit=True) as connection:
-                for line in everyone.splitlines():
-                    if line.startswith(
-                        ("CREATE ROLE", "ALTER ROLE", "GRANT")
-                    ) and not line.startswith("CREATE ROLE postgres"):
-                        connection.execute(line.encode())
-            back_up(project.url, postgres_bin, tmp_path / "backup")
-            restore(other, postgres_bin, tmp_path / "backup")
-            project.stack.set_config(key, automation.ConfigValue(str(other.port)))
-            told = project.up().stdout
+    roles, backup = tmp_path / "roles.sql", tmp_path / "backup"
+    port, password = (f"{PROJECT}:{key}" for key in ("databasePort", "databasePassword"))
+    command = [f"{postgres_bin}/pg_dumpall", "--globals-only", f"--dbname={server.url()}"]
+    subprocess.run([*command, f"--file={roles}"], check=True)
+    back_up(project.url, postgres_bin, backup)
+    server.stop()
+    try:
+        with own_server(tmp_path, postgres_bin) as other:
+            psql = [f"{postgres_bin}/psql", f"--dbname={other.url()}", f"--file={roles}"]
+            subprocess.run(psql, check=True, capture_output=True)
+            admin, url = (
+                each.replace(f":{server.port}/", f":{other.port}/")
+                for each in (server.url(), project.url)
+            )
+            restore(admin, postgres_bin, backup)
+            engine = ("-m", "migrate", "--database-url", url, "up")
+            subprocess.run([sys.executable, *engine], cwd=project.directory, check=True)
+            execute(url, "revoke update on public.subscriptions from stripe_handler")
+            project.stack.set_config(port, automation.ConfigValue(str(other.port)))
+            told = refreshed(project).stdout
             assert not re.findall(r"postgresql:.* (?:replac|delet|creat)", told)
-            for each in project.stack.outputs()["service_database_urls"].value.values():
+            urls = project.stack.outputs()["service_database_urls"].value
+            for each in urls.values():
                 assert f":{other.port}/" in each
                 psycopg.connect(each).close()
-        finally:
-            project.stack.set_config(key, automation.ConfigValue(str(server.port)))
-            project.up()
+            execute(urls["stripe_handler"], "update public.subscriptions set status = status")
+
+            execute(url, "alter role postgres password 'reset on the dashboard'")
+            reset = automation.ConfigValue("reset on the dashboard", secret=True)
+            project.stack.set_config(password, reset)
+            refreshed(project)
+    finally:
+        server.start()
+        project.stack.set_config(port, automation.ConfigValue(str(server.port)))
+        former = automation.ConfigValue(server.password, secret=True)
+        project.stack.set_config(password, former)
+        project.up()
     whole(project)
 
 
