@@ -34,7 +34,10 @@ def main() -> None:
         }
     )
 
-    database = Database("database", DatabaseArgs(config.platform, config.target, config.protect))
+    database = Database(
+        "database",
+        DatabaseArgs(config.platform, config.target, config.database_connections, config.protect),
+    )
     schema = Schema(
         "schema", SchemaArgs(config.protect), pulumi.ResourceOptions(depends_on=database)
     )

@@ -58,6 +58,7 @@ class Config(BaseModel):
         "disable", "allow", "prefer", "require", "verify-ca", "verify-full"
     ] = Field(examples=["verify-full"])
     database_sslrootcert: str = Field("", examples=["certs/supabase-ca.crt"])
+    database_connections: Annotated[int, Field(ge=11)] = Field(examples=[15])
     database_bastion: str = Field("", examples=["deploy@platform.mindroom.example"])
     service_passwords: Annotated[dict[str, SecretStr], BeforeValidator(_from_json)]
     kubernetes_context: str = Field("", examples=["production"])

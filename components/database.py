@@ -27,11 +27,13 @@ class DatabaseArgs:
     Attributes:
         platform: "postgres" for a plain server, "supabase" for a hosted project.
         target: the administrator's way to the database.
+        connections: how many sessions a run has at once at most; on a plain server it may be 19.
         protect: refuse to destroy it.
     """
 
     platform: Literal["postgres", "supabase"]
     target: DatabaseTarget
+    connections: int
     protect: bool
 
 
@@ -70,6 +72,7 @@ class Database(pulumi.ComponentResource):
             sslrootcert=to.sslrootcert or None,
             database=MAINTENANCE_DATABASE if plain else to.database,
             superuser=plain,
+            max_connections=_max_connections(args),
             opts=pulumi.ResourceOptions(parent=self, env_var_mappings=PROXY_VARIABLES),
         )
         self.name = pulumi.Output.from_input(to.database)
@@ -90,3 +93,16 @@ class Database(pulumi.ComponentResource):
             )
             self.name = database.name
         self.register_outputs({"name": self.name})
+
+
+def _max_connections(args: DatabaseArgs) -> int:
+    """What to limit a pool of pulumi-postgresql to.
+
+    It has a pool for each database and order of the parameters in its connection string, which are
+    as many as parameters.  Sessions count twice there: it takes a new one for each question, and
+    the server may not have noticed yet that the one before has ended.  Three are others': of the
+    program, of the dynamic providers, and to see who blocks that one.
+    """
+    databases = 2 if args.platform == "postgres" else 1
+    orders = 4 if args.target.sslrootcert else 3
+    return max(1, (args.connections - 3) // (2 * databases * orders))

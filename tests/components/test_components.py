@@ -50,6 +50,7 @@ CONFIG: Mapping[str, Any] = {
     "databasePassword": ADMIN_PASSWORD,
     "databaseSslmode": "require",
     "databaseSslrootcert": "",
+    "databaseConnections": 15,
     "servicePasswords": PASSWORDS,
     "kubernetesContext": "",
     "renderDirectory": "manifests",
@@ -379,7 +380,6 @@ class TestOrder:
         [
             ((REPEATABLE, "repeatable"), (MIGRATIONS, "migrations")),
             ((VERIFICATION, "verification"), (MIGRATIONS, "migrations")),
-            ((VERIFICATION, "verification"), (REPEATABLE, "repeatable")),
             ((PG_ROLE, ""), (VERIFICATION, "verification")),
             ((PG_GRANT, ""), (VERIFICATION, "verification")),
             ((PG_GRANT, ""), (PG_ROLE, "")),
@@ -469,6 +469,11 @@ class TestProviders:
         inputs = variant("supabase", "directory", True).of(PG_PROVIDER)["server"].inputs
         assert (inputs["database"], inputs["superuser"]) == ("postgres", "false")
         assert (inputs["username"], inputs["databaseUsername"]) == ("postgres.tenant", "postgres")
+
+    @pytest.mark.parametrize(("connections", "expected"), [(11, "1"), (26, "1"), (27, "2")])
+    def test_sessions_are_bounded(self, connections: int, expected: str) -> None:
+        inputs = run({"databaseConnections": connections}).of(PG_PROVIDER)["server"].inputs
+        assert inputs["maxConnections"] == expected
 
     def test_certificate_reaches_the_provider(self, tmp_path: Path) -> None:
         certificate = tmp_path / "ca.crt"

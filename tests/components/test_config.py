@@ -43,6 +43,7 @@ VALID = {
     "databasePassword": "the administrator's",
     "databaseSslmode": "verify-full",
     "databaseSslrootcert": CERTIFICATE,
+    "databaseConnections": "15",
     "servicePasswords": json.dumps(PASSWORDS),
     "kubernetesContext": "production",
     "renderDirectory": "",
@@ -395,6 +396,7 @@ def test_all_problems_are_told_at_once() -> None:
         "databaseName": "",
         "databaseSslmode": "prefer",
         "databaseSslrootcert": "absent.crt",
+        "databaseConnections": "10",
         "servicePasswords": json.dumps(PASSWORDS | {"stripe_handler": "short", "nobody": "x" * 16}),
         "kubernetesContext": "production",
         "renderDirectory": "manifests",
@@ -413,6 +415,7 @@ def test_all_problems_are_told_at_once() -> None:
             "databasePassword",
             "databaseSslmode",
             "databaseSslrootcert",
+            "databaseConnections",
             "servicePasswords",  # unknown role
             "servicePasswords",  # too short
             "renderDirectory",

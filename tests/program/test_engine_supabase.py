@@ -19,6 +19,7 @@ from components import PROJECT
 from tests.support.engines import Project, changes, make_project, verification
 from tests.support.migrating import objects, psql, query
 from tests.support.platforms import PASSWORDS, Hosted, sql_files, stack_config, supabase
+from tests.support.recovery import RENDERED
 
 pytestmark = [
     pytest.mark.engine,
@@ -26,6 +27,8 @@ pytestmark = [
 ]
 
 ROLES = list(PASSWORDS)
+CONNECTIONS = 11
+"""As a small session pooler would let in."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,18 @@ def life(postgres_bin: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         files = [*sql_files("migrations"), *sql_files("repeatable")]
         script = "".join(path.read_text() for path in files)
         assert psql(postgres_bin, it.url, script, directory)[0] == 0
+        query(it.superuser, f"alter role postgres connection limit {CONNECTIONS}")
         theirs = it.theirs()
-        config = stack_config(it.url, directory / "manifests", platform="supabase", protect=True)
+        config = stack_config(
+            it.url,
+            directory / "manifests",
+            platform="supabase",
+            databaseConnections=CONNECTIONS,
+            protect=True,
+        )
         (directory / "project").mkdir()
-        yield Life(make_project(directory / "project", config, it.url), it, theirs)
+        parallel = {"PULUMI_PARALLEL": "16"}  # as on four cores
+        yield Life(make_project(directory / "project", config, it.url, **parallel), it, theirs)
 
 
 def refusal(life: Life) -> str:
@@ -116,7 +127,8 @@ def test_equal_database_is_adopted(life: Life) -> None:
 
 
 def test_second_preview_and_up_change_nothing(life: Life) -> None:
-    assert set(changes(life.project.preview(expect_no_changes=True))) == {"same"}
+    refreshed: Any = {"refresh": True, "exclude": RENDERED}  # asks for all grants at once
+    assert set(changes(life.project.preview(expect_no_changes=True, **refreshed))) == {"same"}
     assert set(changes(life.project.up(expect_no_changes=True))) == {"same"}
 
 

@@ -71,7 +71,7 @@ class Project:
         return path
 
 
-def make_project(directory: Path, config: dict[str, Any], url: str) -> Project:
+def make_project(directory: Path, config: dict[str, Any], url: str, **environment: str) -> Project:
     copy_project(directory)
     backend = directory / "backend"
     backend.mkdir()
@@ -81,6 +81,7 @@ def make_project(directory: Path, config: dict[str, Any], url: str) -> Project:
             "PULUMI_BACKEND_URL": backend.as_uri(),
             "PULUMI_CONFIG_PASSPHRASE": "for this test only",
             "PULUMI_SKIP_UPDATE_CHECK": "true",
+            **environment,
         },
     )
     stack = automation.Stack.create("test", workspace)
