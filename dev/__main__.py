@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,6 +32,9 @@ from ops import committed_config
 STATE = ROOT / ".state"
 PROVISIONER = STATE / "provisioner"
 STACK = Stack(STATE)
+URL_PARTS = ("user", "password", "host", "port", "sslmode", "sslrootcert")
+"""What is taken of DEV_DATABASE_URL."""
+
 TAKE_TURNS = ("up", "preview", "preview-comment", "provisioner", "clean")
 """Commands of which one runs at a time."""
 
@@ -157,7 +161,7 @@ def demo(_options: list[str]) -> int:
     Demo(
         connection.url(),
         connection.url_for("stripe_handler", config["servicePasswords"]["stripe_handler"]),
-        process.url_of(PROVISIONER),
+        process.ready_url_of(PROVISIONER),
         config["provisionerApiToken"],
         _cluster(),
         INSTANCES_NAMESPACE,
@@ -273,7 +277,7 @@ def _config() -> tuple[dict[str, Any], list[str]]:
     """
     STATE.mkdir(mode=0o700, exist_ok=True)
     url = os.environ.get("DEV_DATABASE_URL")
-    if url is None:
+    if not url:
         server = _embedded()
         if server.start():
             print(f"started PostgreSQL on 127.0.0.1:{server.port}")
@@ -291,22 +295,54 @@ def _config() -> tuple[dict[str, Any], list[str]]:
         "databasePort": int(given.get("port") or 5432),
         "databaseUser": str(given.get("user") or "postgres"),
         "databaseSslmode": str(given.get("sslmode") or config["databaseSslmode"]),
+        "databaseSslrootcert": str(given.get("sslrootcert") or config["databaseSslrootcert"]),
     }
     kept = _generated(str(given.get("password") or ""))
     return config | kept, list(kept)
 
 
 def _parse(url: str) -> dict[str, Any]:
-    import psycopg  # spares a run on the embedded server 0.05 s
-    from psycopg.conninfo import conninfo_to_dict
+    """What DEV_DATABASE_URL says of the server, the password of ~/.pgpass included.
 
+    Raises:
+        UserError: it cannot be parsed, or has what make cannot pass on; or it has no password, and
+            the server does not let us in without.
+    """
+    import psycopg  # spares a run on the embedded server 0.05 s
+    from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+    remedy = "write postgresql://SUPERUSER:PASSWORD@HOST:PORT"
     try:
-        return conninfo_to_dict(url)
+        given = {k: v for k, v in conninfo_to_dict(url).items() if v not in (None, "")}
     except psycopg.ProgrammingError:
         raise UserError(
             "DEV_DATABASE_URL cannot be parsed (it is not shown, since it may hold a password)",
-            "write postgresql://SUPERUSER:PASSWORD@HOST:PORT",
+            remedy,
         ) from None
+    host, port = str(given.get("host", "127.0.0.1")), str(given.get("port", "5432"))
+    if "," in host + port:
+        raise UserError("DEV_DATABASE_URL names several servers", "name the one to write to")
+    if host.startswith("/"):
+        raise UserError("DEV_DATABASE_URL names a socket, and not every part reaches one", remedy)
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        raise UserError(f"the port in DEV_DATABASE_URL, {port!r}, is none", remedy)
+    if more := given.keys() - {"dbname", *URL_PARTS}:
+        raise UserError(
+            f"DEV_DATABASE_URL has {', '.join(sorted(more))}, which is not passed on",
+            f"leave that out; what is: {', '.join(URL_PARTS)}",
+        )
+    if "password" not in given:
+        to: dict[str, Any] = {"host": host, "user": "postgres", "connect_timeout": 10}
+        to |= given | {"dbname": "postgres"}
+        try:
+            with psycopg.connect(make_conninfo("", **to)) as connection:
+                given["password"] = connection.info.password
+        except psycopg.OperationalError as error:
+            raise UserError(
+                f"DEV_DATABASE_URL has no password, and the server does not let us in: {error}",
+                "give the password there, or in ~/.pgpass",
+            ) from None
+    return given
 
 
 def _generated(admin_password: str) -> dict[str, Any]:
@@ -324,12 +360,12 @@ def _generated(admin_password: str) -> dict[str, Any]:
             "restore it; or remove it, and other passwords are generated and set on the roles",
         ) from None
     passwords = before.get("servicePasswords", {})
+    new = partial(secrets.token_urlsafe, 32)
     after = {
-        "databasePassword": admin_password,
-        "provisionerApiToken": before.get("provisionerApiToken") or secrets.token_urlsafe(32),
-        "servicePasswords": {
-            role: passwords.get(role) or secrets.token_urlsafe(32) for role in SERVICES
-        },
+        # A server that asks for none ignores it.
+        "databasePassword": admin_password or before.get("databasePassword") or new(),
+        "provisionerApiToken": before.get("provisionerApiToken") or new(),
+        "servicePasswords": {role: passwords.get(role) or new() for role in SERVICES},
     }
     if after != before:
         write(path, json.dumps(after, indent=2))

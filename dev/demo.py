@@ -248,9 +248,9 @@ class Demo:
             if row["settled"]:
                 break
             time.sleep(0.1)
-        self.check(
-            (row["status"], row["error_message"]) == (status, None), f"the instance is {status}"
-        )
+        problem = f": {row['error_message']}" if row["error_message"] else ""
+        good = row["settled"] and row["status"] == status and not problem
+        self.check(good, f"the instance is {row['status']}{problem}")
         return row
 
     # ---- what is asked
@@ -320,16 +320,22 @@ class Demo:
         """What the provisioner's API answers.
 
         Raises:
-            UserError: it refuses.
+            UserError: it refuses, or does not answer.
         """
-        answer = httpx2.request(
-            method,
-            f"{self.api}{path}",
-            json=body,
-            headers={"Authorization": f"Bearer {self.token}"},
-            timeout=30,
-            trust_env=False,
-        )
+        try:
+            answer = httpx2.request(
+                method,
+                f"{self.api}{path}",
+                json=body,
+                headers={"Authorization": f"Bearer {self.token}"},
+                timeout=30,
+                trust_env=False,
+            )
+        except httpx2.RequestError as error:
+            raise UserError(
+                f"{method} {path}: the provisioner at {self.api} does not answer: {error}",
+                "make up CLUSTER=1 starts it",
+            ) from error
         if not answer.is_success:
             raise UserError(f"{method} {path}: {answer.status_code} {answer.text}")
         row: dict[str, Any] | list[dict[str, Any]] = answer.json()

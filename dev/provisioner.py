@@ -93,6 +93,21 @@ def url_of(directory: Path) -> str:
         raise UserError("the provisioner was not started", "make up CLUSTER=1") from None
 
 
+def ready_url_of(directory: Path) -> str:
+    """The same, of one that runs.
+
+    Raises:
+        UserError: it does not run, or is not ready.
+    """
+    url = url_of(directory)
+    if not _ready(url):
+        raise UserError(
+            f"the provisioner is not ready at {url}",
+            f"make up CLUSTER=1 starts it; its log is {directory / 'log'}",
+        )
+    return url
+
+
 def stop(directory: Path) -> bool:
     """Stop it, so that it finishes or releases its leases; False when it was not running."""
     pid = directory / "pid"

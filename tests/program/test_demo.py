@@ -36,3 +36,9 @@ def test_what_is_not_as_it_should_be_ends_it(world: World) -> None:
         pytest.raises(UserError, match="step 2 is not what it should be"),
     ):
         demo(world, service.port).play()
+
+
+def test_a_provisioner_that_does_not_answer_is_told(world: World) -> None:
+    with pytest.raises(UserError, match="does not answer") as caught:
+        demo(world, 9).get("00000000-0000-0000-0000-000000000000")
+    assert caught.value.remedy == "make up CLUSTER=1 starts it"

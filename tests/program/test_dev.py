@@ -21,8 +21,11 @@ import psycopg
 import pytest
 import yaml
 
+from dev import __main__ as dev
+from dev.provisioner import ready_url_of
 from dev.provisioner import stop as stop_provisioner
 from embedded.cluster import Cluster
+from embedded.errors import UserError
 from embedded.postgres import Server, embedded_bin
 from tests.support.platforms import copy_project
 
@@ -443,11 +446,51 @@ def test_server_of_a_url_that_cannot_be_reached(
     assert parts["password"] not in text
 
 
-def test_url_that_cannot_be_parsed_is_not_shown(fresh: Clone) -> None:
-    fresh.environment["DEV_DATABASE_URL"] = "postgresql://postgres:pass%zzword@127.0.0.1"
-    text = fresh.fails()
-    assert "DEV_DATABASE_URL cannot be parsed" in text
-    assert "zzword" not in text
+@pytest.mark.parametrize(
+    ("rest", "message"),
+    [
+        ("%zzword@127.0.0.1", "cannot be parsed"),
+        ("@127.0.0.1,127.0.0.2", "names several servers"),
+        ("@127.0.0.1:5432,127.0.0.2:5433/", "names several servers"),
+        ("@/mindroom?host=/tmp", "names a socket"),
+        ("@127.0.0.1:99999", "the port in DEV_DATABASE_URL, '99999', is none"),
+        ("@127.0.0.1?hostaddr=127.0.0.2&options=-cx%3Dy", "hostaddr, options, which is not passed"),
+    ],
+)
+def test_url_that_cannot_be_used_is_not_shown(rest: str, message: str) -> None:
+    with pytest.raises(UserError, match="DEV_DATABASE_URL") as caught:
+        dev._parse(f"postgresql://postgres:password{rest}")
+    assert message in caught.value.problem
+    assert "password@" not in str(caught.value).replace("PASSWORD", "")
+    assert "zzword" not in str(caught.value)
+
+
+def test_password_is_that_of_the_url_or_of_pgpass_or_none_that_is_needed(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(dev, "STATE", tmp_path)
+    without = f"postgresql://postgres@127.0.0.1:{server.port}?sslmode=disable"
+    assert dev._parse(without.replace("@", ":word@"))["password"] == "word"
+    with pytest.raises(UserError, match="no password supplied") as caught:
+        dev._parse(without)
+    assert "~/.pgpass" in caught.value.remedy
+    pgpass = tmp_path / ".pgpass"
+    pgpass.write_text(f"127.0.0.1:{server.port}:*:postgres:{server.password}\n")
+    pgpass.chmod(0o600)
+    assert dev._parse(without)["password"] == server.password
+    generated = dev._generated("")["databasePassword"]
+    assert generated
+    assert dev._generated("")["databasePassword"] == generated
+
+
+def test_demo_needs_a_provisioner_that_answers(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="was not started"):
+        ready_url_of(tmp_path)
+    (tmp_path / "port").write_text("9")
+    with pytest.raises(UserError, match=r"not ready at http://127\.0\.0\.1:9") as caught:
+        ready_url_of(tmp_path)
+    assert caught.value.remedy.startswith("make up CLUSTER=1")
 
 
 def test_role_without_the_needed_privileges(fresh: Clone, server: Server) -> None:
