@@ -12,8 +12,15 @@ from dataclasses import dataclass
 from psycopg.sql import Identifier
 
 from migrate import catalog, ledger, plan
-from migrate.apply import apply, batches
-from migrate.connection import SESSION_SETTINGS, Connection, connect, send, translated_errors
+from migrate.apply import apply, batches, settings
+from migrate.connection import (
+    SESSION_SETTINGS,
+    Connection,
+    connect,
+    renew,
+    send,
+    translated_errors,
+)
 from migrate.errors import AdoptionError, Difference, MigrateError
 from migrate.files import PLATFORM, REPEATABLE, VERSIONED, File, Tree
 from migrate.throwaway import throwaway
@@ -173,9 +180,16 @@ def _make(
 
 @translated_errors()
 def _apply(connection: Connection, tree: Tree, names: Sequence[str]) -> None:
-    """Apply all files of folders to a database without any."""
+    """Apply all files of folders to an empty database, in new sessions where a run has them."""
     applied: list[File] = []
+    given = settings(connection)
     for folder in plan.check(connection, tree, names).folders:
         for batch in batches(folder.pending, together=not folder.versioned):
-            apply(connection, batch, applied, lambda *_: None)
+            now = None
+            while now is None:
+                now = apply(connection, batch, applied, lambda *_: None)
+                if now != given:
+                    renew(connection)
+                    send(connection, SESSION_SETTINGS)
+                    given = settings(connection)
             applied += batch

@@ -99,7 +99,7 @@ def apply(
     committed: Sequence[File],
     retrying: Callable[[str, float], None],
     on_notice: OnNotice = lambda _: None,
-) -> str:
+) -> str | None:
     """Apply files together: all of them, or none.  A file without a transaction comes alone.
 
     Args:
@@ -110,7 +110,8 @@ def apply(
         on_notice: is called with each notice and warning.
 
     Returns:
-        What new sessions are given afterwards, as `SETTINGS` has it.
+        What new sessions are given afterwards, as `SETTINGS` has it; None where a file without a
+        transaction has changed that, and is to go on in a new session.
 
     Raises:
         MigrateError: with what failed, what stands, and what to do.
@@ -277,8 +278,8 @@ def _record(file: File, milliseconds: str) -> str:
     return ledger.record(file, content, milliseconds)
 
 
-def _one_by_one(connection: Connection, file: File, on_notice: OnNotice) -> str:
-    """Go on behind the statements that a run before this one has carried out.
+def _one_by_one(connection: Connection, file: File, on_notice: OnNotice) -> str | None:
+    """Go on behind the statements that are done; None where a new session has to go on.
 
     A statement commits together with the note that it is done.  One that refuses that, because it
     cannot run in a transaction or commits by itself, is noted afterwards: only such a one can be
@@ -291,6 +292,7 @@ def _one_by_one(connection: Connection, file: File, on_notice: OnNotice) -> str:
     before = hashlib.sha256()
     started = time.monotonic()
     send(connection, DISCARD_SESSION_OBJECTS)
+    given = settings(connection)
     reindexed = []
     for statement in file.script.statements():
         if _REINDEX.match(statement.text):
@@ -320,6 +322,9 @@ def _one_by_one(connection: Connection, file: File, on_notice: OnNotice) -> str:
                 raise _ApplyError([file], statement, None, error) from error
             finally:
                 roll_back(connection)
+            last = statement.number == file.script.count
+            if not (last or _INSERTS.match(statement.text)) and settings(connection) != given:
+                return None
         elif _SETTING.match(statement.text):  # holds for the rest of the file
             send(connection, statement.text)
         before = digest

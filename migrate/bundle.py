@@ -1,9 +1,10 @@
 """All files as one script for `psql -f`, that leaves the ledger as a run would."""
 
+import re
 from collections.abc import Iterator
 
 from migrate import files, ledger
-from migrate.connection import LOCK_KEY, SESSION_SETTINGS
+from migrate.connection import LOCK_KEY, SESSION_SETTINGS, SETTINGS
 from migrate.files import REPEATABLE, VERSIONED, File, Tree
 from migrate.parser import is_closed, split
 
@@ -27,6 +28,24 @@ end
 $guard$;
 """
 
+_GIVES_SETTINGS = re.compile(rb"\balter\s+(database|role|user)\b", re.IGNORECASE)
+
+_GIVEN = f"""
+select ({SETTINGS.rstrip().rstrip(";")}) as given \\gset
+"""
+
+_STILL_GIVEN = f"""
+select ({SETTINGS.rstrip().rstrip(";")}) <> :'given' as changed \\gset
+\\if :changed
+do $$
+begin
+  raise exception 'a file changes what new sessions are given, and psql has but one session'
+    using hint = 'run "python -m migrate up"';
+end
+$$;
+\\endif
+"""
+
 
 def bundle(tree: Tree) -> Iterator[str]:
     """The script, in parts.
@@ -42,8 +61,11 @@ def bundle(tree: Tree) -> Iterator[str]:
 def _script(every: list[File]) -> Iterator[str]:
     begin = f"begin;\n{SESSION_SETTINGS}select pg_advisory_xact_lock({LOCK_KEY});\n"
     yield _HEADER + begin + _GUARD.format(schema=ledger.SCHEMA) + ledger.CREATE
+    gives = any(_GIVES_SETTINGS.search(file.content) for file in every[:-1])
+    yield _GIVEN if gives else ""
     for file in every:
         script = file.script
+        yield _STILL_GIVEN if gives and file is every[-1] else ""
         before, after = "", ""
         if script.sets_transaction:  # which is to come before anything else
             before, after = "commit;\nbegin;\n", f"commit;\n{begin}"

@@ -16,7 +16,7 @@ from migrate import ledger
 from migrate.connection import Connection, translated_errors
 from migrate.errors import Difference
 from migrate.files import PLATFORM, REPEATABLE, VERSIONED, Tree
-from migrate.objects import SQL
+from migrate.objects import QUERIES, SQL
 
 _SETTINGS = {
     "search_path": "pg_catalog, pg_temp",
@@ -30,6 +30,16 @@ _SETTINGS = {
     "standard_conforming_strings": "on",
 }
 """Under which the catalog is read: what decides how names and values are written."""
+
+_OF_CLIENTS = {
+    "client_encoding",
+    "client_min_messages",
+    "lc_messages",
+    "lc_numeric",
+    "lc_time",
+    "xmlbinary",
+}
+"""Further settings that decide what clients are told, and nothing in the database."""
 
 _PLANNING = {
     "statement_timeout": "60s",
@@ -48,6 +58,11 @@ LEAVE = re.compile(
 """In the comment before a statement: what is left to others, and why."""
 
 _PARTITIONS = "partitions of "
+_KINDS = {_PARTITIONS, "comment on ", "dependence of ", "label of ", "privileges o"} | {
+    re.findall("'([a-z -]+)", query.name)[0] for query in QUERIES
+}
+"""What the name of an object begins with."""
+
 _ORDER = "column order of "
 _SETTING = re.compile(r"setting (\S+) of the database")
 
@@ -60,6 +75,7 @@ _OF_TABLE = re.compile(
 )
 _INDEX = re.compile(r"valid \w: CREATE .+? ON (?:ONLY )?(.+?) USING .*", re.DOTALL)
 _SEQUENCE = re.compile(rf"owner .*, of column (.+){_COLUMN}")
+_STATISTICS = re.compile(r"CREATE STATISTICS .+ FROM (.+), owner .*", re.DOTALL)
 _DERIVED = re.compile(
     r"(?:comment|privileges of .+?|label of .+?) on (?P<any>.+)"
     r"|dependence of (?P<dependent>.+) on extension .+"
@@ -113,6 +129,11 @@ def left(tree: Tree) -> list[str]:
     )
 
 
+def is_name(text: str) -> bool:
+    """Whether it may be the name of an object, or of what may be left to others."""
+    return text.startswith(tuple(_KINDS))
+
+
 def without(objects: Mapping[str, str], leave: Iterable[str]) -> dict[str, str]:
     """A catalog without what is left to others, and what comes and goes with that."""
     gone = set(leave)
@@ -145,7 +166,9 @@ def _table(name: str, definition: str) -> str | None:
     """The table that an object belongs to."""
     match = _OF_TABLE.fullmatch(name)
     if match is None:
-        match = (_INDEX if name.startswith("index ") else _SEQUENCE).fullmatch(definition)
+        kinds = {"index": _INDEX, "sequence": _SEQUENCE, "statistics": _STATISTICS}
+        kind = kinds.get(name.partition(" ")[0])
+        match = kind and kind.fullmatch(definition)
     return match and next(filter(None, match.groups()))
 
 
@@ -174,5 +197,5 @@ def _matters(name: str, expected: str | None, found: str | None) -> bool:
     if name.startswith("version of extension "):  # on another major version it is another
         return expected is not None and found is not None
     if expected is None and (match := _SETTING.fullmatch(name)):
-        return match[1].lower() not in _SETTINGS
+        return match[1].lower() not in _SETTINGS.keys() | _OF_CLIENTS
     return True

@@ -96,15 +96,14 @@ def connect(url: str) -> Connection:
     place = f"{connection.info.host}:{connection.info.port}"
     try:
         with translated_errors():
-            pooled = connection.info.port == TRANSACTION_POOLER_PORT or _changes_backends(
-                connection, options
-            )
+            by_port = connection.info.port == TRANSACTION_POOLER_PORT
+            mode = "transaction" if by_port else _pool_mode(connection, options)
     except LostError as error:
         raise LostError(error.reason, committed=()) from error
-    if pooled:
+    if mode:
         connection.close()
         raise MigrateError(
-            f"{place} is a pooler in transaction mode, where the lock of a run does not hold",
+            f"{place} is a pooler in {mode} mode, where the lock of a run does not hold",
             "use its session mode (Supabase: port 5432), or the database itself",
         )
     if connection.info.server_version < OLDEST_SERVER * 10000:
@@ -124,8 +123,8 @@ def connect(url: str) -> Connection:
     return connection
 
 
-def _changes_backends(connection: Connection, options: Mapping[str, Any]) -> bool:
-    """Whether a pooler gives the session another backend from one transaction to the next.
+def _pool_mode(connection: Connection, options: Mapping[str, Any]) -> str | None:
+    """After what a pooler gives the session another backend: "transaction" or "statement".
 
     A session that is a backend's own has the process id that it was given at the login.  Of a
     pooler's, a second one tells: while it holds its backend in a transaction, that is one which the
@@ -134,17 +133,20 @@ def _changes_backends(connection: Connection, options: Mapping[str, Any]) -> boo
     """
     had = {_backend(connection)}
     if had == {connection.info.backend_pid}:
-        return False
+        return None
     with suppress(psycopg.Error, TimeoutError):  # there is no second one where the first is bound
         options = {**options, "connect_timeout": _SECOND_SESSION}
         with closing(psycopg.connect(autocommit=True, **options)) as other:
             for _ in range(3):
-                shared = _backend(other, "begin;", _SECOND_SESSION) in had
+                try:
+                    shared = _backend(other, "begin;", _SECOND_SESSION) in had
+                except psycopg.errors.ProtocolViolation:  # it allows no transaction
+                    return "statement"
                 had |= set() if shared else {_backend(connection)}
                 send(other, "rollback")
                 if shared or len(had | {_backend(connection), _backend(connection)}) > 1:
-                    return True
-    return False
+                    return "transaction"
+    return None
 
 
 def _backend(connection: Connection, before: str = "", wait: float | None = None) -> int:
@@ -383,7 +385,8 @@ def blockers(connection: Connection) -> Iterator[list[str]]:
 
 def _holder(connection: Connection) -> str:
     row = connection.execute(
-        """select format('pid %%s (%%s, user %%s)', pid, application_name, usename)
+        """select format('pid %%s (%%s)', pid, concat_ws(', ', nullif(application_name, ''),
+                                                       'user ' || usename))
                   || coalesce(', connected since ' || date_trunc('second', backend_start), '')
            from pg_locks join pg_stat_activity using (pid)
            where locktype = 'advisory' and granted and objsubid = 1

@@ -41,8 +41,10 @@ _ONLY_PARSED = "do $$ begin raise exception 'the rest is parsed and not run'; en
 _BUILT_IN = """
 select proname || '(' from pg_proc where pronamespace = 'pg_catalog'::regnamespace
 union select relname from pg_class where relnamespace = 'pg_catalog'::regnamespace
-union select name from pg_settings"""
-"""Functions, system catalogs and settings."""
+union select collname from pg_collation where collnamespace = 'pg_catalog'::regnamespace
+union select name from pg_settings
+union select rolname from pg_roles where starts_with(rolname, 'pg_')"""
+"""Functions, system catalogs, collations, settings and roles."""
 
 _WORD = re.compile(r"([a-z]\w*)\s*(\(?)", re.IGNORECASE)
 

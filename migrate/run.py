@@ -171,7 +171,7 @@ def _finish(
 
 
 def _apply(connection: Connection, found: Plan, applied: list[File], report: Report) -> bool:
-    """Apply what is pending, up to the first batch that changes what new sessions are given."""
+    """Apply what is pending, up to the first that changes what new sessions are given."""
     total = len(applied) + len(found.pending)
     given = settings(connection)
     for folder in found.folders:
@@ -188,6 +188,8 @@ def _apply(connection: Connection, found: Plan, applied: list[File], report: Rep
             report(Step("applying", label, number=len(applied) + 1, total=total))
             started = time.monotonic()
             now = apply(connection, batch, applied, retrying, on_notice)
+            if now is None:
+                return False
             seconds = (time.monotonic() - started) / len(batch)
             for file in batch:
                 applied.append(file)

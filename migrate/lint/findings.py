@@ -3,13 +3,15 @@
 import re
 from dataclasses import dataclass, field
 
-from migrate.catalog import LEAVE
+from migrate.catalog import LEAVE, is_name
 from migrate.files import File
 from migrate.lint.locks import HINDERS
 from migrate.lint.rules import NOT_ACKNOWLEDGEABLE, RULES, Finding
 from migrate.parser import Statement
 
-_DIRECTIVE = re.compile(r"^[ \t]*(--[ \t]*migrate:[ \t]*(.*))", re.MULTILINE | re.IGNORECASE)
+_DIRECTIVE = re.compile(
+    r"^[ \t]*((?:--|/\*)[ \t]*migrate:[ \t]*(.*))", re.MULTILINE | re.IGNORECASE
+)
 _ALLOW = re.compile(r"allow\b([^:]*):?(.*)")
 
 
@@ -61,7 +63,9 @@ class Findings:
         for line in _DIRECTIVE.finditer(comment):
             at = line.start(1) + offset
             opens = self.place.statement.number == 1 and at < 0
-            if allow := _ALLOW.match(line[2]):
+            if line[1].startswith("/*"):
+                self.find("directive", line[1].strip(), offset=at)
+            elif allow := _ALLOW.match(line[2]):
                 rule, reason = allow[1].strip(), allow[2].strip()
                 if rule not in RULES or rule in NOT_ACKNOWLEDGEABLE:
                     why = f"{rule!r} is not a rule to acknowledge"
@@ -70,7 +74,7 @@ class Findings:
                     self.find("acknowledgement", "it gives no reason", offset=at)
                 else:
                     self.place.allowed[rule] = at, reason
-            elif LEAVE.match(line[0]) and at < 0:
+            elif (leave := LEAVE.match(line[0])) and is_name(leave[1]) and at < 0:
                 pass
             elif line[2].strip() != "no-transaction" or not opens or self._transactional:
                 self.find("directive", line[1].strip(), offset=at)

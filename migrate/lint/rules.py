@@ -176,8 +176,8 @@ RULES: Mapping[str, Rule] = {
     "directive": Rule(
         "{} is not followed",
         "write `-- migrate: no-transaction` into the comment that opens the file, from the begin "
-        "of a line on, or `-- migrate: allow RULE: REASON` or `-- migrate: leave OBJECT: REASON` "
-        "directly before a statement",
+        "of a line on, or `-- migrate: allow RULE: REASON` or `-- migrate: leave OBJECT: REASON`, "
+        "with the object as `verify` names it, directly before a statement",
     ),
     "acknowledgement": Rule(
         "this acknowledges nothing: {}",

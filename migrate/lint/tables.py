@@ -69,7 +69,8 @@ class Tables(Known):
             effect = ALTER_TABLE[kind]
             self.hold(name, lock)
             if effect.rule and lock == effect.lock and node.objtype != postgres.OBJECT_SEQUENCE:
-                what = f"{name}.{command.name}" if command.name else name
+                of_column = effect.rule == "column-rewrite"
+                what = f"{name}.{command.name}" if of_column else name
                 title = f"{effect.title} of {what}" if effect.title else what
                 self.hurt(name, effect.rule, title)
             if kind == "DropColumn" and command.behavior == _CASCADE:
@@ -95,7 +96,9 @@ class Tables(Known):
                     relation.untested.discard(command.name)
                     relation.filled[command.name] = relation.unproved.pop(command.name, set())
                     self.work(name)
-                case "AlterConstraint" if command.def_.is_enforced:
+                case "AlterConstraint" if (
+                    command.def_.alter_enforceability and command.def_.is_enforced
+                ):
                     title = f"constraint {command.def_.conname} of {name}"
                     self.hurt(name, "constraint-scan", title, "read or write the table")
                 case "EnableRowSecurity":

@@ -540,6 +540,8 @@ create policy p on reading_202602 using (true);
 comment on table reading_202602 is 'February';
 comment on column reading_202602.v is 'in mV';
 grant select on reading_202602 to pg_monitor;
+create statistics reading_both on at, v from reading_202602;
+comment on statistics reading_both is 'both';
 """
 
 

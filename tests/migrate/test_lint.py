@@ -70,6 +70,11 @@ def test_a_change_of_time_zone_is_told_with_its_doubt(tmp_path: Path, before: li
     assert "from timestamp to timestamptz (unless TimeZone is UTC)" in finding.message
 
 
+def test_a_table_that_moves_is_named_without_where_to(tmp_path: Path) -> None:
+    (finding,) = found(tmp_path, "alter table t set tablespace elsewhere")
+    assert finding.message.startswith("SET TABLESPACE of public.t rewrites all of it")
+
+
 def test_an_unqualified_name_is_looked_up_where_the_file_says(tmp_path: Path) -> None:
     text = "create schema s; set search_path = s, public; create table c (a int);"
     secured = "alter table s.c enable row level security; create index i on c (a);"
@@ -200,6 +205,7 @@ def test_what_is_not_known_is_found(
     [
         ("alter table t alter constraint k enforced", ["constraint-scan"]),
         ("alter table t alter constraint k not enforced", []),
+        ("alter table t alter constraint k deferrable", []),
         ("alter table t add constraint k check (b > 0) not enforced", []),
         ("alter table t add constraint k not null a not valid", []),
         ("alter table t add column c int generated always as (a) virtual", []),

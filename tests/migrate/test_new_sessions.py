@@ -8,12 +8,16 @@ import pytest
 from migrate import files, run
 from migrate.connection import LOCK_KEY, connect
 from tests.support.migrating import (
+    bundled,
     checks_passed,
     dump,
+    failure,
     in_background,
     incomplete,
+    psql,
     query,
     recorded,
+    told,
     up,
     wait_for,
     write,
@@ -80,6 +84,58 @@ def test_files_after_a_change_run_in_a_session_that_has_it(
     query(other_database, f"drop owned by {login}")
     query(database, f"alter database {urlsplit(other_database).path[1:]} owner to postgres")
     query(database, f"alter database {name} owner to postgres")
+
+
+def test_statements_behind_a_change_run_in_a_session_that_has_it(
+    database: str, tmp_path: Path
+) -> None:
+    """In a file without a transaction, as they do where a run was cut off between the two."""
+    change = IN_DATABASE.format("set search_path = app, public")
+    kept = "set application_name = 'kept';\n"
+    text = f"-- migrate: no-transaction\n{SCHEMA}{kept}{change}{TABLE}"
+    text += "create table named as select current_setting('application_name') as name;\n"
+    write(tmp_path, {"migrations/0001_a.sql": text, "migrations/0002_b.sql": "select 1;\n"})
+    steps: list[run.Step] = []
+    assert up(database, tmp_path, report=steps.append) == ["0001_a.sql", "0002_b.sql"]
+    applied = [step.subject for step in steps if step.event == "applied"]
+    assert applied == ["migrations/0001_a.sql", "migrations/0002_b.sql"]
+    assert query(database, "select name from app.named, to_regclass('app.t') as t") == ["kept"]
+    assert checks_passed(database, tmp_path) == 0
+
+
+def test_psql_has_to_have_begun_new_sessions_for_a_database_to_be_adopted(
+    database: str, other_database: str, tmp_path: Path, postgres_bin: Path
+) -> None:
+    names, contents = (
+        ("migrations/0001_s.sql", "migrations/0002_t.sql"),
+        [SCHEMA + CHANGES["database"], TABLE],
+    )
+    write(tmp_path, dict(zip(names, contents, strict=True)))
+    for text in contents:
+        assert psql(postgres_bin, database, text, tmp_path) == (0, "")
+    assert psql(postgres_bin, other_database, "".join(contents), tmp_path) == (0, "")
+    steps: list[run.Step] = []
+    assert up(database, tmp_path, report=steps.append) == []
+    assert told(steps) == ["adopted what psql had made"]
+    assert 'schema "app" already exists' in failure(lambda: up(other_database, tmp_path))
+
+
+def test_the_bundle_is_refused_where_psql_would_need_new_sessions(
+    database: str, tmp_path: Path, postgres_bin: Path
+) -> None:
+    contents = {"migrations/0001_s.sql": SCHEMA + CHANGES["database"]}
+    write(tmp_path, contents | {"migrations/0002_t.sql": TABLE})
+    code, said = psql(postgres_bin, database, bundled(tmp_path), tmp_path)
+    assert code == 3
+    assert "a file changes what new sessions are given, and psql has but one session" in said
+    assert query(database, "select to_regclass('migrate.ledger'), to_regclass('t')") == [
+        (None, None)
+    ]
+    (tmp_path / "migrations/0002_t.sql").write_text(SCHEMA.replace("app", "other"))
+    write(tmp_path, {"migrations/0001_s.sql": "-- alter role nobody\n" + SCHEMA})
+    write(tmp_path, {"migrations/0003_s.sql": CHANGES["database"]})
+    assert psql(postgres_bin, database, bundled(tmp_path), tmp_path) == (0, "")
+    assert up(database, tmp_path) == []
 
 
 def test_the_connection_of_a_program_has_what_its_last_run_changed(

@@ -76,6 +76,14 @@ def test_transaction_mode_is_refused_before_anything_is_done(
         assert query(database, locks) == []
 
 
+def test_statement_mode_is_refused(database: str, tmp_path: Path) -> None:
+    pooler = SmallPooler(database, 2, "statement")
+    with pooled(pooler, database) as url:
+        message = failure(lambda: up(url, write(tmp_path, tables(1))))
+    assert message.startswith(f"127.0.0.1:{pooler.port} is a pooler in statement mode, where the")
+    assert made(database) == []
+
+
 def test_transaction_mode_leaves_no_setting_in_the_sessions_of_others(
     database: str, tmp_path: Path
 ) -> None:

@@ -230,6 +230,7 @@ begin
   return uuidv7 ();
 end $$;
 set local transaction_timeout = '1h';
+comment on collation pg_catalog.pg_c_utf8 is 'in 17';
 """
     tree = write(tmp_path, {"migrations/0002_u.sql": text})
     result = rehearse(database, tree)
@@ -239,9 +240,10 @@ set local transaction_timeout = '1h';
         "what PostgreSQL 15, which the database has, does otherwise",
         f"{path}:6:10: PostgreSQL 15 has no built-in uuidv7",
         f"{path}:8:11: PostgreSQL 15 has no built-in transaction_timeout",
+        f"{path}:9:33: PostgreSQL 15 has no built-in pg_c_utf8",
     ]
     assert str(result).endswith(
-        f"\n  not shown: {path}:8:11: PostgreSQL 15 has no built-in transaction_timeout"
+        f"\n  not shown: {path}:9:33: PostgreSQL 15 has no built-in pg_c_utf8"
     )
     with connect(database) as connection:  # what is told is so
         message = failure(lambda: run.up(connection, tree))

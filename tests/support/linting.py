@@ -365,6 +365,9 @@ HURTS: Mapping[str, Sequence[str]] = {
         "select 1;\n-- migrate: no-transaction\nselect 2",
         "-- Migrate: No-Transaction\nselect 1",
         "select 1; -- the end\n-- migrate: ignore-this",
+        "/* migrate: no-transaction */ select 1",
+        "-- migrate: leave partition of public.t: a job makes them\nselect 1",
+        "-- migrate: leave public.t: not ours\nselect 1",
     ],
     "acknowledgement": [
         "select 1;\n-- migrate: allow truncate: too late",
@@ -639,6 +642,8 @@ LETS_THROUGH: Mapping[str, Sequence[str]] = {
         NO_TRANSACTION + "select 1",
         "-- why\n--migrate:no-transaction\n\n-- and more\nselect 1",
         "-- as `-- migrate: ignore` in docs\nselect 1",
+        "-- migrate: leave partitions of public.t: a job makes them\n"
+        "-- migrate: leave extension pg_cron: whoever schedules the jobs makes it\nselect 1",
         "create table c (\n-- migrate: what it is\na int); alter table c enable row level security",
     ],
     "acknowledgement": [

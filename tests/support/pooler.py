@@ -149,7 +149,7 @@ class SmallPooler:
         self,
         url: str,
         size: int,
-        mode: Literal["session", "transaction"] = "transaction",
+        mode: Literal["session", "transaction", "statement"] = "transaction",
         idle: Literal["last used first", "in turn"] = "last used first",
     ) -> None:
         self.backends = [
@@ -199,7 +199,12 @@ class SmallPooler:
                     state = b""
                     while state != b"I" or self._mode == "session":
                         (size,) = struct.unpack("!i", stream.read(4))
-                        backend.sendall(kind + struct.pack("!i", size) + stream.read(size - 4))
+                        body = stream.read(size - 4)
+                        if self._mode == "statement" and body.startswith(b"begin"):
+                            told = b"SFATAL\0VFATAL\0C08P01\0Mno transactions here\0\0"
+                            client.sendall(_message(b"E", told))
+                            return
+                        backend.sendall(kind + struct.pack("!i", size) + body)
                         if kind in b"QS":
                             state = _answered(backend, client)
                         if state != b"I" or self._mode == "session":
