@@ -7,40 +7,39 @@ from typing import Any, NamedTuple
 from lightkube.models.core_v1 import ContainerStatus
 from lightkube.resources.core_v1 import Pod
 
+from provisioner.advice import advice
+
 COMPONENT_LABEL = "app.kubernetes.io/component"
 MAX_MESSAGE_LENGTH = 300
 
-ADVICE = {
-    "ImagePullBackOff": "see that the image exists and that the cluster may pull it",
-    "CrashLoopBackOff": "read the log of its last run: kubectl logs --previous",
-    "OOMKilled": "it needs more memory than its limit: raise the limit or the tier",
-    "CreateContainerConfigError": "see that the Secret and ConfigMap that it names are there",
-    "Unschedulable": "no node has room: add nodes, or lower the instance's limits",
-    "FailedCreate": "a quota or the pod security of the namespace refuses its pods",
-    "Evicted": "its node ran out of memory or disk",
-}
-"""Reason of a problem -> what to do about it."""
-
-SAME_PROBLEM = {"ErrImagePull": "ImagePullBackOff", "InvalidImageName": "ImagePullBackOff"}
+SAME_PROBLEM = {"ErrImagePull": "ImagePullBackOff"}
 """Reasons that Kubernetes alternates between while the problem stays the same."""
+
+NEVER_RAN = ("StartError", "ContainerCannotRun")
+"""Reasons of a container to have ended before its program ran, so that there is no log."""
 
 STARTING = ("ContainerCreating", "PodInitializing")
 """Reasons of a container to wait that are no problem."""
 
 
 class Problem(NamedTuple):
-    """Why a component does not run."""
+    """Why a component does not run, and what to do about it; empty where that is not known."""
 
     component: str
     reason: str
     message: str
+    advice: str
 
     def __str__(self) -> str:
-        """One line for people, with advice where there is some."""
-        advice = ADVICE.get(self.reason)
+        """One line for people."""
         return f"{self.component}: {self.reason}: {self.message}" + (
-            f" ({advice})" if advice else ""
+            f" ({self.advice})" if self.advice else ""
         )
+
+
+def _problem(component: str, reason: str, message: str | None) -> Problem:
+    message = message or ""
+    return Problem(component, reason, message[:MAX_MESSAGE_LENGTH], advice(reason, message))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +81,7 @@ def summarize(obj: Any) -> Summary:
         return Summary(component, 0, 0, tuple(_pod_problems(component, obj)))
     status = obj.status
     problems = [
-        Problem(component, condition.reason, _shortened(condition.message))
+        _problem(component, condition.reason, condition.message)
         for condition in (status and status.conditions) or []
         if condition.type == "ReplicaFailure" and condition.status == "True"
     ]
@@ -103,10 +102,10 @@ def _pod_problems(component: str, pod: Pod) -> Iterable[Problem]:
     if status is None or pod.metadata is None or pod.metadata.deletionTimestamp:
         return
     if status.phase == "Failed" and status.reason:
-        yield Problem(component, status.reason, _shortened(status.message))
+        yield _problem(component, status.reason, status.message)
     for condition in status.conditions or []:
-        if condition.type == "PodScheduled" and condition.reason == "Unschedulable":
-            yield Problem(component, "Unschedulable", _shortened(condition.message))
+        if condition.type == "PodScheduled" and condition.status == "False":
+            yield _problem(component, condition.reason or "Unschedulable", condition.message)
     for container in [*(status.initContainerStatuses or []), *(status.containerStatuses or [])]:
         yield from _container_problems(component, container)
 
@@ -115,21 +114,17 @@ def _container_problems(component: str, container: ContainerStatus) -> Iterable[
     waiting = container.state and container.state.waiting
     last = container.lastState and container.lastState.terminated
     if waiting and waiting.reason and waiting.reason not in STARTING:
-        reason = SAME_PROBLEM.get(waiting.reason, waiting.reason)
+        reason, message = SAME_PROBLEM.get(waiting.reason, waiting.reason), waiting.message
         # These two have a message of our own: that of Kubernetes changes with every attempt.
         if reason == "ImagePullBackOff":
             message = f"the image {container.image} cannot be pulled"
+        elif reason == "CrashLoopBackOff" and last and last.reason in NEVER_RAN:
+            reason, message = last.reason, last.message
         elif reason == "CrashLoopBackOff":
             message = f"it ended with code {last.exitCode}" if last else "it keeps ending"
-        else:
-            message = _shortened(waiting.message)
-        yield Problem(component, reason, message)
+        yield _problem(component, reason, message)
     if last and last.reason == "OOMKilled" and not container.ready:
-        yield Problem(component, "OOMKilled", "it was ended for using too much memory")
-
-
-def _shortened(message: str | None) -> str:
-    return (message or "")[:MAX_MESSAGE_LENGTH]
+        yield _problem(component, "OOMKilled", "it was ended for using too much memory")
 
 
 def assess(summaries: Iterable[Summary]) -> Health:

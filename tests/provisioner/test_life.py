@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -377,27 +378,48 @@ def test_health_says_why_and_what_to_do(
     assert audited.count("critical") == (status == "critical")
 
 
-def test_health_says_that_no_node_has_room(world: World, kept: UUID) -> None:
+UNBOUND = {
+    "apiVersion": "v1",
+    "kind": "PersistentVolumeClaim",
+    "metadata": {"name": "unbound"},
+    "spec": {
+        "accessModes": ["ReadWriteOnce"],
+        "storageClassName": "",
+        "resources": {"requests": {"storage": "1Gi"}},
+    },
+}
+HUGE = {"requests": {"memory": "5Ti"}, "limits": {"memory": "5Ti"}}
+UNSCHEDULABLE = [
+    (
+        {"containers": [{"name": "frontend", "resources": HUGE}]},
+        "1 Insufficient memory",
+        "(no node has room: ",
+    ),
+    (
+        {"volumes": [{"name": "more", "persistentVolumeClaim": {"claimName": "unbound"}}]},
+        "pod has unbound immediate PersistentVolumeClaims",
+        "(its claim has no volume: ",
+    ),
+]
+
+
+def problems(world: World, instance: UUID, start: str) -> list[str]:
+    found = world.row(instance)["health_details"].get("problems", [])
+    return [problem for problem in found if problem.startswith(start)]
+
+
+def test_health_says_why_no_node_takes_a_pod(world: World, kept: UUID) -> None:
     name = f"deployment/{world.row(kept)['app_name']}-frontend"
     world.update(kept, status="maintenance")
-    patch = [
-        {
-            "op": "replace",
-            "path": "/spec/template/spec/containers/0/resources",
-            "value": {"requests": {"memory": "5Ti"}, "limits": {"memory": "5Ti"}},
-        }
-    ]
-    world.kubectl("patch", name, "--type=json", "-p", json.dumps(patch))
-    found = eventually(
-        lambda: [
-            problem
-            for problem in world.row(kept)["health_details"].get("problems", [])
-            if problem.startswith(
-                "frontend: Unschedulable: 0/1 nodes are available: 1 Insufficient memory"
-            )
-        ]
-    )
-    assert len(found) == 1
+    world.cluster.kubectl("apply", "-n", world.namespace, "-f-", stdin=json.dumps(UNBOUND))
+    for spec, reason, advice in UNSCHEDULABLE:
+        world.kubectl("patch", name, "-p", json.dumps({"spec": {"template": {"spec": spec}}}))
+        start = f"frontend: Unschedulable: 0/1 nodes are available: {reason}"
+        (found,) = eventually(partial(problems, world, kept, start))
+        assert advice in found
+    # Helm leaves in a list what others have put there.
+    foreign = {"volumes": [{"name": "more", "$patch": "delete"}]}
+    world.kubectl("patch", name, "-p", json.dumps({"spec": {"template": {"spec": foreign}}}))
     world.update(kept, status="running")
     world.settled(kept, "running")
     eventually(lambda: world.row(kept)["health_status"] == "healthy")

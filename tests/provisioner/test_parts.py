@@ -18,6 +18,7 @@ from lightkube.resources.core_v1 import ConfigMap, PersistentVolumeClaim, Pod
 
 from components import ROOT
 from provisioner.actions import chart_values
+from provisioner.advice import ADVICE, advice
 from provisioner.cluster import DELETE_AFTER, KubernetesObject, Metadata, fingerprint
 from provisioner.health import assess, summarize
 from provisioner.instances import Instance
@@ -66,20 +67,28 @@ UNSCHEDULABLE = {
     "type": "PodScheduled",
     "status": "False",
     "reason": "Unschedulable",
-    "message": "0/1 nodes are available",
+    "message": "0/1 nodes are available: 1 Insufficient memory.",
 }
 EXITED: dict[str, Any] = {"lastState": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}}
+
+NEVER_RAN: dict[str, Any] = {
+    "lastState": {
+        "terminated": {"exitCode": 128, "reason": "StartError", "message": "no such file"}
+    }
+}
 
 PROBLEMS = [
     (waiting("ErrImagePull", "rpc error"), "ImagePullBackOff: the image an:image cannot be pulled"),
     (waiting("ImagePullBackOff"), "ImagePullBackOff: the image an:image cannot be pulled"),
-    (waiting("InvalidImageName"), "ImagePullBackOff: the image an:image cannot be pulled"),
+    (waiting("InvalidImageName", "cannot parse"), "InvalidImageName: cannot parse"),
     (waiting("CrashLoopBackOff", **EXITED), "CrashLoopBackOff: it ended with code 137"),
+    (waiting("CrashLoopBackOff", **NEVER_RAN), "StartError: no such file"),
     (waiting("CrashLoopBackOff", **EXITED), "OOMKilled: it was ended for using too much memory"),
     (waiting("CreateContainerConfigError", 'secret "a" not found'),
      'CreateContainerConfigError: secret "a" not found'),
-    (pod(conditions=[UNSCHEDULABLE]), "Unschedulable: 0/1 nodes are available"),
-    (pod(phase="Failed", reason="Evicted", message="low on disk"), "Evicted: low on disk"),
+    (pod(conditions=[UNSCHEDULABLE]), "Unschedulable: 0/1 nodes are available: 1 Insuf"),
+    (pod(phase="Failed", reason="Evicted", message="The node was low on resource: x"),
+     "Evicted: The node was low on resource: x"),
     (
         deployment(1, None, conditions=[
             {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate",
@@ -98,8 +107,118 @@ def test_a_problem_comes_with_advice_and_makes_the_instance_critical(
     assert [
         line
         for line in health.details["problems"]
-        if line.startswith(f"backend: {problem} (") and line.endswith(")")
+        if line.startswith(f"backend: {problem}") and line.endswith(")")
     ]
+
+
+CLAIM = "see that its storage class exists"
+ROOM = "no node has room: add nodes"
+OTHER_POD = "another pod is made"
+NODES = "0/3 nodes are available: "
+NO_USE = (
+    " no new claims to deallocate, preemption: 0/3 nodes are available: "
+    "1 Insufficient memory, 2 Preemption is not helpful for scheduling."
+)
+PODS = 'pods "a-backend-1" is forbidden: '
+
+# As Kubernetes 1.36 writes them, and where it was otherwise, as 1.31 did.
+REASONS = [
+    ("Unschedulable", f"{NODES}pod has unbound immediate PersistentVolumeClaims. not found", CLAIM),
+    ("Unschedulable", f'{NODES}persistentvolumeclaim "a" not found. not found', "make the claim"),
+    ("Unschedulable", f'{NODES}persistentvolumeclaim "a" is being deleted.', "wait until"),
+    ("Unschedulable", 'persistentvolumeclaim "a" bound to non-existent persistentvolume "b"',
+     "restore it from a backup"),
+    ("Unschedulable", f"{NODES}3 node(s) unavailable due to one or more pvc(s) bound to "
+     f"non-existent pv(s).{NO_USE}", "restore it from a backup"),
+    ("Unschedulable", f"{NODES}3 node(s) didn't find available persistent volumes to bind.{NO_USE}",
+     "no volume fits its claim"),
+    ("Unschedulable", f"{NODES}3 node(s) did not have enough free storage.{NO_USE}", "add storage"),
+    ("Unschedulable", f"{NODES}3 node(s) exceed max volume count.{NO_USE}", "another volume"),
+    ("Unschedulable", f"{NODES}3 node(s) unavailable due to PersistentVolumeClaim with "
+     f"ReadWriteOncePod access mode already in-use by another pod.{NO_USE}", "wait for its end"),
+    ("Unschedulable", f"{NODES}1 Insufficient cpu, 2 node(s) had volume node affinity conflict."
+     f"{NO_USE}", "without room: add a node there"),
+    ("Unschedulable", f"{NODES}1 Insufficient cpu, 2 node(s) didn't match PersistentVolume's node "
+     f"affinity.{NO_USE}", "without room: add a node there"),
+    ("Unschedulable", f"{NODES}3 node(s) had no available volume zone.{NO_USE}", "a node there"),
+    ("Unschedulable", f"{NODES}3 Insufficient cpu.{NO_USE}", ROOM),
+    ("Unschedulable", f"{NODES}1 node(s) had untolerated taint(s), 2 Insufficient memory.{NO_USE}",
+     ROOM),
+    ("Unschedulable", f"{NODES}3 Too many pods.{NO_USE}", "no node takes another pod"),
+    ("Unschedulable", f"{NODES}3 node(s) didn't have free ports for the requested pod ports."
+     f"{NO_USE}", "do without hostPort"),
+    ("Unschedulable", f"{NODES}3 node(s) didn't match pod topology spread constraints (missing "
+     f"required label).{NO_USE}", "topologySpreadConstraints"),
+    ("Unschedulable", f"{NODES}3 node(s) didn't match pod anti-affinity rules.{NO_USE}",
+     "affinity to other pods"),
+    ("Unschedulable", f"{NODES}3 node(s) didn't satisfy existing pods anti-affinity rules.{NO_USE}",
+     "affinity to other pods"),
+    ("Unschedulable", f"{NODES}3 node(s) didn't match pod affinity rules.{NO_USE}",
+     "affinity to other pods"),
+    ("Unschedulable", f"{NODES}3 node(s) didn't match Pod's node affinity/selector.{NO_USE}",
+     "the labels that it asks for"),
+    ("Unschedulable", f"{NODES}3 node(s) didn't match the requested node name.{NO_USE}",
+     "there is no such node"),
+    ("Unschedulable", f"{NODES}3 node(s) had untolerated taint(s).{NO_USE}", "add a toleration"),
+    ("Unschedulable", f"{NODES}3 node(s) had untolerated taint {{a: b}}.{NO_USE}",
+     "add a toleration"),
+    ("Unschedulable", f"{NODES}3 node(s) were unschedulable.{NO_USE}", "kubectl uncordon"),
+    ("Unschedulable", "no nodes available to schedule pods", "the cluster has no node"),
+    ("Unschedulable", f"{NODES}3 node(s) had no available disk.{NO_USE}", ""),
+    ("SchedulingGated", "Scheduling is blocked due to non-empty scheduling gates", "remove them"),
+    ("SchedulerError", 'running PreFilter plugin "a": timed out', ""),
+    ("ErrImageNeverPull", 'Container image "a" is not present', "imagePullPolicy"),
+    ("InvalidImageName", 'Failed to apply default image tag "A": couldn\'t parse', "the name"),
+    ("ImageInspectError", 'Failed to inspect image "a"', "container runtime"),
+    ("RunContainerError", 'exec: "a": executable file not found in $PATH', "that command"),
+    ("PostStartHookError", "command exited with 1", "postStart"),
+    ("CreateContainerConfigError", 'secret "a" not found', "make the Secret or ConfigMap"),
+    ("CreateContainerConfigError", 'configmap "a" not found', "make the Secret or ConfigMap"),
+    ("CreateContainerConfigError", "couldn't find key a in Secret b/c", "add that key"),
+    ("CreateContainerConfigError", "container has runAsNonRoot and image will run as root",
+     "not root"),
+    ("CreateContainerConfigError", "failed to sync secret cache: timed out", ""),
+    ("CreateContainerError", "Error response from daemon: no command specified", "give it one"),
+    ("CreateContainerError", "context deadline exceeded", ""),
+    ("FailedCreate", f"{PODS}exceeded quota: q, requested: pods=1", "raise the quota"),
+    ("FailedCreate", f"{PODS}failed quota: q: must specify limits.cpu", "limits of every"),
+    ("FailedCreate", f'{PODS}violates PodSecurity "restricted:latest": x', "pod security"),
+    ("FailedCreate", 'admission webhook "a.test" denied the request: no', "a webhook"),
+    ("FailedCreate", 'Internal error occurred: failed calling webhook "a.test"', "a webhook"),
+    ("FailedCreate", f'{PODS}error looking up service account a/b: serviceaccount "b" not found',
+     "ServiceAccount"),
+    ("FailedCreate", f"{PODS}no PriorityClass with name a was found", "PriorityClass"),
+    ("FailedCreate", f"{PODS}maximum memory usage per Container is 1Gi, but limit is 2Gi",
+     "LimitRange"),
+    ("FailedCreate", "the server is currently unable to handle the request", ""),
+    ("Evicted", "The node was low on resource: memory. ", "its node ran out"),
+    ("Evicted", "The node had condition: [DiskPressure]. ", "its node ran out"),
+    ("Evicted", 'Container a exceeded its local ephemeral storage limit "1Gi". ', "wrote more"),
+    ("Evicted", "Pod ephemeral local storage usage exceeds the total limit of containers 1Gi. ",
+     "wrote more"),
+    ("Evicted", 'Usage of EmptyDir volume "a" exceeds the limit "1Gi". ', "wrote more"),
+    ("OutOfcpu", "Pod was rejected: Node didn't have enough resource: cpu", OTHER_POD),
+    ("OutOfmemory", "Pod was rejected: Node didn't have enough resource: memory", OTHER_POD),
+    ("OutOfpods", "Pod was rejected: Node didn't have enough resource: pods", OTHER_POD),
+    ("Preempting", "Preempted in order to admit critical pod", OTHER_POD),
+    ("NodeAffinity", "Pod was rejected: Predicate NodeAffinity failed", OTHER_POD),
+    ("NodeShutdown", "Pod was rejected as the node is shutting down.", OTHER_POD),
+    ("Terminated", "Pod was terminated in response to imminent node shutdown.", OTHER_POD),
+    ("UnexpectedAdmissionError", "Allocate failed", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("reason", "message", "expected"), REASONS)
+def test_advice_is_about_what_is_known(reason: str, message: str, expected: str) -> None:
+    given = advice(reason, message)
+    assert expected in given
+    assert bool(expected) == bool(given)
+
+
+def test_every_advice_is_tested() -> None:
+    tested = {advice(reason, message) for reason, message, _ in REASONS}
+    tested |= {problem.advice for obj, _ in PROBLEMS for problem in summarize(obj).problems}
+    assert {what for parts in ADVICE.values() for what in parts.values()} <= tested
 
 
 @pytest.mark.parametrize(
