@@ -11,7 +11,7 @@ from typing import Any
 from components import PROJECT, ROOT
 from components.database_target import DatabaseTarget
 from embedded.errors import UserError
-from embedded.process import system_error
+from embedded.process import reach_loopback_directly, system_error
 from ops.reviews import text
 from ops.reviews.github import GitHub
 
@@ -57,6 +57,7 @@ def main(arguments: list[str]) -> int:
     issue.set_defaults(run=_issue)
 
     options = parser.parse_args(arguments)
+    reach_loopback_directly()
     try:
         return int(options.run(options))
     except UserError as error:
