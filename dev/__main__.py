@@ -26,7 +26,7 @@ from dev.stack import NAME, Stack, find_pulumi, forget_other_stacks, take_turn, 
 from embedded.cluster import Cluster, ClusterAccess
 from embedded.errors import UserError
 from embedded.postgres import Server, embedded_bin
-from embedded.process import reach_loopback_directly, system_error
+from embedded.process import LOOPBACK, reach_loopback_directly, system_error
 from ops import committed_config
 
 STATE = ROOT / ".state"
@@ -330,6 +330,12 @@ def _parse(url: str) -> dict[str, Any]:
         raise UserError(
             f"DEV_DATABASE_URL has {', '.join(sorted(more))}, which is not passed on",
             f"leave that out; what is: {', '.join(URL_PARTS)}",
+        )
+    if host not in LOOPBACK and given.get("sslmode") in ("disable", "allow", "prefer"):
+        raise UserError(
+            f"DEV_DATABASE_URL has sslmode={given['sslmode']}, which sends passwords in the clear "
+            f"to {host}",
+            "write sslmode=require there, or verify-full with sslrootcert",
         )
     if "password" not in given:
         to: dict[str, Any] = {"host": host, "user": "postgres", "connect_timeout": 10}

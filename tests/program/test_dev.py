@@ -454,6 +454,7 @@ def test_server_of_a_url_that_cannot_be_reached(
         ("@127.0.0.1:5432,127.0.0.2:5433/", "names several servers"),
         ("@/mindroom?host=/tmp", "names a socket"),
         ("@127.0.0.1:99999", "the port in DEV_DATABASE_URL, '99999', is none"),
+        ("@away.test?sslmode=prefer", "in the clear to away.test"),
         ("@127.0.0.1?hostaddr=127.0.0.2&options=-cx%3Dy", "hostaddr, options, which is not passed"),
     ],
 )
