@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from provisioner import helm, instance_secrets
-from provisioner.cluster import CLUSTER_ERRORS, fingerprint
+from provisioner.cluster import ACCOUNT_LABEL, CLUSTER_ERRORS, INSTANCE_LABEL, fingerprint
 from provisioner.context import Context
 from provisioner.helm import HelmError
 from provisioner.instances import Instance
@@ -33,11 +33,13 @@ class Applied(NamedTuple):
         secrets_checksum: that of `instance_secrets`.
         fingerprint: that of the objects; where it is another one now, the resync repairs them.
         revision: of the Helm release; 0 if unknown.
+        config_name: of the ConfigMap with the customer's config; empty if there was none.
     """
 
     secrets_checksum: str
     fingerprint: str
     revision: int
+    config_name: str
 
     def __str__(self) -> str:
         """As it is recorded."""
@@ -46,8 +48,8 @@ class Applied(NamedTuple):
     @classmethod
     def parse(cls, text: str | None) -> "Applied":
         """What is recorded; nothing matches what was never recorded."""
-        checksum, fingerprint, revision, *_ = [*(text or "").split(), "", "", "0"]
-        return cls(checksum, fingerprint, int(revision or 0))
+        checksum, fingerprint, revision, config, *_ = [*(text or "").split(), "", "", "", ""]
+        return cls(checksum, fingerprint, int(revision or 0), config)
 
 
 class NotRecordedError(Exception):
@@ -74,10 +76,9 @@ async def ensure_present(context: Context, instance: Instance, worker: Worker) -
         context.database, instance.id, first_secrets(context.settings, instance)
     )
     checksum = instance_secrets.checksum(content)
+    labels = {INSTANCE_LABEL: str(instance.id), ACCOUNT_LABEL: str(instance.account_id)}
     secret_name, _ = await asyncio.gather(
-        context.cluster.write_secret(
-            instance.app_name, str(instance.id), str(instance.account_id), content
-        ),
+        context.cluster.write_secret(instance.app_name, labels, content),
         context.cluster.delete_interrupted_revisions(instance.app_name),
     )
     values = chart_values(
@@ -92,6 +93,11 @@ async def ensure_present(context: Context, instance: Instance, worker: Worker) -
         return await _held(context, instance, worker, before)
     # An earlier attempt that was not finished may be what it does not run for.
     is_interruption = newest > before.revision or context.health_watch.is_running(instance.id)
+    config_name = values["configName"]
+    await context.cluster.write_config(config_name, labels, instance.config)
+    await context.cluster.delete_configs(
+        str(instance.id), all_but=(config_name, before.config_name)
+    )
     try:
         applied = await _upgrade(
             context, instance, worker, context.settings.instance_chart, values, checksum
@@ -140,13 +146,14 @@ async def _upgrade(
             f"its pods were not ready within {context.settings.helm_timeout_seconds} s"
         )
     revision = await context.cluster.prune_revisions(instance.app_name)
-    return Applied(secrets_checksum, fingerprint(objects), revision)
+    config_name = values.get("configName", "")
+    return Applied(secrets_checksum, fingerprint(objects, config_name), revision, config_name)
 
 
 async def _is_unchanged(context: Context, instance: Instance, before: Applied) -> bool:
     instance_id = str(instance.id)
     objects = (await context.cluster.objects(instance_id))[instance_id]
-    return fingerprint(objects) == before.fingerprint
+    return fingerprint(objects, before.config_name) == before.fingerprint
 
 
 async def _held(context: Context, instance: Instance, worker: Worker, before: Applied) -> Outcome:
@@ -284,12 +291,21 @@ def chart_values(
                 "memoryMb": instance.memory_limit_mb,
                 "storageGb": instance.storage_limit_gb,
             },
-            "config": instance.config,
+            "configName": _config_name(instance),
             "secretName": secret_name,
             "secretChecksum": secrets_checksum,
         }
         | ({"matrix": {"serverName": matrix_server_name}} if matrix_server_name else {}),
     )
+
+
+def _config_name(instance: Instance) -> str:
+    """The name of the ConfigMap with an instance's config: another config is another ConfigMap.
+
+    So pods roll, and what ran before a change that failed finds its own again.
+    """
+    digest = hashlib.sha256(instance.config.encode()).hexdigest()
+    return f"{instance.app_name}-config-{digest[:16]}"
 
 
 def _digest(settings: Settings, values: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
@@ -30,6 +30,7 @@ from lightkube.resources.core_v1 import (
 )
 from lightkube.resources.networking_v1 import Ingress, NetworkPolicy
 
+from provisioner.health import COMPONENT_LABEL
 from provisioner.settings import Settings
 
 INSTANCE_LABEL = "mindroom.chat/instance"
@@ -37,6 +38,10 @@ INSTANCE_LABEL = "mindroom.chat/instance"
 
 DELETE_AFTER = "mindroom.chat/delete-after"
 """The annotation of a volume that outlives its instance: until when it is kept."""
+
+ACCOUNT_LABEL = "mindroom.chat/account"
+CONFIG = "config"
+"""The component of the ConfigMaps with the customer's config."""
 
 FIELD_MANAGER = "instance-provisioner"
 KINDS: tuple[type[NamespacedResource], ...] = (
@@ -114,6 +119,11 @@ class KubernetesObject:
         return f"{text} (finalizer{'s' * (len(finalizers) > 1)} {', '.join(finalizers)})"
 
     @property
+    def is_config(self) -> bool:
+        """Whether it is a ConfigMap with a config of the customer."""
+        return self.kind is ConfigMap and self.metadata.labels.get(COMPONENT_LABEL) == CONFIG
+
+    @property
     def delete_after(self) -> datetime | None:
         """Until when the volume of a removed instance is kept; None without a valid annotation."""
         try:
@@ -127,9 +137,18 @@ ObjectsByInstance = Mapping[str, list[KubernetesObject]]
 """Instance id -> its objects."""
 
 
-def fingerprint(objects: Iterable[KubernetesObject]) -> str:
-    """A digest that changes when an object is added, replaced, changed or removed."""
-    text = "\n".join(sorted(obj.identity for obj in objects))
+def fingerprint(objects: Iterable[KubernetesObject], config_name: str) -> str:
+    """A digest that changes when an object is added, replaced, changed or removed.
+
+    Of the ConfigMaps with configs only the one of this name counts: the others are not in use.
+    """
+    text = "\n".join(
+        sorted(
+            obj.identity
+            for obj in objects
+            if not (obj.is_config and obj.metadata.name != config_name)
+        )
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -158,23 +177,34 @@ class Cluster(AsyncClient):
         return True
 
     async def write_secret(
-        self, release: str, instance_id: str, account_id: str, content: Mapping[str, str]
+        self, release: str, labels: Mapping[str, str], content: Mapping[str, str]
     ) -> str:
         """Create or replace the Secret of a release; returns its name."""
         name = f"{release}-secrets"
-        labels = {
-            INSTANCE_LABEL: instance_id,
-            "mindroom.chat/account": account_id,
-            "app.kubernetes.io/managed-by": FIELD_MANAGER,
-        }
-        await self.apply(
-            Secret(
-                metadata=ObjectMeta(name=name, namespace=self.namespace, labels=labels),
-                stringData=dict(content),
-            ),
-            force=True,
-        )
+        data = {key: base64.b64encode(value.encode()).decode() for key, value in content.items()}
+        await self.apply(Secret(metadata=self._metadata_of(name, labels), data=data), force=True)
         return name
+
+    async def write_config(self, name: str, labels: Mapping[str, str], config: str) -> None:
+        """Create the ConfigMap with a config, unless it is there: no other has this name.
+
+        Created, not applied, which would read it as YAML: that has no room for some characters.
+        """
+        metadata = self._metadata_of(name, {**labels, COMPONENT_LABEL: CONFIG})
+        try:
+            await self.create(
+                ConfigMap(metadata=metadata, data={"config.json": config}, immutable=True)
+            )
+        except ApiError as error:
+            if error.status.code != HTTPStatus.CONFLICT:
+                raise
+
+    async def delete_configs(self, instance_id: str, *, all_but: Container[str]) -> None:
+        """Delete the ConfigMaps with configs of an instance that have other names than these."""
+        labels = {INSTANCE_LABEL: instance_id, COMPONENT_LABEL: CONFIG}
+        for metadata in await self._metadata(ConfigMap, labels):
+            if metadata.name not in all_but:
+                await self.delete_object(KubernetesObject(ConfigMap, metadata))
 
     async def delete_interrupted_revisions(self, release: str) -> None:
         """Delete Helm's records of interrupted runs; the next run adopts their objects."""
@@ -272,6 +302,10 @@ class Cluster(AsyncClient):
         except ApiError as error:
             if error.status.code != HTTPStatus.NOT_FOUND:
                 raise
+
+    def _metadata_of(self, name: str, labels: Mapping[str, str]) -> ObjectMeta:
+        managed = {"app.kubernetes.io/managed-by": FIELD_MANAGER}
+        return ObjectMeta(name=name, namespace=self.namespace, labels={**labels, **managed})
 
     async def _revisions(self, release: str) -> dict[int, Metadata]:
         records = await self._metadata(Secret, {"owner": "helm", "name": release})

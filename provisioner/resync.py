@@ -80,11 +80,9 @@ class Resync:
         self, state: RecordedState, objects: ObjectsByInstance, releases: set[str]
     ) -> bool:
         """Request work on an instance that the cluster does not have as it was applied."""
-        found = fingerprint(objects.get(str(state.id), []))
-        is_unchanged = (
-            Applied.parse(state.applied)[:2] == (state.secrets_checksum, found)
-            and state.app_name in releases
-        )
+        applied = Applied.parse(state.applied)
+        found = fingerprint(objects.get(str(state.id), []), applied.config_name)
+        is_unchanged = applied[:2] == (state.secrets_checksum, found) and state.app_name in releases
         if state.due or is_unchanged:
             return False
         requested = await instances.request_repair(self._context.database, state)

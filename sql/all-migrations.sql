@@ -2481,8 +2481,13 @@ create or replace trigger instances_apply_other_tier_resources
   execute function private.apply_tier_resources();
 
 create or replace trigger instances_bound_config
-  before insert or update of config, app_config on public.instances
-  for each row execute function private.bound_json('1048576', 'config', 'app_config');
+  before insert or update of config on public.instances
+  for each row execute function private.bound_json('1048576', 'config');
+
+-- Helm's record of a release holds it: 1 MiB with all else, compressed.
+create or replace trigger instances_bound_app_config
+  before insert or update of app_config on public.instances
+  for each row execute function private.bound_json('65536', 'app_config');
 
 create or replace trigger instances_bound_health
   before insert or update of health_details on public.instances
@@ -2607,7 +2612,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '22_instances.sql', '4c1ba446a9dc0039bf64c001c09bc252cb268abdc392011bc6f6da166296509f', NULL, '1.0.0');
+values (0, 'repeatable', '22_instances.sql', '4a783263944b683fbf44387f681256c4cdf628334f4ee96e6bfea2ff0d1a46e8', NULL, '1.0.0');
 
 -- repeatable/23_usage_metrics.sql
 

@@ -187,7 +187,7 @@ def values(name: str) -> dict[str, object]:
         "host": f"{name}.mindroom.test",
         "paused": False,
         "resources": {"cpu": 1, "memoryMb": 2048, "storageGb": 10},
-        "config": "{}",
+        "configName": f"{name}-config",
         "secretName": f"{name}-secrets",
         "secretChecksum": "0" * 64,
     }
@@ -250,7 +250,7 @@ def at_rest(world: World, number: int) -> None:
 
     async def fingerprints() -> dict[str, str]:
         async with Client(settings) as client:
-            return {key: fingerprint(found) for key, found in (await client.objects()).items()}
+            return {key: fingerprint(found, "") for key, found in (await client.objects()).items()}
 
     [[nothing]] = world.db.execute("select encode(sha256(''), 'hex')")
     applied = asyncio.run(fingerprints())

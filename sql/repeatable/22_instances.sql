@@ -264,8 +264,13 @@ create or replace trigger instances_apply_other_tier_resources
   execute function private.apply_tier_resources();
 
 create or replace trigger instances_bound_config
-  before insert or update of config, app_config on public.instances
-  for each row execute function private.bound_json('1048576', 'config', 'app_config');
+  before insert or update of config on public.instances
+  for each row execute function private.bound_json('1048576', 'config');
+
+-- Helm's record of a release holds it: 1 MiB with all else, compressed.
+create or replace trigger instances_bound_app_config
+  before insert or update of app_config on public.instances
+  for each row execute function private.bound_json('65536', 'app_config');
 
 create or replace trigger instances_bound_health
   before insert or update of health_details on public.instances

@@ -1,5 +1,6 @@
 """What goes wrong around the instance-provisioner: it ends in the state that the rows want."""
 
+import json
 import os
 import re
 import signal
@@ -420,7 +421,8 @@ def test_a_change_that_never_works_interrupts_once_and_is_held(world: World) -> 
             last = len(service.events("held", instance_id=str(instance)))
             eventually(lambda: len(service.events("held", instance_id=str(instance))) > last + 1)
 
-        world.update(instance, app_config=CRASHES, storage_limit_gb=20)
+        config = {"agents": {"eve": {"model": "large"}}}
+        world.update(instance, app_config=CRASHES, storage_limit_gb=20, config=config)
         row = eventually(lambda: row if (row := world.row(instance))["held"] else None)
         assert row["status"] == "running"
         assert row["error_message"].startswith("backend: CrashLoopBackOff: ")
@@ -428,6 +430,7 @@ def test_a_change_that_never_works_interrupts_once_and_is_held(world: World) -> 
         restored = world.object(backend)
         [container] = restored["spec"]["template"]["spec"]["containers"]
         assert container["image"] == "mindroom/backend:0.1.0"
+        assert world.config(instance) == "{}"
         [volume] = world.objects("pvc", instance)
         assert volume["spec"]["resources"]["requests"]["storage"] == "20Gi"
         one_release(world, instance)
@@ -449,6 +452,7 @@ def test_a_change_that_never_works_interrupts_once_and_is_held(world: World) -> 
         world.update(instance, app_config={})
         row = world.settled(instance, "running")
         assert (row["error_message"], row["held"]) == (None, None)
+        assert json.loads(world.config(instance)) == config
         one_release(world, instance)
 
 

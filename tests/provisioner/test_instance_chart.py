@@ -34,7 +34,6 @@ from tests.support.manifests import (
 CHART = CHARTS / "instance"
 MINIMAL: Values = yaml.safe_load((CHART / "ci" / "minimal-values.yaml").read_text())
 EVERYTHING: Values = MINIMAL | {
-    "config": '{"agents": {"ada": {"room": 123456789012345678}}}',
     "secretChecksum": "0a" * 32,
     "images": {"backend": "example:5000/backend@sha256:" + "0a" * 32},
     "matrix": {"enabled": True, "serverName": "matrix.example"},
@@ -95,7 +94,7 @@ class TestRenderedManifests:
     @pytest.mark.parametrize("values", [MINIMAL, EVERYTHING], ids=["minimal", "everything"])
     def test_valid_for_kubernetes(self, values: Values, minor: str) -> None:
         objects = render(values)
-        assert len(objects) == (13 if values is EVERYTHING else 9)
+        assert len(objects) == (12 if values is EVERYTHING else 8)
         for item in objects:
             assert kubernetes_validate.validate(item, minor, strict=True) == minor
 
@@ -233,16 +232,11 @@ class TestValues:
         for each in containers:
             assert each["requests"]["memory"] == each["limits"]["memory"]
 
-    def test_config_arrives_as_it_is(self) -> None:
-        objects = render(EVERYTHING)
-        data = find(objects, "ConfigMap", "ada-backend")["data"]
-        assert data == {"config.json": EVERYTHING["config"]}
-
-    @pytest.mark.parametrize("config", ["", "{", "[]", '"text"', "null"])
-    def test_config_that_is_no_object_is_refused(self, config: str) -> None:
-        result = template(MINIMAL | {"config": config})
-        assert result.returncode != 0
-        assert "configmap.yaml" in result.stderr
+    def test_config_and_secrets_come_by_reference(self) -> None:
+        objects = render(MINIMAL)
+        assert not {"Secret", "ConfigMap"} & {item["kind"] for item in objects}
+        pod = workloads(objects)["backend"]["spec"]["template"]["spec"]
+        assert pod["volumes"][0]["configMap"] == {"name": MINIMAL["configName"]}
 
     def test_matrix_server_is_not_named_after_its_host(self) -> None:
         homeserver = yaml.safe_load(
@@ -264,7 +258,7 @@ class TestValues:
     @pytest.mark.parametrize(
         ("path", "value", "rolled"),
         [
-            ("config", '{"agents": {}}', {"backend"}),
+            ("configName", "another", {"backend"}),
             ("secretChecksum", "0b" * 32, {"backend", "matrix"}),
             ("host", "eve.mindroom.example", {"matrix"}),
             ("ingress.className", "traefik", set()),
@@ -290,7 +284,8 @@ class TestValues:
             ("resources.memoryMb", 0.5, "at '/resources/memoryMb': got number, want integer"),
             ("resources.storageGb", 0, "at '/resources/storageGb': minimum"),
             ("resources.gpu", 1, "at '/resources': additional properties 'gpu'"),
-            ("config", {"agents": {}}, "at '/config': got object, want string"),
+            ("config", "{}", "at '': additional properties 'config' not allowed"),
+            ("configName", "", "at '/configName': '' does not match"),
             ("secretName", "", "at '/secretName': '' does not match"),
             ("secretChecksum", "hunter2", "at '/secretChecksum': 'hunter2' does not match"),
             ("images.backend", "mindroom/backend", "at '/images/backend': "),
@@ -365,9 +360,14 @@ class Instance(Helm):
     """The release in one namespace of a cluster, and what it brings about there."""
 
     def install(self, values: Values, *options: str) -> None:
-        create = ("create", "secret", "generic", values["secretName"], "--dry-run=client", "-oyaml")
         key = "--from-literal=MATRIX_REGISTRATION_SHARED_SECRET=x"
-        self.kubectl("apply", "-f-", stdin=self.kubectl(*create, key))
+        config = "--from-literal=config.json={}"
+        for create in (
+            ("create", "secret", "generic", values["secretName"], key),
+            ("create", "configmap", values["configName"], config),
+        ):
+            manifest = self.kubectl(*create, "--dry-run=client", "-oyaml")
+            self.kubectl("apply", "-f-", stdin=manifest)
         self.upgrade(RELEASE, CHART, values, *options)
 
     def ready(self) -> dict[str, int]:

@@ -302,7 +302,7 @@ def test_values_of_the_row_override_app_config_which_overrides_instance_values(
         "host": "ada.mindroom.test",
         "paused": True,
         "resources": {"cpu": 0.5, "memoryMb": 1024, "storageGb": 1},
-        "config": "{}",
+        "configName": "ada-config-44136fa355b3678a",
         "secretName": "ada-secrets",
         "secretChecksum": "a checksum",
     }
@@ -318,13 +318,14 @@ def test_a_fingerprint_changes_with_the_objects_and_not_with_their_status() -> N
     volume = an_object(PersistentVolumeClaim, resourceVersion="1")
     config = an_object(ConfigMap, resourceVersion="1")
     workload = an_object(Deployment, resourceVersion="1", generation=1)
-    before = fingerprint([volume, config, workload])
+    before = fingerprint([volume, config, workload], "")
     assert before == fingerprint(
         [
             an_object(Deployment, resourceVersion="2", generation=1),  # only its status
             config,
             an_object(PersistentVolumeClaim, resourceVersion="2"),  # it was bound
-        ]
+        ],
+        "",
     )
     for other in (
         [volume, config],
@@ -333,7 +334,16 @@ def test_a_fingerprint_changes_with_the_objects_and_not_with_their_status() -> N
         [volume, an_object(ConfigMap, resourceVersion="2"), workload],
         [],
     ):
-        assert fingerprint(other) != before
+        assert fingerprint(other, "") != before
+
+
+def test_a_fingerprint_is_of_the_config_in_use_and_of_no_other() -> None:
+    labels = {"app.kubernetes.io/component": "config"}
+    old, new = (an_object(ConfigMap, name=name, labels=labels) for name in ("old", "new"))
+    workload = an_object(Deployment)
+    assert fingerprint([workload, old], "old") == fingerprint([workload, old, new], "old")
+    assert fingerprint([workload, old, new], "old") != fingerprint([workload, old, new], "new")
+    assert fingerprint([workload, new], "old") == fingerprint([workload], "old")
 
 
 @pytest.mark.parametrize("text", ["", "tomorrow", "2026-13-01"])

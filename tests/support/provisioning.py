@@ -285,6 +285,16 @@ class World:
         """An object by kind/name."""
         return dict(json.loads(self.kubectl("get", name, "-ojson")))
 
+    def config(self, instance: UUID) -> str:
+        """What the backend of an instance reads."""
+        backend = self.object(f"deployment/{self.row(instance)['app_name']}-backend")
+        [name] = [
+            volume["configMap"]["name"]
+            for volume in backend["spec"]["template"]["spec"]["volumes"]
+            if "configMap" in volume
+        ]
+        return str(self.object(f"configmap/{name}")["data"]["config.json"])
+
     def kubectl(self, *arguments: str) -> str:
         return self.cluster.kubectl(*arguments, "-n", self.namespace)
 
