@@ -5,16 +5,16 @@ import hashlib
 import json
 import secrets
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
-from provisioner import helm, instance_secrets
-from provisioner.cluster import ACCOUNT_LABEL, CLUSTER_ERRORS, INSTANCE_LABEL, fingerprint
+from provisioner import helm, instance_secrets, preflight
+from provisioner.cluster import ACCOUNT_LABEL, INSTANCE_LABEL
 from provisioner.context import Context
 from provisioner.helm import HelmError
 from provisioner.instances import Instance
 from provisioner.leases import Outcome
+from provisioner.releases import Applied, Release, UpgradeError
 from provisioner.settings import Settings
 from provisioner.workers import Worker
 
@@ -26,48 +26,9 @@ MATRIX_SERVER_NAME = "MATRIX_SERVER_NAME"
 and follows neither the subdomain nor BASE_DOMAIN."""
 
 
-class Applied(NamedTuple):
-    """What an attempt left in the cluster: the text `private.provisioning.applied`.
-
-    Attributes:
-        secrets_checksum: that of `instance_secrets`.
-        fingerprint: that of the objects; where it is another one now, the resync repairs them.
-        revision: of the Helm release; 0 if unknown.
-        config_name: of the ConfigMap with the customer's config; empty if there was none.
-    """
-
-    secrets_checksum: str
-    fingerprint: str
-    revision: int
-    config_name: str
-
-    def __str__(self) -> str:
-        """As it is recorded."""
-        return " ".join(map(str, self))
-
-    @classmethod
-    def parse(cls, text: str | None) -> "Applied":
-        """What is recorded; nothing matches what was never recorded."""
-        checksum, fingerprint, revision, config, *_ = [*(text or "").split(), "", "", "", ""]
-        return cls(checksum, fingerprint, int(revision or 0), config)
-
-
-class NotRecordedError(Exception):
-    """Helm has no record of what ran before."""
-
-
-class UpgradeError(Exception):
-    """A release was changed, and its pods did not become ready, or Helm failed.
-
-    Attributes:
-        applied: what the cluster has now, if what ran before runs again; otherwise None.
-        held: the digest of what is not to be tried again, as it interrupts a running instance.
-    """
-
-    def __init__(self, message: str, applied: str | None = None, held: str | None = None) -> None:
-        super().__init__(message)
-        self.applied = applied
-        self.held = held
+FORESEEABLE = ("FailedCreate", "ImagePullBackOff", "InvalidImageName", "Unschedulable")
+"""Problems that `preflight` finds: a change that failed with one is held until it has been refused
+and is no longer."""
 
 
 async def ensure_present(context: Context, instance: Instance, worker: Worker) -> Outcome:
@@ -84,29 +45,38 @@ async def ensure_present(context: Context, instance: Instance, worker: Worker) -
     values = chart_values(
         context.settings, instance, secret_name, checksum, content.get(MATRIX_SERVER_NAME)
     )
+    release = Release(context, instance, worker)
     before = Applied.parse(instance.applied)
     newest = await context.cluster.newest_revision(instance.app_name)
     if not before.revision:
         before = before._replace(revision=newest)
     change = _digest(context.settings, values)
+    is_running = context.health_watch.is_running(instance.id)
     if instance.held == change:
-        return await _held(context, instance, worker, before)
+        if is_running and any(reason in (instance.error_message or "") for reason in FORESEEABLE):
+            objects = await helm.render(context.settings, instance.app_name, values)
+            await preflight.check(context, instance, worker, objects)
+        return await _held(release, before)
+    if instance.provisioned_at is not None:
+        await context.cluster.delete_trials(str(instance.id))
+        objects = await helm.render(context.settings, instance.app_name, values)
+        if is_running and instance.status == "running":
+            await preflight.check(context, instance, worker, objects)
+        values = await release.grow_volumes(values, objects)
     # An earlier attempt that was not finished may be what it does not run for.
-    is_interruption = newest > before.revision or context.health_watch.is_running(instance.id)
+    is_interruption = newest > before.revision or is_running
     config_name = values["configName"]
     await context.cluster.write_config(config_name, labels, instance.config)
     await context.cluster.delete_configs(
         str(instance.id), all_but=(config_name, before.config_name)
     )
     try:
-        applied = await _upgrade(
-            context, instance, worker, context.settings.instance_chart, values, checksum
-        )
+        applied = await release.upgrade(context.settings.instance_chart, values, checksum)
     except (HelmError, UpgradeError) as error:
-        if instance.provisioned_at is None or await _is_unchanged(context, instance, before):
+        if instance.provisioned_at is None or await release.is_as(before):
             raise
         held = change if is_interruption else None
-        raise await _restored(context, instance, worker, before, error, held) from error
+        raise await release.restored(before, error, held) from error
     base = f"https://{values['host']}"
     return Outcome(
         old_status=instance.status,
@@ -120,48 +90,13 @@ async def ensure_present(context: Context, instance: Instance, worker: Worker) -
     )
 
 
-async def _upgrade(
-    context: Context,
-    instance: Instance,
-    worker: Worker,
-    chart: Path,
-    values: Mapping[str, Any],
-    secrets_checksum: str,
-) -> Applied:
-    """Install or upgrade a release, and wait until its pods are ready.
-
-    Raises:
-        HelmError: Helm failed.
-        UpgradeError: its pods were not ready in time.
-    """
-    await helm.upgrade(context.settings, instance.app_name, chart, values)
-    instance_id = str(instance.id)
-    objects = (await context.cluster.objects(instance_id))[instance_id]
-    async with worker.waiting():
-        is_ready = await context.health_watch.wait_until_ready(
-            instance.id, objects, context.settings.helm_timeout_seconds
-        )
-    if not is_ready:
-        raise UpgradeError(
-            f"its pods were not ready within {context.settings.helm_timeout_seconds} s"
-        )
-    revision = await context.cluster.prune_revisions(instance.app_name)
-    config_name = values.get("configName", "")
-    return Applied(secrets_checksum, fingerprint(objects, config_name), revision, config_name)
-
-
-async def _is_unchanged(context: Context, instance: Instance, before: Applied) -> bool:
-    instance_id = str(instance.id)
-    objects = (await context.cluster.objects(instance_id))[instance_id]
-    return fingerprint(objects, before.config_name) == before.fingerprint
-
-
-async def _held(context: Context, instance: Instance, worker: Worker, before: Applied) -> Outcome:
+async def _held(release: Release, before: Applied) -> Outcome:
     """Leave a change alone that failed; see that what ran before is as it was."""
+    instance = release.instance
     applied = instance.applied
-    if not await _is_unchanged(context, instance, before):
+    if not await release.is_as(before):
         try:
-            applied = str(await _restore(context, instance, worker, before))
+            applied = str(await release.restore(before))
         except (HelmError, UpgradeError) as error:
             message = f"what ran before was not restored: {error}"
             raise UpgradeError(message, held=instance.held) from error
@@ -169,55 +104,10 @@ async def _held(context: Context, instance: Instance, worker: Worker, before: Ap
         old_status=instance.status,
         new_status=instance.status,
         error=instance.error_message,
-        retry_in=context.settings.last_backoff_seconds,
+        retry_in=release.context.settings.last_backoff_seconds,
         applied=applied,
         held=instance.held,
     )
-
-
-async def _restored(
-    context: Context,
-    instance: Instance,
-    worker: Worker,
-    before: Applied,
-    error: Exception,
-    held: str | None,
-) -> UpgradeError:
-    """The error of a failed upgrade, after what ran before was installed again.
-
-    The upgrade, of which `held` is the digest, is not to be tried again, unless that is None.
-    """
-    message = f"{error}; not tried again until something of it changes" if held else str(error)
-    try:
-        applied = await _restore(context, instance, worker, before)
-    except NotRecordedError as restore_error:
-        return UpgradeError(f"{error}; and what ran before was not restored: {restore_error}")
-    except (HelmError, UpgradeError, *CLUSTER_ERRORS) as restore_error:
-        message = f"{message}; and what ran before was not restored: {restore_error}"
-        return UpgradeError(message, held=held)
-    return UpgradeError(f"{message}; what ran before was restored", str(applied), held)
-
-
-async def _restore(
-    context: Context, instance: Instance, worker: Worker, before: Applied
-) -> Applied:
-    """Install again what ran before.
-
-    Not by `helm rollback`, which applies the manifests of that time: a volume that has grown since
-    refuses them. Rendered again, the chart asks for the size that the volume has.
-
-    Raises:
-        NotRecordedError: Helm has no record of it.
-        HelmError: Helm failed.
-        UpgradeError: its pods were not ready in time.
-    """
-    record = await context.cluster.revision(instance.app_name, before.revision)
-    if record is None:
-        raise NotRecordedError(f"Helm has no record of revision {before.revision}")
-    with helm.recorded_chart(record) as chart:
-        return await _upgrade(
-            context, instance, worker, chart, record.get("config") or {}, before.secrets_checksum
-        )
 
 
 async def ensure_absent(context: Context, instance: Instance, worker: Worker) -> Outcome:

@@ -54,6 +54,11 @@ ADVICE: Mapping[str, Mapping[str, str]] = {
         "no nodes available": "the cluster has no node: add one",
     },
     "SchedulingGated": {"": "whoever set its scheduling gates has to remove them"},
+    "CannotGrow": {
+        "must support resize": "let its storage class expand volumes (allowVolumeExpansion), or "
+        "move its data",
+        "exceeded quota": "raise the quota of the namespace",
+    },
     "FailedCreate": {
         "exceeded quota": "raise the quota of the namespace, or lower the instance's limits",
         "failed quota": "the quota of the namespace wants limits of every container",

@@ -5,16 +5,19 @@ import base64
 import gzip
 import hashlib
 import json
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from http import HTTPStatus
 from typing import Any
 
 import httpx2
 import msgspec
+import structlog
 from lightkube import ApiError, AsyncClient
 from lightkube.core.exceptions import ConfigError
 from lightkube.core.resource import NamespacedResource
@@ -29,9 +32,12 @@ from lightkube.resources.core_v1 import (
     Service,
 )
 from lightkube.resources.networking_v1 import Ingress, NetworkPolicy
+from lightkube.utils.quantity import parse_quantity
 
-from provisioner.health import COMPONENT_LABEL
+from provisioner.health import CANNOT_GROW_LABEL, COMPONENT_LABEL, TRIAL_LABEL
 from provisioner.settings import Settings
+
+log = structlog.get_logger()
 
 INSTANCE_LABEL = "mindroom.chat/instance"
 """The label of every object of an instance: the id of its row."""
@@ -54,6 +60,7 @@ KINDS: tuple[type[NamespacedResource], ...] = (
     Ingress,
     NetworkPolicy,
 )
+WORKLOADS = (Deployment, StatefulSet)
 POD_KINDS: tuple[type[NamespacedResource], ...] = (ReplicaSet, Pod)
 """What controllers make of the workloads; it ends with them, and not before it has gone."""
 
@@ -152,6 +159,11 @@ def fingerprint(objects: Iterable[KubernetesObject], config_name: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def quantity(text: str | None) -> Decimal:
+    """The number that a quantity stands for; 0 for none."""
+    return parse_quantity(text) or Decimal(0)
+
+
 class Cluster(AsyncClient):
     """A client of the instances' namespace; it reads a rotated token again."""
 
@@ -235,6 +247,65 @@ class Cluster(AsyncClient):
             raise
         encoded = base64.b64decode((record.data or {})["release"])
         return dict(json.loads(gzip.decompress(base64.b64decode(encoded))))
+
+    async def try_to_write(self, obj: Any) -> tuple[Any | None, Any]:
+        """An object as it is now, or None, and as it would be after it was written.
+
+        Raises:
+            ApiError: the API server would refuse it.
+        """
+        try:
+            present = await self.get(type(obj), obj.metadata.name)
+        except ApiError as error:
+            if error.status.code != HTTPStatus.NOT_FOUND:
+                raise
+            return None, await self.create(obj, dry_run=True)
+        return present, await self.replace(obj, dry_run=True)
+
+    async def grow_volume(self, name: str, size: str) -> str | None:
+        """Let a volume grow to a size, if it is there; the size that it has, if it cannot.
+
+        In that case its label `CANNOT_GROW_LABEL` says so.
+        """
+        try:
+            volume: Any = await self.get(PersistentVolumeClaim, name)
+        except ApiError as error:
+            if error.status.code == HTTPStatus.NOT_FOUND:
+                return None
+            raise
+        present = volume.spec.resources.requests["storage"]
+        is_labelled = CANNOT_GROW_LABEL in (volume.metadata.labels or {})
+        is_enough = quantity(present) >= quantity(size)
+        if is_enough and not is_labelled:
+            return None
+        none = {CANNOT_GROW_LABEL: None}
+        change: dict[str, Any] = {"metadata": {"labels": none, "annotations": none}}
+        if not is_enough:
+            change["spec"] = {"resources": {"requests": {"storage": size}}}
+        try:
+            await self.patch(PersistentVolumeClaim, name, change)
+        except ApiError as error:
+            log.log(
+                logging.DEBUG if is_labelled else logging.WARNING,
+                "volume cannot grow",
+                volume=name,
+                size=size,
+                error=str(error),
+            )
+            why = {
+                "labels": {CANNOT_GROW_LABEL: size},
+                "annotations": {CANNOT_GROW_LABEL: str(error)},
+            }
+            await self.patch(PersistentVolumeClaim, name, {"metadata": why})
+            return str(present)
+        log.info("volume has its size", volume=name, size=size)
+        return None
+
+    async def delete_trials(self, instance_id: str) -> None:
+        """Delete what `preflight` has tried changes of an instance with."""
+        labels = {INSTANCE_LABEL: instance_id, TRIAL_LABEL: None}
+        for metadata in await self._metadata(Deployment, labels):
+            await self.delete_object(KubernetesObject(Deployment, metadata))
 
     async def objects(
         self,

@@ -4,7 +4,7 @@ import asyncio
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -12,20 +12,29 @@ import psycopg
 import structlog
 from lightkube import ApiError
 from lightkube.core.resource import NamespacedResource
-from lightkube.resources.apps_v1 import Deployment, StatefulSet
-from lightkube.resources.core_v1 import Pod
+from lightkube.resources.core_v1 import PersistentVolumeClaim, Pod
 
 from provisioner import instances
-from provisioner.cluster import CLUSTER_ERRORS, INSTANCE_LABEL, Cluster, KubernetesObject
+from provisioner.cluster import (
+    CLUSTER_ERRORS,
+    INSTANCE_LABEL,
+    WORKLOADS,
+    Cluster,
+    KubernetesObject,
+)
 from provisioner.database import Database
-from provisioner.health import Health, Summary, assess, summarize
+from provisioner.health import CANNOT_GROW_LABEL, Health, Problem, Summary, assess, summarize
 from provisioner.reachability import Reachability
 
 log = structlog.get_logger()
 
-WORKLOADS: tuple[type[NamespacedResource], ...] = (Deployment, StatefulSet)
-KINDS: tuple[type[NamespacedResource], ...] = (*WORKLOADS, Pod)
-TASKS = tuple(f"watch of {kind.__name__}s" for kind in KINDS)
+LABELS: Mapping[type[NamespacedResource], Mapping[str, None]] = {
+    **{kind: {INSTANCE_LABEL: None} for kind in (*WORKLOADS, Pod)},
+    PersistentVolumeClaim: {INSTANCE_LABEL: None, CANNOT_GROW_LABEL: None},
+}
+"""Kinds that are watched, and the labels of those objects of them that are."""
+
+TASKS = tuple(f"watch of {kind.__name__}s" for kind in LABELS)
 
 RECONNECT_SECONDS = 1.0
 WATCH_SECONDS = 300
@@ -59,7 +68,7 @@ class HealthWatch:
     async def run(self) -> None:
         """Watch and write until cancelled."""
         async with asyncio.TaskGroup() as group:
-            for kind, task in zip(KINDS, TASKS, strict=True):
+            for kind, task in zip(LABELS, TASKS, strict=True):
                 group.create_task(self._watch(kind, task))
             group.create_task(self._write_changes())
 
@@ -69,7 +78,11 @@ class HealthWatch:
 
     def is_running(self, instance_id: uuid.UUID) -> bool:
         """Whether each of its workloads has a ready pod."""
-        workloads = [summary for summary in self._of(str(instance_id)).values() if summary.replicas]
+        workloads = [
+            summary
+            for summary in self._of(str(instance_id)).values()
+            if summary.replicas and summary.trial is None
+        ]
         return bool(workloads) and all(workload.ready_replicas for workload in workloads)
 
     def problems_since(self, instance_id: uuid.UUID, since: float) -> str | None:
@@ -107,6 +120,30 @@ class HealthWatch:
                 return False
             await asyncio.sleep(READY_POLL_SECONDS)
 
+    async def wait_for_trial(
+        self, instance_id: uuid.UUID, trial: str, seconds: float, *, wait_for_room: bool
+    ) -> Problem | None:
+        """Wait, at most so long, until the pod of a trial has its images; the problem if it cannot.
+
+        That no node has room is waited for to change, if so asked.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            summaries = [
+                each for each in self._of(str(instance_id)).values() if each.trial == trial
+            ]
+            if any(summary.has_images for summary in summaries):
+                return None
+            problems = [problem for summary in summaries for problem in summary.problems]
+            is_late = time.monotonic() >= deadline
+            for problem in problems:
+                if is_late or not (wait_for_room and problem.reason == "Unschedulable"):
+                    return problem
+            if is_late:
+                text = f"its images were not pulled within {seconds:g} s"
+                return Problem(trial, "Slow", text, "")
+            await asyncio.sleep(READY_POLL_SECONDS)
+
     def correct(self, instance_id: uuid.UUID, recorded_status: str) -> None:
         """Write the health of an instance again if the database has another status."""
         if self._cluster_reachability.problems:
@@ -122,7 +159,7 @@ class HealthWatch:
                 self._cluster_reachability.ok(task)
                 async for event, obj in self._cluster.watch(
                     kind,
-                    labels={INSTANCE_LABEL: None},
+                    labels=dict(LABELS[kind]),
                     resource_version=version,
                     server_timeout=WATCH_SECONDS,
                 ):
@@ -136,7 +173,7 @@ class HealthWatch:
 
     async def _list(self, kind: type[NamespacedResource]) -> str:
         """Replace all summaries of a kind; returns the resource version to watch from."""
-        listed = self._cluster.list(kind, labels={INSTANCE_LABEL: None})
+        listed = self._cluster.list(kind, labels=dict(LABELS[kind]))
         found: dict[str, Summaries] = defaultdict(dict)
         obj: Any
         async for obj in listed:

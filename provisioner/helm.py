@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+from lightkube import codecs
 
 from provisioner import metrics
 from provisioner.settings import Settings
@@ -86,11 +87,39 @@ async def uninstall(settings: Settings, release: str) -> None:
     )
 
 
+async def render(
+    settings: Settings, release: str, values: Mapping[str, Any]
+) -> list[codecs.AnyResource]:
+    """The objects of a release as it would be now; the server checks what it has of them.
+
+    Raises:
+        HelmError: it failed.
+    """
+    output = await _run(
+        settings,
+        [
+            *("upgrade", release, str(settings.instance_chart), "--install", "--values=-"),
+            *("--dry-run=server", "--output=json"),
+        ],
+        settings.helm_timeout_seconds,
+        json.dumps(values).encode(),
+        command="render",
+    )
+    return codecs.load_all_yaml(json.loads(output)["manifest"])
+
+
 async def _run(
-    settings: Settings, arguments: list[str], seconds: float, stdin: bytes | None = None
-) -> None:
-    """Run Helm with its own time limit in seconds; killed if it exceeds that by too much."""
-    command = arguments[0]
+    settings: Settings,
+    arguments: list[str],
+    seconds: float,
+    stdin: bytes | None = None,
+    command: str | None = None,
+) -> bytes:
+    """Run Helm, and return its output; killed if it exceeds its time limit by too much.
+
+    `command` is what the log and the metrics call it, if not by its first argument.
+    """
+    command = command or arguments[0]
     started = time.monotonic()
     log.info("helm started", command=command)
     process = await asyncio.create_subprocess_exec(
@@ -98,14 +127,14 @@ async def _run(
         *arguments,
         f"--namespace={settings.instances_namespace}",
         stdin=asyncio.subprocess.PIPE if stdin is not None else asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env=_environment_without_secrets(),
         preexec_fn=_die_with_parent if sys.platform == "linux" else None,
     )
     try:
         async with asyncio.timeout(seconds + settings.helm_slack_seconds):
-            _, stderr = await process.communicate(stdin)
+            stdout, stderr = await process.communicate(stdin)
     except TimeoutError:
         raise HelmError(
             f"helm {command} hung: killed {settings.helm_slack_seconds:g} s after its time limit "
@@ -119,6 +148,7 @@ async def _run(
         raise HelmError(
             message[-MAX_ERROR_LENGTH:] or f"helm {command}: exit code {process.returncode}"
         )
+    return stdout
 
 
 def _environment_without_secrets() -> dict[str, str]:

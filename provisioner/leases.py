@@ -50,7 +50,7 @@ class Outcome:
         error: why it failed, for people; None if it succeeded.
         retry_in: seconds until the work is due again; None if there is no more to do.
         urls: the URLs "frontend", "api" and "matrix"; None leaves those of the row unchanged.
-        applied: what the cluster has now (see `actions.Applied`); None if that is unknown.
+        applied: what the cluster has now (see `releases.Applied`); None if that is unknown.
         held: the digest of a change that is not tried again; None if nothing is held.
     """
 
@@ -170,7 +170,7 @@ async def finish(database: Database, held: Claim, outcome: Outcome) -> None:
                                          or %(retry_in)s::float is null then 0
                                        else attempts end,
                        applied = coalesce(%(applied)s, applied),
-                       held = case when attempts = %(attempt)s then %(held)s end
+                       held = case when attempts <> %(attempt)s then held else %(held)s end
                  where instance_id = %(instance_id)s and lease = %(lease)s
                 """,
                 values,

@@ -9,10 +9,12 @@ import psycopg
 import structlog
 
 from provisioner import instances, leases, metrics
-from provisioner.actions import ACTIONS, UpgradeError, remove
+from provisioner.actions import ACTIONS, remove
 from provisioner.context import Context
 from provisioner.instances import Instance
 from provisioner.leases import Claim, LeaseLostError, Outcome
+from provisioner.preflight import PreflightError
+from provisioner.releases import NotRecordedError, UpgradeError
 from provisioner.retry import backoff, retry_while_unreachable
 from provisioner.workers import Worker
 
@@ -194,7 +196,9 @@ class Reconciler:
                 log.error("given up", error=message)
                 return Outcome(instance.status, "failed", message)
         seconds = backoff(self._settings, claim.attempt)
-        outcome = Outcome(instance.status, instance.status, message, seconds)
+        # A change that is held stays so, unless it has become another one, or is refused now.
+        held = None if isinstance(error, (NotRecordedError, PreflightError)) else instance.held
+        outcome = Outcome(instance.status, instance.status, message, seconds, held=held)
         if isinstance(error, UpgradeError):
             outcome = replace(outcome, applied=error.applied, held=error.held)
         log.warning(

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 
 import psycopg
@@ -11,10 +11,16 @@ import structlog
 from lightkube.resources.core_v1 import PersistentVolumeClaim
 
 from provisioner import instances, metrics
-from provisioner.actions import Applied
-from provisioner.cluster import CLUSTER_ERRORS, ObjectsByInstance, fingerprint
+from provisioner.cluster import (
+    CLUSTER_ERRORS,
+    KubernetesObject,
+    ObjectsByInstance,
+    fingerprint,
+)
 from provisioner.context import Context
+from provisioner.health import CANNOT_GROW_LABEL
 from provisioner.instances import RecordedState
+from provisioner.releases import Applied
 
 log = structlog.get_logger()
 
@@ -72,6 +78,8 @@ class Resync:
             if state.status in ("running", "stopped"):
                 repaired += await self._repair_if_changed(state, objects, releases)
                 self._context.health_watch.correct(state.id, state.health_status)
+            if state.status in ("running", "stopped") and not state.due:
+                await self._grow_volumes(objects.get(str(state.id), []))
         self._report_orphans(states, objects, releases)
         await self._delete_expired_volumes(objects)
         log.debug("resync", seconds=round(time.monotonic() - started, 3), repaired=repaired)
@@ -94,6 +102,12 @@ class Resync:
                 release=state.app_name,
             )
         return requested
+
+    async def _grow_volumes(self, objects: Iterable[KubernetesObject]) -> None:
+        """Try again what the cluster refused: its storage class may be another one since."""
+        for obj in objects:
+            if size := obj.metadata.labels.get(CANNOT_GROW_LABEL):
+                await self._context.cluster.grow_volume(obj.metadata.name, size)
 
     def _report_orphans(
         self, states: Sequence[RecordedState], objects: ObjectsByInstance, releases: set[str]

@@ -1,10 +1,12 @@
-"""The three promises of the provisioner's speed, each measured beside what it is compared with.
+"""The promises of the provisioner, each measured beside what it is compared with.
 
     start   from the commit of provision_instance() to the start of Helm: under 100 ms at the
             median, beside a bare LISTEN/NOTIFY round trip
     fifty   50 instances by 2 replicas x 4 workers: at most 1.2 times `xargs -P 8 helm install` of
             the same chart and values
     idle    1,000 instances at rest: no query but the resync and the keep-alive; the memory
+    failing a running customer, an upgrade that never works, fifteen minutes: the downtime; the
+            service's times are a tenth of the defaults, and the figures ten times what was seen
 
 `python -m bench.provisioner [NAME...]`. It starts a PostgreSQL and a cluster of its own (or uses
 CLUSTER_KUBECONFIG); the service is started as the tests start it.
@@ -49,6 +51,12 @@ INSTANCES = 50
 ROUNDS = 3
 IDLE = 1000
 IDLE_SECONDS = 125
+FAILING = {
+    "not-there": "the image cannot be pulled",
+    "crashes": "the new pod ends at once",
+}
+FAILING_SECONDS = 900
+SCALE = 10
 CALM = {"RESYNC_SECONDS": 60, "LEASE_SECONDS": 60, "HELM_TIMEOUT_SECONDS": 300}
 
 
@@ -262,6 +270,37 @@ def at_rest(world: World, number: int) -> None:
         )
 
 
+def failing(world: World) -> None:
+    """How long a customer is down within fifteen minutes of an upgrade that never works."""
+    times = {
+        "HELM_TIMEOUT_SECONDS": 300 // SCALE,
+        "FIRST_BACKOFF_SECONDS": 5 / SCALE,
+        "LAST_BACKOFF_SECONDS": 300 / SCALE,
+        "RESYNC_SECONDS": 60 / SCALE,
+        "LEASE_SECONDS": 60 / SCALE,
+    }
+    for tag, title in FAILING.items():
+        with world.running(**times) as service:
+            instance = world.provision()
+            backend = f"deployment/{world.settled(instance, 'running')['app_name']}-backend"
+            world.update(instance, app_config={"images": {"backend": f"mindroom/backend:{tag}"}})
+            downtime, interruptions, was_ready = 0.0, 0, True
+            last = began = time.monotonic()
+            while last < began + FAILING_SECONDS / SCALE:
+                is_ready = bool(world.object(backend)["status"].get("readyReplicas"))
+                now = time.monotonic()
+                downtime += 0 if is_ready else now - last
+                interruptions += was_ready and not is_ready
+                was_ready, last = is_ready, now
+                time.sleep(0.1)
+            attempts = len(service.events("claimed", instance_id=str(instance))) - 1
+            world.remove(instance)
+        print(
+            f"failing: {title:<36}{SCALE * downtime:6.0f} s down of {FAILING_SECONDS}, "
+            f"{interruptions} interruptions, {attempts} attempts"
+        )
+
+
 PLACE, PLACE_ID = "the-name-of-it", "00000000-0000-4000-8000-000000000000"
 
 
@@ -288,7 +327,7 @@ def rendered(world: World) -> str:
     return json.dumps(objects)
 
 
-MEASURES = {measure.__name__: measure for measure in (start, fifty, idle)}
+MEASURES = {measure.__name__: measure for measure in (start, fifty, idle, failing)}
 
 
 def main(names: list[str]) -> int:

@@ -6,6 +6,7 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID
 
@@ -16,6 +17,7 @@ import yaml
 from tests.support.provisioning import (
     BASE_DOMAIN,
     PATIENCE,
+    RESYNC,
     Service,
     World,
     eventually,
@@ -406,6 +408,84 @@ def test_values_that_the_chart_refuses_are_reported_and_the_release_goes_on(worl
         one_release(world, instance)
         world.update(instance, app_config={})
         assert world.settled(instance, "running")["error_message"] is None
+
+
+def test_what_can_be_known_of_a_change_is_known_before_it_stops_anything(world: World) -> None:
+    """An image that is not there, a quota, no room: each is tried until it works, and no longer."""
+    quota = '{"apiVersion":"v1","kind":"ResourceQuota","metadata":{"name":"q"},"spec":{"hard":%s}}'
+    with world.running(HELM_TIMEOUT_SECONDS=4) as service:
+        instance = world.provision()
+        name = world.settled(instance, "running")["app_name"]
+
+        def generation() -> int:
+            return int(world.object(f"deployment/{name}-backend")["metadata"]["generation"])
+
+        def refused(problem: str, **changes: Any) -> None:
+            failures = len(service.events("failed", instance_id=str(instance)))
+            before = generation()
+            world.update(instance, **changes)
+            eventually(
+                lambda: len(service.events("failed", instance_id=str(instance))) > failures + 1
+            )
+            row = world.row(instance)
+            assert problem in row["error_message"]
+            assert (row["status"], row["held"], generation()) == ("running", None, before)
+
+        refused("ImagePullBackOff: the image mindroom/backend:not-there", app_config=NOT_THERE)
+        world.update(instance, app_config={})
+        world.settled(instance, "running")
+        refused("Unschedulable: 0/1 nodes are available", memory_limit_mb=2**23)
+        world.cluster.kubectl(
+            *("create", "-n", world.namespace, "-f-"), stdin=quota % '{"limits.memory":"5Gi"}'
+        )
+        refused("FailedCreate: ", memory_limit_mb=8192)
+        last = generation()
+        world.kubectl("delete", "resourcequota", "q")
+        assert world.settled(instance, "running")["error_message"] is None
+        assert generation() > last
+        assert len(world.objects("deployments", instance)) == 2
+
+
+def test_a_volume_that_cannot_grow_blocks_nothing_else(world: World) -> None:
+    def storage_class(*, grows: bool) -> None:
+        patch = f'{{"allowVolumeExpansion": {str(grows).lower()}}}'
+        world.cluster.kubectl("patch", "storageclass", "kwok", "-p", patch)
+
+    def size() -> str:
+        [volume] = world.objects("pvc", instance)
+        return str(volume["spec"]["resources"]["requests"]["storage"])
+
+    def health() -> tuple[str, list[str]]:
+        row = world.row(instance)
+        return row["health_status"], row["health_details"].get("problems", [])
+
+    with world.running() as service:
+        instance = world.provision()
+        name = world.settled(instance, "running")["app_name"]
+        storage_class(grows=False)
+        try:
+            world.update(instance, storage_limit_gb=20, memory_limit_mb=3072, config={"rooms": {}})
+            row = world.settled(instance, "running")
+            assert (row["error_message"], row["held"], size()) == (None, None, "10Gi")
+            pod = world.object(f"deployment/{name}-backend")["spec"]["template"]["spec"]
+            [config] = [each["configMap"]["name"] for each in pod["volumes"] if "configMap" in each]
+            assert world.object(f"configmap/{config}")["data"] == {"config.json": '{"rooms": {}}'}
+            [container] = pod["containers"]
+            assert container["resources"]["limits"]["memory"] == "2457Mi"
+            eventually(lambda: health()[0] == "degraded")
+            [problem] = health()[1]
+            assert problem.startswith("backend: CannotGrow: the volume has 10Gi and cannot have 20")
+            assert "only dynamically provisioned" in problem
+            assert problem.endswith("(allowVolumeExpansion), or move its data)")
+            time.sleep(2 * RESYNC)
+            assert len(service.events("claimed", instance_id=str(instance))) == 2
+            assert len(service.events("volume cannot grow", volume=f"{name}-backend")) == 1
+        finally:
+            storage_class(grows=True)
+        eventually(lambda: size() == "20Gi")
+        eventually(lambda: health() == ("healthy", []))
+        assert world.row(instance)["due_at"] is None
+        one_release(world, instance)
 
 
 def test_a_change_that_never_works_interrupts_once_and_is_held(world: World) -> None:

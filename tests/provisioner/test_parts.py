@@ -20,8 +20,9 @@ from components import ROOT
 from provisioner.actions import chart_values
 from provisioner.advice import ADVICE, advice
 from provisioner.cluster import DELETE_AFTER, KubernetesObject, Metadata, fingerprint
-from provisioner.health import assess, summarize
+from provisioner.health import CANNOT_GROW_LABEL, assess, summarize
 from provisioner.instances import Instance
+from provisioner.preflight import growth
 from provisioner.retry import backoff
 from provisioner.settings import Settings
 
@@ -191,6 +192,9 @@ REASONS = [
     ("FailedCreate", f"{PODS}maximum memory usage per Container is 1Gi, but limit is 2Gi",
      "LimitRange"),
     ("FailedCreate", "the server is currently unable to handle the request", ""),
+    ("CannotGrow", "only dynamically provisioned pvc can be resized and the storageclass that "
+     "provisions the pvc must support resize", "allowVolumeExpansion"),
+    ("CannotGrow", 'persistentvolumeclaims "a" is forbidden: exceeded quota: q', "raise the quota"),
     ("Evicted", "The node was low on resource: memory. ", "its node ran out"),
     ("Evicted", "The node had condition: [DiskPressure]. ", "its node ran out"),
     ("Evicted", 'Container a exceeded its local ephemeral storage limit "1Gi". ', "wrote more"),
@@ -221,6 +225,15 @@ def test_every_advice_is_tested() -> None:
     assert {what for parts in ADVICE.values() for what in parts.values()} <= tested
 
 
+VOLUME: PersistentVolumeClaim = msgspec.convert(
+    {
+        "metadata": {"name": "a", "labels": LABELS | {CANNOT_GROW_LABEL: "20Gi"}},
+        "spec": {"resources": {"requests": {"storage": "10Gi"}}},
+    },
+    PersistentVolumeClaim,
+)
+
+
 @pytest.mark.parametrize(
     ("parts", "status"),
     [
@@ -230,6 +243,10 @@ def test_every_advice_is_tested() -> None:
         ([deployment(1, 1), waiting("CrashLoopBackOff")], "degraded"),
         ([deployment(1, 1), waiting("ContainerCreating")], "healthy"),
         ([deployment(0, None)], "unknown"),
+        ([deployment(0, None), VOLUME], "unknown"),
+        ([deployment(1, 1), VOLUME], "degraded"),
+        ([deployment(1, 0), VOLUME], "degraded"),
+        ([VOLUME], "critical"),
         ([], "critical"),
     ],
 )
@@ -305,6 +322,19 @@ def test_values_of_the_row_override_app_config_which_overrides_instance_values(
         "configName": "ada-config-44136fa355b3678a",
         "secretName": "ada-secrets",
         "secretChecksum": "a checksum",
+    }
+
+
+def test_a_trial_needs_what_the_new_pod_needs_more_than_the_old_one() -> None:
+    before = {"requests": {"cpu": "200m", "memory": "1Gi"}, "limits": {"memory": "1Gi"}}
+    wanted = {"requests": {"cpu": "1", "memory": "512Mi"}, "limits": {"memory": "3Gi"}}
+    assert growth(wanted, before) == {
+        "requests": {"cpu": "0.8", "memory": str(16 * 2**20)},
+        "limits": {"memory": str(2 * 2**30)},
+    }
+    assert growth(wanted, {}) == {
+        "requests": {"cpu": "1", "memory": str(512 * 2**20)},
+        "limits": {"memory": str(3 * 2**30)},
     }
 
 
