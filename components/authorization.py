@@ -2,9 +2,10 @@
 
 `TABLES` says it table by table, `AUTHORIZATION` role by role.  The services' privileges are granted
 from it by Grants; the API roles' are granted in sql/repeatable/, beside the policies that they
-belong to.  sql/verify/70_authorization.sql, made from it, asks a database for its tables, policies
-and the API roles' privileges; tests/database/test_authorization.py holds the server to every cell;
-docs/authorization.md shows them.
+belong to.  Made from it, sql/verify/70_authorization.sql asks a database for its tables, policies
+and the API roles' privileges, 80_access.sql for what any other role has.
+tests/database/test_authorization.py holds the server to every cell; docs/authorization.md shows
+them.
 """
 
 from collections.abc import Mapping
@@ -291,6 +292,24 @@ SERVICES: Mapping[str, Service] = {
     "customer_portal": Service(member_of=("anon", "authenticated"), inherit=False),
     "admin_dashboard": Service(_tables_of("admin_dashboard"), USER_FUNCTIONS),
 }
+
+ADMINISTRATORS = (
+    "supabase_admin",
+    "supabase_auth_admin",
+    "supabase_storage_admin",
+    "supabase_functions_admin",
+    "supabase_realtime_admin",
+    "supabase_replication_admin",
+    "supabase_read_only_user",
+    "supabase_etl_admin",
+    "dashboard_user",
+    "pgbouncer",
+    "authenticator",
+    "cli_login_postgres",
+)
+"""Roles that may reach everything by what they are, not by a grant on what is ours: superusers,
+members of predefined roles and of the API's.  These are Supabase's; a server's own stand here, too.
+The one that made the server and the one that owns the tables need not."""
 
 AUTHORIZATION: Mapping[str, Access] = {**API_ROLES, **SERVICES}
 """The authorization matrix: role -> what it may do."""

@@ -18,6 +18,7 @@ from pulumi.dynamic import (
 )
 
 from components import ROOT
+from components.by_hand import GivenByHand
 from components.session import DatabaseProvider
 from migrate import adoption, catalog, files, ledger, plan, rehearsal, run, verify
 from migrate.connection import Connection
@@ -273,6 +274,9 @@ class SchemaArgs:
 class Schema(pulumi.ComponentResource):
     """Tables, policies and functions of sql/, applied in order and then verified.
 
+    What was given to roles by hand is taken back before, or refused: the services' own privileges
+    are granted after.
+
     Attributes:
         version: the last migration's name, without `.sql`.
         applied: names of all migrations.
@@ -295,7 +299,11 @@ class Schema(pulumi.ComponentResource):
 
         migrations = MigrationSet("migrations", files.VERSIONED, child())
         repeatable = RepeatableSet("repeatable", files.REPEATABLE, child(migrations))
-        verification = Verification("verification", child(migrations, repeatable))
+        by_hand = GivenByHand(
+            "given-by-hand",
+            pulumi.ResourceOptions(parent=self, depends_on=[migrations, repeatable]),
+        )
+        verification = Verification("verification", child(migrations, repeatable, by_hand))
         self.version = migrations.head.apply(lambda head: head.removesuffix(".sql"))
         self.applied = migrations.files.apply(sorted)
         self.fingerprint = verification.fingerprint

@@ -72,6 +72,7 @@ ON_EACH = {
     "program/engine_supabase::test_rotated_password_changes_its_role_only": _OWNERS,
     "program/engine_supabase::test_destroy_leaves_the_data_and_all_that_is_supabase_s": _OWNERS,
     "database/function_refusals": _BODIES,
+    "database/given_by_hand": _CATALOGS,
     "database/instance_functions": _BODIES,
     "migrate/adoption": _CATALOGS,
     "migrate/bundle": "psql's own",

@@ -11,7 +11,8 @@ from migrate.bundle import bundle
 from migrate.files import read_tree
 
 GENERATED: dict[str, Callable[[], str]] = {
-    "sql/verify/70_authorization.sql": verification.document,
+    "sql/verify/70_authorization.sql": verification.authorization,
+    "sql/verify/80_access.sql": verification.access,
     "sql/all-migrations.sql": lambda: "".join(bundle(read_tree(ROOT / "sql"))),
     "docs/authorization.md": authorization.document,
     "docs/reference.md": reference.document,

@@ -24,6 +24,11 @@ Generated from `components/authorization.py` by `make generate`: edit that, not 
   customer's. Row-level security enforces that, with policies of their own for the services.
 - API roles ({", ".join(f"`{role}`" for role in API_ROLES)}) are taken by requests through
   Supabase's API; services ({", ".join(f"`{role}`" for role in SERVICES)}) log in.
+- What any role has beyond that on what is ours (a privilege, an option, a membership, an attribute,
+  a setting) is named by `python -m migrate verify` and by previews. `up` takes it back from a
+  service; of another role it names it, with the statement that takes it back, and stops. A
+  superuser, or who reads everything by a predefined role, is named unless it is the owner of the
+  tables, the one that made the server, or in `ADMINISTRATORS`.
 """
 
 

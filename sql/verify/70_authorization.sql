@@ -160,11 +160,11 @@ relation as (
      and not exists (select from pg_catalog.pg_depend d where d.objid = c.oid and d.deptype = 'e')
 ),
 found as (
-  select r.oid as relation, '' as column_name, acl.grantee, acl.privilege_type as privilege
+  select r.oid as relation, '' as column_name, acl.grantee, acl.privilege_type as privilege, acl.is_grantable
     from relation r
    cross join aclexplode(r.relacl) as acl
   union all
-  select r.oid, a.attname::text, acl.grantee, acl.privilege_type
+  select r.oid, a.attname::text, acl.grantee, acl.privilege_type, acl.is_grantable
     from relation r
     join pg_catalog.pg_attribute a on a.attrelid = r.oid and not a.attisdropped
    cross join aclexplode(a.attacl) as acl
@@ -173,10 +173,11 @@ select relation::regclass as table,
        column_name as column,
        case when grantee = 0 then 'PUBLIC' else grantee::regrole::text end as role,
        privilege,
-       case when found.privilege is null then 'missing' else 'too much' end as problem
+       case when is_grantable is null then 'missing' when wanted.privilege is null then 'too much' else 'with grant option' end
+         as problem
   from wanted
   full join (
-    select *, true as is_granted from found
+    select * from found
      where grantee in (0, to_regrole('anon'), to_regrole('authenticated'), to_regrole('service_role'))
   ) as found using (relation, column_name, grantee, privilege)
- where wanted.privilege is null or found.is_granted is null;
+ where wanted.privilege is null or is_grantable is distinct from false;

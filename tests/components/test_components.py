@@ -87,6 +87,7 @@ MIGRATIONS = "pulumi-python:dynamic/schema:MigrationSet"
 REPEATABLE = "pulumi-python:dynamic/schema:RepeatableSet"
 VERIFICATION = "pulumi-python:dynamic/schema:Verification"
 SETTINGS = "pulumi-python:dynamic/access:RoleSettings"
+BY_HAND = "pulumi-python:dynamic/access:GivenByHand"
 PG_CRON = "pulumi-python:dynamic/automation:PgCron"
 K8S_PROVIDER = "pulumi:providers:kubernetes"
 K8S_NAMESPACE = "kubernetes:core/v1:Namespace"
@@ -311,6 +312,7 @@ def test_everything_is_declared_under_its_component_and_nothing_else(
         DATABASE: named(PG_PROVIDER, ["server"]),
         SCHEMA: named(MIGRATIONS, ["migrations"])
         | named(REPEATABLE, ["repeatable"])
+        | named(BY_HAND, ["given-by-hand"])
         | named(VERIFICATION, ["verification"]),
         ROLES: named(PG_ROLE, SERVICES)
         | named(SETTINGS, [f"{role}-settings" for role in SERVICES]),
@@ -380,6 +382,8 @@ class TestOrder:
         [
             ((REPEATABLE, "repeatable"), (MIGRATIONS, "migrations")),
             ((VERIFICATION, "verification"), (MIGRATIONS, "migrations")),
+            ((BY_HAND, ""), (REPEATABLE, "repeatable")),
+            ((VERIFICATION, "verification"), (BY_HAND, "")),
             ((PG_ROLE, ""), (VERIFICATION, "verification")),
             ((PG_GRANT, ""), (VERIFICATION, "verification")),
             ((PG_GRANT, ""), (PG_ROLE, "")),
@@ -440,7 +444,8 @@ class TestProtection:
 
     def test_schema_is_retained(self, declared: Run, protect: bool) -> None:
         retained = {k for k, each in declared.resources.items() if each.request.retainOnDelete}
-        assert retained == (declared.children(SCHEMA) if protect else set())
+        holds = declared.children(SCHEMA) - named(BY_HAND, ["given-by-hand"])
+        assert retained == (holds if protect else set())
 
 
 class TestProviders:
@@ -615,6 +620,7 @@ class TestDynamicProviders:
             (MIGRATIONS, "components.schema.FilesProvider"),
             (REPEATABLE, "components.schema.FilesProvider"),
             (VERIFICATION, "components.schema.VerificationProvider"),
+            (BY_HAND, "components.by_hand.GivenByHandProvider"),
             (SETTINGS, "components.role_settings.RoleSettingsProvider"),
             (PG_CRON, "components.automation.PgCronProvider"),
         }

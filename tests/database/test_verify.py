@@ -122,9 +122,14 @@ VIOLATIONS = [
     ("API roles cannot log in", "alter role anon login"),
     ("API roles cannot log in", "alter role authenticated bypassrls"),
     ("The group of the services", "alter role platform_service login"),
-    ("The group of the services", "grant service_role to platform_service"),
-    ("The group of the services", "grant select on public.accounts to platform_service"),
-    ("No member of the service group", "alter role stripe_handler bypassrls"),
+    *(
+        ("No role has a privilege", violation)
+        for violation in (
+            "grant service_role to platform_service",
+            "grant select on public.accounts to platform_service",
+            "alter role stripe_handler bypassrls",
+        )
+    ),
     (
         "What the owner of the tables",
         "alter default privileges in schema public grant select on tables to anon",

@@ -169,16 +169,36 @@ def test_failing_migration_says_where_and_leaves_nothing(project: Project) -> No
     assert set(changes(project.up())) == {"same"}
 
 
-def test_drift_is_named_by_the_preview_and_refused_by_up(project: Project) -> None:
+def test_drift_and_what_was_given_by_hand_are_named_by_the_preview_and_refused_by_up(
+    project: Project,
+) -> None:
+    given = "stripe_handler: UPDATE (email) on table"
+    (by_hand,) = (r["urn"] for r in project.resources() if r["type"].endswith(":GivenByHand"))
     execute(project.url, "alter table public.api_keys disable row level security")
+    execute(project.url, "grant update (email) on public.accounts to stripe_handler")
     try:
-        assert "drift: table public.api_keys" in project.shown()
-        refreshed = project.shown(refresh=True, target=[verification(project)])
+        shown = project.shown()
+        assert "drift: table public.api_keys" in shown
+        assert f"not in the authorization data: {given}" in shown
+        refreshed = project.shown(refresh=True, target=[verification(project), by_hand])
         assert re.search(r"~ +table public\.api_keys *:", refreshed)
+        assert re.search(rf"\+ +{re.escape(given)}", refreshed)
         with pytest.raises(automation.CommandError, match=r"table public\.api_keys"):
             project.up()
     finally:
         execute(project.url, "alter table public.api_keys enable row level security")
+    execute(project.url, "create role reader login in role pg_read_all_data")
+    try:
+        with pytest.raises(automation.CommandError) as caught:
+            project.up()
+    finally:
+        execute(project.url, "drop role reader")
+    assert re.search(
+        r"reader: membership in pg_read_all_data\n +revoke pg_read_all_data from reader",
+        str(caught.value),
+    )
+    assert "stripe_handler" not in str(caught.value)  # taken back by the run before
+    assert "Traceback" not in str(caught.value)
     assert set(changes(project.up())) == {"same"}
 
 

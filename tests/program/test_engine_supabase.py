@@ -145,13 +145,16 @@ def test_drift_is_named_and_refused(life: Life) -> None:
 
 def test_revoked_grant_is_shown_and_repaired(life: Life) -> None:
     query(life.hosted.url, "revoke update on public.subscriptions from stripe_handler")
+    query(life.hosted.url, "grant platform_service to stripe_handler with admin option")
     (grant,) = (
         each["urn"]
         for each in life.project.resources()
         if each["urn"].endswith("::stripe_handler-public.subscriptions")
     )
     assert "UPDATE" in life.project.shown(refresh=True, target=[grant])
-    life.project.up(refresh=True, target=[grant])
+    (by_hand,) = (r["urn"] for r in life.project.resources() if r["type"].endswith("GivenByHand"))
+    told = life.project.up(refresh=True, target=[grant, by_hand]).stdout
+    assert "taken back from stripe_handler: membership in platform_service with admin" in told
     held = "select has_table_privilege('stripe_handler', 'public.subscriptions', 'UPDATE')"
     assert query(life.hosted.url, held) == [True]
 

@@ -106,7 +106,8 @@ def test_privilege_changed_behind_its_back_is_repaired(platform: Platform) -> No
     with psycopg.connect(platform.url, autocommit=True) as connection:
         connection.execute("revoke update on subscriptions from stripe_handler")
         connection.execute("grant delete on subscriptions to stripe_handler")
-    assert run(platform.config).changed == ["stripe_handler-public.subscriptions"]
+    changed = ["given-by-hand", "stripe_handler-public.subscriptions"]
+    assert run(platform.config).changed == changed
     assert run(platform.config).changed == []
     with psycopg.connect(platform.service_url("stripe_handler")) as connection:
         connection.execute("select from subscriptions for update")

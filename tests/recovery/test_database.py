@@ -49,6 +49,11 @@ def todays_release(project: Project) -> Path:
     row = '"public.today": {"stripe_handler": READ},'
     authorization.write_text(before.replace(first, f"{row} {first}", 1))
     assert authorization.read_text() != before
+    check = project.directory / "sql" / "verify" / "80_access.sql"  # as `make generate` would
+    named = "('table', 'public.accounts', 'stripe_handler', 'SELECT', '{}'),"
+    added = named.replace("accounts", "today")
+    check.write_text(check.read_text().replace(named, f"{named} {added}"))
+    assert added in check.read_text()
     return path
 
 
@@ -59,11 +64,9 @@ def refreshed(project: Project) -> automation.UpResult:
 def test_restored_from_yesterdays_backup(
     project: Project, server: Server, postgres_bin: Path, tmp_path: Path
 ) -> None:
-    backup, authorization = (
-        tmp_path / "backup",
-        project.directory / "components" / "authorization.py",
-    )
-    yesterday = authorization.read_text()
+    backup = tmp_path / "backup"
+    data = ("components/authorization.py", "sql/verify/80_access.sql")
+    yesterday = {name: (project.directory / name).read_text() for name in data}
     back_up(project.url, postgres_bin, backup)
     path = todays_release(project)
     project.up()
@@ -86,7 +89,8 @@ def test_restored_from_yesterdays_backup(
     # Today's release was the reason, and is taken back.
     restore(server.url(), postgres_bin, backup)
     path.unlink()
-    authorization.write_text(yesterday)
+    for name, text in yesterday.items():
+        (project.directory / name).write_text(text)
     with pytest.raises(automation.CommandError, match="up --refresh") as caught:
         project.up()
     assert f"{path.name}: was applied" in str(caught.value)

@@ -31,6 +31,7 @@ from pulumi.runtime.proto import provider_pb2, provider_pb2_grpc
 
 from components import PROJECT, ROOT, schema
 from components.automation import PgCron
+from components.by_hand import GivenByHand
 from components.role_settings import RoleSettings
 from migrate import catalog, files
 from migrate.connection import connect
@@ -124,6 +125,7 @@ class Stack:
             schema.MigrationSet("migrations", files.VERSIONED, opts)
             schema.RepeatableSet("repeatable", files.REPEATABLE, opts)
             schema.Verification("verification", opts)
+            GivenByHand("given-by-hand", opts)
             if self.role:
                 RoleSettings("settings", self.role, self.settings, opts)
             PgCron("pg-cron", self.jobs, opts)
