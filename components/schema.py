@@ -210,7 +210,7 @@ _VERIFIED = ("files", "checks")
 
 
 def _live(session: Connection) -> dict[str, Any]:
-    objects = catalog.read(session)
+    objects = catalog.portable(catalog.read(session))
     return {
         "fingerprint": files.fingerprint(objects),
         "objects": catalog.object_digests(objects),

@@ -64,6 +64,7 @@ _KINDS = {_PARTITIONS, "comment on ", "dependence of ", "label of ", "privileges
 """What the name of an object begins with."""
 
 _ORDER = "column order of "
+_VERSION = "version of extension "
 _SETTING = re.compile(r"setting (\S+) of the database")
 
 _COLUMN = r"\.(?:\"(?:[^\"]|\"\")+\"|[^\".]+)"
@@ -172,6 +173,25 @@ def _table(name: str, definition: str) -> str | None:
     return match and next(filter(None, match.groups()))
 
 
+def portable(objects: Mapping[str, str]) -> dict[str, str]:
+    """What is the same in every database that the same files have made.
+
+    Left out is how a database writes values, as a restored one may do otherwise, and the versions
+    of its extensions, which a server brings.
+    """
+    return {
+        name: definition
+        for name, definition in objects.items()
+        if not name.startswith(_VERSION)
+        and not ((match := _SETTING.fullmatch(name)) and _only_writes(match[1]))
+    }
+
+
+def _only_writes(setting: str) -> bool:
+    """Whether a setting decides only how values are written, or what clients are told."""
+    return setting.lower() in _SETTINGS.keys() | _OF_CLIENTS
+
+
 def object_digests(objects: Mapping[str, str]) -> dict[str, str]:
     """Object -> a short digest of its definition."""
     return {name: hashlib.sha256(text.encode()).hexdigest()[:12] for name, text in objects.items()}
@@ -194,8 +214,8 @@ def _matters(name: str, expected: str | None, found: str | None) -> bool:
             return False
         columns, others = expected.split(", "), found.split(", ")
         return [c for c in columns if c in others] != [c for c in others if c in columns]
-    if name.startswith("version of extension "):  # on another major version it is another
+    if name.startswith(_VERSION):  # on another major version it is another
         return expected is not None and found is not None
     if expected is None and (match := _SETTING.fullmatch(name)):
-        return match[1].lower() not in _SETTINGS.keys() | _OF_CLIENTS
+        return not _only_writes(match[1])
     return True

@@ -359,6 +359,8 @@ class TestDrift:
     def test_refresh_shows_the_drifted_object_by_name(self, applied: Stack) -> None:
         before = applied.state["verification"]
         with applied.host() as host:
+            name = applied.config["databaseName"]
+            applied.execute(f"alter database {name} set timezone = 'Asia/Tokyo'")
             assert host.refresh("verification") == before
             applied.execute("alter table public.accounts disable row level security")
             found = host.refresh("verification")

@@ -24,6 +24,7 @@ from tests.support.migrating import (
     up,
     write,
 )
+from tests.support.platforms import sql_files
 
 # --- every column of the system catalogs -------------------------------------------------------
 
@@ -509,6 +510,22 @@ def test_a_newer_major_version_shows_no_drift(
     finally:
         query(newer.url(), "drop database upgraded")
         query(newer.url(), "drop database if exists anew")
+
+
+@pytest.mark.postgres("15")
+def test_the_platform_is_the_same_on_each_major_version(
+    database: str, postgres_bin: Path, server_of: Callable[[Path], Server], tmp_path: Path
+) -> None:
+    newer = server_of(embedded_bin())
+    paths = [path for name in ("platform", "migrations", "repeatable") for path in sql_files(name)]
+    script = "".join(path.read_text() for path in paths)
+    query(newer.url(), "create database newer")
+    try:
+        assert psql(postgres_bin, database, script, tmp_path)[0] == 0
+        assert psql(embedded_bin(), newer.url("newer"), script, tmp_path)[0] == 0
+        assert objects(newer.url("newer")) == objects(database)
+    finally:
+        query(newer.url(), "drop database newer")
 
 
 # --- what is left to others --------------------------------------------------------------------
