@@ -199,9 +199,9 @@ def _in_one_transaction(connection: Connection, batch: Sequence[File], on_notice
                     )
                     if file is batch[-1]:
                         committing, closing = list(batch), f"{closing}{SETTINGS}commit"
-                count = span.statements if len(file.script.spans) > 1 else 0
+                large = len(file.script.spans) > 1
                 results = _run_piece(
-                    connection, committing, opening, piece, closing, on_notice, count
+                    connection, committing, opening, piece, span.ends, closing, on_notice, large
                 )
                 opening = ""
         return _text(results[-2])  # before the commit's
@@ -214,20 +214,21 @@ def _run_piece(
     batch: Sequence[File],
     opening: str,
     piece: Piece,
+    ends: Sequence[int],
     closing: str,
     on_notice: OnNotice,
-    count: int,
+    large: bool,
 ) -> list[PGresult]:
     """Send a piece; `batch` is what commits if `closing` does.
 
-    Where it is nothing but INSERTs, as many as `count`, they are not parsed once more to tell their
-    notices apart; what a trigger says may then be taken for that of the one after.
+    The INSERTs of a large file, which is of data, have no marks to tell their notices apart; what a
+    trigger says may then be taken for that of the one after.
     """
     file, before = batch[-1], opening.count(";")
-    if count and count == len(_INSERTS.findall(piece.text)):  # of data, which is large
-        script, owners, marks = piece.text, list(range(count)), list[int]()
-    else:
-        script, owners, marks = _marked(piece)
+    script, owners = piece.text, list(range(len(ends)))
+    marks: Sequence[int] = ()
+    if not (large and len(ends) == len(_INSERTS.findall(piece.text))):
+        script, owners, marks = _marked(piece.text, ends)
 
     def tell(done: int, diagnostic: Diagnostic) -> None:
         if owners:
@@ -251,26 +252,16 @@ def _run_piece(
         raise _ApplyError(batch, None, None, error) from error
 
 
-def _marked(piece: Piece) -> tuple[str, list[int], list[int]]:
+def _marked(text: str, ends: Sequence[int]) -> tuple[str, list[int], Sequence[int]]:
     """A piece with a mark between its statements, which tells whose a notice is.
 
     Returns:
         The text; for each result, those of the marks included, the index of the statement whose
         notices are read before it; and where in the piece the marks are.
     """
-    parts: list[str] = []
-    owners: list[int] = []
-    marks: list[int] = []
-    end = 0
-    for index, statement in enumerate(split(piece)):
-        if index:
-            parts.append(_MARK)
-            owners.append(index)
-            marks.append(end)
-        parts.append(piece.text[end : statement.stop])
-        owners.append(index)
-        end = statement.stop
-    return "".join([*parts, piece.text[end:]]), owners, marks
+    marks = ends[:-1]  # none behind the last
+    parts = [text[start:end] for start, end in zip([0, *marks], [*marks, None], strict=True)]
+    return _MARK.join(parts), [number // 2 for number in range(1, 2 * len(ends))], marks
 
 
 def _record(file: File, milliseconds: str) -> str:

@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -352,14 +353,14 @@ class Span(NamedTuple):
         start, stop: in bytes.
         line: the number of its first line.
         first: the number of its first statement.
-        statements: how many statements it has.
+        ends: where in the piece each statement ends, in characters.
     """
 
     start: int
     stop: int
     line: int
     first: int
-    statements: int
+    ends: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -382,7 +383,7 @@ class Script:
     @property
     def count(self) -> int:
         """How many statements it has."""
-        return sum(span.statements for span in self.spans)
+        return sum(len(span.ends) for span in self.spans)
 
     def pieces(self) -> Iterator[Piece]:
         """The content in pieces, in their order."""
@@ -435,7 +436,8 @@ def parse(content: bytes) -> Script:
                 problems.append(with_remedy(text, remedy))
         if marker := foreign.marker(piece.text, _comments, length):
             problems.append(_foreign_problem(piece, *marker))
-        spans.append(Span(start, stop, line, first, len(found)))
+        ends = array("I", (statement.stop for statement in found))
+        spans.append(Span(start, stop, line, first, ends))
         start, size = stop, PIECE_SIZE
         line, first = line + piece.text.count("\n", 0, length), first + len(found)
     if first == 1 and not problems:
