@@ -109,10 +109,8 @@ def trial_of(
 ) -> dict[str, Any]:
     """A Deployment whose pod pulls a workload's images and does nothing with them."""
     component = wanted["metadata"]["labels"][COMPONENT_LABEL]
-    labels = {
-        INSTANCE_LABEL: instance_id,
-        TRIAL_LABEL: f"{component}-{'same-node' if is_same_node else 'any-node'}",
-    }
+    where = "same-node" if is_same_node else "any-node"
+    labels = {INSTANCE_LABEL: instance_id, TRIAL_LABEL: f"{component}-{where}"}
     named = labels | {COMPONENT_LABEL: component}
     pod = wanted["spec"]["template"]["spec"]
     before = present["spec"]["template"]["spec"] if is_same_node else {"containers": []}
@@ -144,7 +142,7 @@ def trial_of(
         "apiVersion": "apps/v1",
         "kind": "Deployment",
         "metadata": {
-            "name": f"{wanted['metadata']['name']}-{labels[TRIAL_LABEL]}",
+            "name": f"{wanted['metadata']['name']}-{where}",
             "namespace": wanted["metadata"]["namespace"],
             "labels": named,
         },

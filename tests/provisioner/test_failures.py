@@ -519,7 +519,7 @@ def test_a_change_that_never_works_interrupts_once_and_is_held(world: World) -> 
         assert failures() == 1
         assert world.object(backend)["metadata"]["generation"] == restored["metadata"]["generation"]
         assert world.row(instance)["error_message"] == row["error_message"]
-        assert service.metric("provisioner_instances_held") == 1
+        eventually(lambda: service.metric("provisioner_instances_held") == 1)
         shown = service.http.get(f"/api/v1/instances/{instance}").json()
         assert shown["held"]
         world.kubectl("scale", backend, "--replicas=3")
