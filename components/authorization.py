@@ -27,6 +27,7 @@ USER_FUNCTIONS = (
 
 SERVICE_FUNCTIONS = (
     "track_usage",
+    "record_usage",
     "provision_instance",
     "deprovision_instance",
     "update_instance_health",
@@ -219,6 +220,7 @@ TABLES: Mapping[str, Mapping[str, Privileges]] = {
         },
     },
     "private.api_key_hashes": {},
+    "private.usage_events": {},
     "private.stripe_events": {},
     "private.stripe_prices": {},
     "private.stripe_customers": {},

@@ -1610,6 +1610,41 @@ set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
 values (0, 'migrations', '0027_held_changes.sql', 'ac961d3c9245deb826c6f84aae851bb1bb5581208a3d3660bb51c31f921a0870', NULL, '1.0.0');
 
+-- migrations/0028_usage_events.sql
+
+-- Which events record_usage has counted, so that one that is sent again counts no more.
+
+create table private.usage_events (
+  instance_id uuid not null,
+  event_id text not null,
+  recorded_at timestamptz not null default now(),
+  primary key (instance_id, event_id)
+)
+-- A night's retention is vacuumed before the next one, so that its room is used again.
+with (autovacuum_vacuum_scale_factor = 0.01);
+
+-- For retention. A btree would cost each event as much as the key does.
+create index usage_events_recorded_at_idx on private.usage_events using brin (recorded_at)
+  with (pages_per_range = 32, autosummarize = on);
+
+alter table private.usage_events enable row level security;
+
+comment on table private.usage_events is
+  'Ids of the events that record_usage() has counted. Without a foreign key, which would cost each event as much as its row: what is left of a removed instance goes by retention.';
+
+insert into private.retention (table_name, keep_days)
+values ('usage_events', 3);
+
+
+reset session authorization;
+reset all;
+set client_encoding = 'UTF8';
+set client_connection_check_interval = '2s';
+set lock_timeout = '5s';
+set statement_timeout = '15min';
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'migrations', '0028_usage_events.sql', 'aa4f7b6e7269c8f773b20bca0c2052c4838dde6e819bfa8a1fb8b1ac655f503b', NULL, '1.0.0');
+
 -- repeatable/10_shared.sql
 
 -- What the tables' own files build on: timestamps, who is acting, the audit log.
@@ -3165,6 +3200,7 @@ revoke all on
   private.instance_secrets,
   private.provisioning,
   private.api_key_hashes,
+  private.usage_events,
   private.stripe_events,
   private.stripe_prices,
   private.stripe_customers,
@@ -3229,6 +3265,11 @@ create policy "services look keys up by their hash" on private.api_key_hashes
   for select to platform_service
   using (true);
 
+drop policy if exists "services read the events that were counted" on private.usage_events;
+create policy "services read the events that were counted" on private.usage_events
+  for select to platform_service
+  using (true);
+
 drop policy if exists "services read Stripe's events" on private.stripe_events;
 create policy "services read Stripe's events" on private.stripe_events
   for select to platform_service
@@ -3257,7 +3298,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '30_private.sql', 'a06d02d30194d44acabbb30591480276d4ea215c0d2c6115a7becd20d8afdd61', NULL, '1.0.0');
+values (0, 'repeatable', '30_private.sql', 'abc7e4146636b52b5f613025761e4436eab501f959a710c0eaf3b2df89a3c361', NULL, '1.0.0');
 
 -- repeatable/40_realtime.sql
 
@@ -3645,6 +3686,188 @@ begin
 end
 $$;
 
+-- A batch of messages, counted as track_usage counts one. Their ids are recorded in order, so that two
+-- batches with the same events wait for one another, and never in a circle.
+create or replace function public.record_usage(instance_id uuid, events jsonb)
+returns table (
+  counted integer,
+  duplicates integer,
+  within_limits boolean,
+  messages_remaining integer,
+  resets_at timestamptz
+)
+language plpgsql security definer rows 1 set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  today constant date := (now() at time zone 'utc')::date;
+  of_day record;
+  recorded integer := 0;
+  said boolean;
+begin
+  perform private.check_usage_events(record_usage.events);
+  perform private.begin_usage_day(record_usage.instance_id);
+
+  for of_day in
+    with given as materialized (  -- an id that is in the batch twice: the first
+      select distinct on (id)
+             id, type, agent, tool, platform,
+             case when day between today - 2 and today then day else today end as day
+        from rows from (
+               jsonb_to_recordset(record_usage.events)
+                 as (id text, type text, agent text, tool text, platform text, at timestamptz)
+             ) with ordinality as event (id, type, agent, tool, platform, at, place)
+       cross join lateral (select (at at time zone 'utc')::date as day) as on_day
+       order by id, place
+    ),
+    new as (
+      insert into private.usage_events (instance_id, event_id)
+      select record_usage.instance_id, id from given order by id
+      on conflict do nothing
+      returning event_id
+    )
+    select day,
+           count(*)::integer as events,
+           (count(*) filter (where type = 'sent'))::integer as sent,
+           (count(*) filter (where type = 'received'))::integer as received,
+           array_agg(agent) filter (where type <> 'tool') as agents,
+           array_agg(tool) as tools,
+           array_agg(platform) as platforms
+      from given
+      join new on event_id = id
+     group by day
+     order by day
+  loop
+    recorded := recorded + of_day.events;
+    if of_day.day < today then
+      insert into public.usage_metrics (account_id, instance_id, usage_date)
+      select account_id, id, of_day.day from public.instances where id = record_usage.instance_id
+      on conflict do nothing;
+    end if;
+    update public.usage_metrics
+       set messages_sent = messages_sent + of_day.sent,
+           messages_received = messages_received + of_day.received,
+           agent_counts = private.add_counts(agent_counts, of_day.agents),
+           tool_counts = private.add_counts(tool_counts, of_day.tools),
+           platforms_active = private.add_names(platforms_active, of_day.platforms)
+     where instance_id = record_usage.instance_id and usage_date = of_day.day;
+  end loop;
+
+  counted := recorded;
+  duplicates := jsonb_array_length(record_usage.events) - recorded;
+  resets_at := (today + 1)::timestamp at time zone 'utc';
+  select plan.max_messages_per_day = -1 or used <= plan.max_messages_per_day,
+         case plan.max_messages_per_day
+           when -1 then -1
+           else greatest(plan.max_messages_per_day - used, 0)::integer
+         end,
+         day.limit_exceeded
+    into within_limits, messages_remaining, said
+    from public.usage_metrics as day
+    join public.subscriptions as plan on plan.account_id = day.account_id and plan.in_force
+   cross join lateral (select day.messages_sent::bigint + day.messages_received as used) as total
+   where day.instance_id = record_usage.instance_id and day.usage_date = today;
+
+  if recorded > 0 then
+    perform private.note_activity(record_usage.instance_id);
+    if not within_limits and not said then
+      perform private.note_limit_exceeded(record_usage.instance_id);
+    end if;
+  end if;
+  return next;
+end
+$$;
+
+create or replace function private.check_usage_events(events jsonb) returns void
+language plpgsql immutable set search_path = pg_catalog, pg_temp
+as $$
+declare
+  bad record;
+begin
+  if events is null then
+    raise exception 'events must not be null'
+      using errcode = 'null_value_not_allowed', hint = 'Pass an array of events.';
+  end if;
+  if jsonb_typeof(events) <> 'array' then
+    raise exception 'events is no array but a %', jsonb_typeof(events)
+      using errcode = 'invalid_parameter_value', hint = 'Pass an array of events.';
+  end if;
+  if jsonb_array_length(events) > 1000 then
+    raise exception 'a batch of % events', jsonb_array_length(events)
+      using errcode = 'invalid_parameter_value', hint = 'Pass at most 1,000 at a time.';
+  end if;
+
+  select place - 1 as index, problem into bad
+    from jsonb_array_elements(events) with ordinality as given (event, place)
+   cross join lateral (
+     select case
+       when jsonb_typeof(event) <> 'object' then 'is no object'
+       when jsonb_typeof(event -> 'id') is distinct from 'string' or length(event ->> 'id') not between 1 and 255
+         then 'has no id of 1 to 255 characters'
+       when jsonb_typeof(event -> 'type') is distinct from 'string'
+         or event ->> 'type' not in ('sent', 'received', 'tool')
+         then 'has no type that is sent, received or tool'
+       when exists (
+         select from unnest(array[event -> 'agent', event -> 'tool', event -> 'platform']) as name
+          where jsonb_typeof(name) <> 'null'
+            and (jsonb_typeof(name) <> 'string' or length(name #>> '{}') not between 1 and 100)
+       ) then 'names an agent, tool or platform that is no text of 1 to 100 characters'
+       when event ->> 'type' = 'tool' and event ->> 'tool' is null then 'is of a tool that it does not name'
+       when coalesce(jsonb_typeof(event -> 'at'), 'null') <> 'null' and case
+         when jsonb_typeof(event -> 'at') <> 'string' or length(event ->> 'at') > 40
+           or event ->> 'at' !~ '^[1-9]\d{3}-(0[1-9]|1[0-2])-\d\d[Tt ]([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d+)?([Zz]|[+-](0\d|1[0-5]):[0-5]\d)$'
+           then true
+         else substr(event ->> 'at', 9, 2)::integer not between 1 and extract(
+           day from make_date(left(event ->> 'at', 4)::integer, substr(event ->> 'at', 6, 2)::integer, 1)
+                    + interval '1 month' - interval '1 day'
+         )
+       end then 'has a time at that is none like 2026-12-31T23:59:59Z'
+     end as problem
+   ) as checked
+   where problem is not null
+   order by place
+   limit 1;
+  if found then
+    raise exception 'event % of the batch %', bad.index, bad.problem
+      using errcode = 'invalid_parameter_value',
+            hint = 'Nothing of the batch was counted: send it without this event, whose number is counted from 0.';
+  end if;
+end
+$$;
+
+-- As track_usage counts names: further ones as long as there is room.
+create or replace function private.add_counts(counts jsonb, names text[]) returns jsonb
+language plpgsql immutable set search_path = pg_catalog, pg_temp
+as $$
+declare
+  named record;
+begin
+  for named in
+    select name, count(*)::integer as times from unnest(names) as name where name is not null group by name order by name
+  loop
+    if counts ? named.name or pg_column_size(counts) <= 8000 then
+      counts := counts
+        || jsonb_build_object(named.name, coalesce((counts ->> named.name)::integer, 0) + named.times);
+    end if;
+  end loop;
+  return counts;
+end
+$$;
+
+create or replace function private.add_names(names text[], more text[]) returns text[]
+language plpgsql immutable set search_path = pg_catalog, pg_temp
+as $$
+declare
+  another text;
+begin
+  for another in select distinct name from unnest(more) as name where name is not null and name <> all (names) order by name loop
+    exit when pg_column_size(names) > 8000;
+    names := names || another;
+  end loop;
+  return names;
+end
+$$;
+
 -- The type of messages_used was another one.
 -- squawk-ignore ban-drop-function
 drop function if exists public.check_usage_limits(uuid);
@@ -3791,6 +4014,8 @@ $$;
 
 comment on function public.track_usage(uuid, text, text, text, text) is
   'Counts one message of an instance today (UTC); true while within the daily limit.';
+comment on function public.record_usage(uuid, jsonb) is
+  'Counts a batch of events of an instance, each id once in three days: [{"id", "type": "sent", "received" or "tool", "agent", "tool", "platform", "at"}], all but id and type optional. Each counts on its own UTC day if that is at most two days back, else today. within_limits, messages_remaining (-1 = unlimited): of today, afterwards.';
 comment on function public.check_usage_limits(uuid) is
   'What an instance used of its plan''s messages (today), storage and agents; -1 = unlimited. within_limits: one more message is allowed, and neither storage nor agents are over.';
 comment on function public.get_billing_metrics(uuid, date, date) is
@@ -3801,6 +4026,12 @@ comment on function private.begin_usage_day(uuid) is
   'Makes the row of the day for track_usage, or says what is wrong with the instance.';
 comment on function private.settle_message(uuid, text, text, text, text, boolean, boolean) is
   'What a message that is not a usual one leaves to do for track_usage: checks, new names, activity, the limit.';
+comment on function private.check_usage_events(jsonb) is
+  'Refuses a batch for record_usage of which an event is malformed, and says which.';
+comment on function private.add_counts(jsonb, text[]) is
+  'Counts by name with further names counted, as long as there is room for new ones.';
+comment on function private.add_names(text[], text[]) is
+  'Names with further ones, as long as there is room.';
 comment on function private.note_activity(uuid) is
   'Sets last_active_at of an instance every five minutes, unless somebody holds its row.';
 comment on function private.note_limit_exceeded(uuid) is
@@ -3812,7 +4043,11 @@ revoke all on function
   public.get_billing_metrics(uuid, date, date),
   public.reset_daily_usage(),
   private.begin_usage_day(uuid),
+  public.record_usage(uuid, jsonb),
   private.settle_message(uuid, text, text, text, text, boolean, boolean),
+  private.check_usage_events(jsonb),
+  private.add_counts(jsonb, text[]),
+  private.add_names(text[], text[]),
   private.note_activity(uuid),
   private.note_limit_exceeded(uuid)
 from public, anon, authenticated, service_role;
@@ -3822,6 +4057,7 @@ grant execute on function
 to authenticated, service_role;
 grant execute on function
   public.track_usage(uuid, text, text, text, text),
+  public.record_usage(uuid, jsonb),
   public.reset_daily_usage()
 to service_role;
 
@@ -3833,7 +4069,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '51_usage_functions.sql', '20c414ce53676e0527570a73b808edef9861d1c98fa3aa93f750f3c678ca8aa3', NULL, '1.0.0');
+values (0, 'repeatable', '51_usage_functions.sql', 'da44bbffca114218a93edae67c55165e4a8a98a35a853a5be090fbbd86a3c05b', NULL, '1.0.0');
 
 -- repeatable/52_instance_functions.sql
 
@@ -4158,6 +4394,13 @@ begin
               order by usage_date
               limit batch for update skip locked
            );
+        when 'usage_events' then
+          delete from private.usage_events
+           where (instance_id, event_id) in (
+             select instance_id, event_id from private.usage_events
+              where recorded_at < keep.cutoff
+              limit batch for update skip locked
+           );
         when 'instance_backups' then
           delete from public.instance_backups
            where id in (
@@ -4263,7 +4506,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '53_automation_functions.sql', '5b181ad827fe7ddb382c4da37b890a1097dbe4b710133be876308bab201a1025', NULL, '1.0.0');
+values (0, 'repeatable', '53_automation_functions.sql', '966b5d0d1c420b4cc61a1d6084adda099ad6d479d5e7f28522e3bf31c6231cf6', NULL, '1.0.0');
 
 -- repeatable/54_stripe_snapshots.sql
 

@@ -11,6 +11,7 @@ revoke all on
   private.instance_secrets,
   private.provisioning,
   private.api_key_hashes,
+  private.usage_events,
   private.stripe_events,
   private.stripe_prices,
   private.stripe_customers,
@@ -72,6 +73,11 @@ create policy "services update the work on instances" on private.provisioning
 
 drop policy if exists "services look keys up by their hash" on private.api_key_hashes;
 create policy "services look keys up by their hash" on private.api_key_hashes
+  for select to platform_service
+  using (true);
+
+drop policy if exists "services read the events that were counted" on private.usage_events;
+create policy "services read the events that were counted" on private.usage_events
   for select to platform_service
   using (true);
 

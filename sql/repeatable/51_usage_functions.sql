@@ -191,6 +191,188 @@ begin
 end
 $$;
 
+-- A batch of messages, counted as track_usage counts one. Their ids are recorded in order, so that two
+-- batches with the same events wait for one another, and never in a circle.
+create or replace function public.record_usage(instance_id uuid, events jsonb)
+returns table (
+  counted integer,
+  duplicates integer,
+  within_limits boolean,
+  messages_remaining integer,
+  resets_at timestamptz
+)
+language plpgsql security definer rows 1 set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  today constant date := (now() at time zone 'utc')::date;
+  of_day record;
+  recorded integer := 0;
+  said boolean;
+begin
+  perform private.check_usage_events(record_usage.events);
+  perform private.begin_usage_day(record_usage.instance_id);
+
+  for of_day in
+    with given as materialized (  -- an id that is in the batch twice: the first
+      select distinct on (id)
+             id, type, agent, tool, platform,
+             case when day between today - 2 and today then day else today end as day
+        from rows from (
+               jsonb_to_recordset(record_usage.events)
+                 as (id text, type text, agent text, tool text, platform text, at timestamptz)
+             ) with ordinality as event (id, type, agent, tool, platform, at, place)
+       cross join lateral (select (at at time zone 'utc')::date as day) as on_day
+       order by id, place
+    ),
+    new as (
+      insert into private.usage_events (instance_id, event_id)
+      select record_usage.instance_id, id from given order by id
+      on conflict do nothing
+      returning event_id
+    )
+    select day,
+           count(*)::integer as events,
+           (count(*) filter (where type = 'sent'))::integer as sent,
+           (count(*) filter (where type = 'received'))::integer as received,
+           array_agg(agent) filter (where type <> 'tool') as agents,
+           array_agg(tool) as tools,
+           array_agg(platform) as platforms
+      from given
+      join new on event_id = id
+     group by day
+     order by day
+  loop
+    recorded := recorded + of_day.events;
+    if of_day.day < today then
+      insert into public.usage_metrics (account_id, instance_id, usage_date)
+      select account_id, id, of_day.day from public.instances where id = record_usage.instance_id
+      on conflict do nothing;
+    end if;
+    update public.usage_metrics
+       set messages_sent = messages_sent + of_day.sent,
+           messages_received = messages_received + of_day.received,
+           agent_counts = private.add_counts(agent_counts, of_day.agents),
+           tool_counts = private.add_counts(tool_counts, of_day.tools),
+           platforms_active = private.add_names(platforms_active, of_day.platforms)
+     where instance_id = record_usage.instance_id and usage_date = of_day.day;
+  end loop;
+
+  counted := recorded;
+  duplicates := jsonb_array_length(record_usage.events) - recorded;
+  resets_at := (today + 1)::timestamp at time zone 'utc';
+  select plan.max_messages_per_day = -1 or used <= plan.max_messages_per_day,
+         case plan.max_messages_per_day
+           when -1 then -1
+           else greatest(plan.max_messages_per_day - used, 0)::integer
+         end,
+         day.limit_exceeded
+    into within_limits, messages_remaining, said
+    from public.usage_metrics as day
+    join public.subscriptions as plan on plan.account_id = day.account_id and plan.in_force
+   cross join lateral (select day.messages_sent::bigint + day.messages_received as used) as total
+   where day.instance_id = record_usage.instance_id and day.usage_date = today;
+
+  if recorded > 0 then
+    perform private.note_activity(record_usage.instance_id);
+    if not within_limits and not said then
+      perform private.note_limit_exceeded(record_usage.instance_id);
+    end if;
+  end if;
+  return next;
+end
+$$;
+
+create or replace function private.check_usage_events(events jsonb) returns void
+language plpgsql immutable set search_path = pg_catalog, pg_temp
+as $$
+declare
+  bad record;
+begin
+  if events is null then
+    raise exception 'events must not be null'
+      using errcode = 'null_value_not_allowed', hint = 'Pass an array of events.';
+  end if;
+  if jsonb_typeof(events) <> 'array' then
+    raise exception 'events is no array but a %', jsonb_typeof(events)
+      using errcode = 'invalid_parameter_value', hint = 'Pass an array of events.';
+  end if;
+  if jsonb_array_length(events) > 1000 then
+    raise exception 'a batch of % events', jsonb_array_length(events)
+      using errcode = 'invalid_parameter_value', hint = 'Pass at most 1,000 at a time.';
+  end if;
+
+  select place - 1 as index, problem into bad
+    from jsonb_array_elements(events) with ordinality as given (event, place)
+   cross join lateral (
+     select case
+       when jsonb_typeof(event) <> 'object' then 'is no object'
+       when jsonb_typeof(event -> 'id') is distinct from 'string' or length(event ->> 'id') not between 1 and 255
+         then 'has no id of 1 to 255 characters'
+       when jsonb_typeof(event -> 'type') is distinct from 'string'
+         or event ->> 'type' not in ('sent', 'received', 'tool')
+         then 'has no type that is sent, received or tool'
+       when exists (
+         select from unnest(array[event -> 'agent', event -> 'tool', event -> 'platform']) as name
+          where jsonb_typeof(name) <> 'null'
+            and (jsonb_typeof(name) <> 'string' or length(name #>> '{}') not between 1 and 100)
+       ) then 'names an agent, tool or platform that is no text of 1 to 100 characters'
+       when event ->> 'type' = 'tool' and event ->> 'tool' is null then 'is of a tool that it does not name'
+       when coalesce(jsonb_typeof(event -> 'at'), 'null') <> 'null' and case
+         when jsonb_typeof(event -> 'at') <> 'string' or length(event ->> 'at') > 40
+           or event ->> 'at' !~ '^[1-9]\d{3}-(0[1-9]|1[0-2])-\d\d[Tt ]([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d+)?([Zz]|[+-](0\d|1[0-5]):[0-5]\d)$'
+           then true
+         else substr(event ->> 'at', 9, 2)::integer not between 1 and extract(
+           day from make_date(left(event ->> 'at', 4)::integer, substr(event ->> 'at', 6, 2)::integer, 1)
+                    + interval '1 month' - interval '1 day'
+         )
+       end then 'has a time at that is none like 2026-12-31T23:59:59Z'
+     end as problem
+   ) as checked
+   where problem is not null
+   order by place
+   limit 1;
+  if found then
+    raise exception 'event % of the batch %', bad.index, bad.problem
+      using errcode = 'invalid_parameter_value',
+            hint = 'Nothing of the batch was counted: send it without this event, whose number is counted from 0.';
+  end if;
+end
+$$;
+
+-- As track_usage counts names: further ones as long as there is room.
+create or replace function private.add_counts(counts jsonb, names text[]) returns jsonb
+language plpgsql immutable set search_path = pg_catalog, pg_temp
+as $$
+declare
+  named record;
+begin
+  for named in
+    select name, count(*)::integer as times from unnest(names) as name where name is not null group by name order by name
+  loop
+    if counts ? named.name or pg_column_size(counts) <= 8000 then
+      counts := counts
+        || jsonb_build_object(named.name, coalesce((counts ->> named.name)::integer, 0) + named.times);
+    end if;
+  end loop;
+  return counts;
+end
+$$;
+
+create or replace function private.add_names(names text[], more text[]) returns text[]
+language plpgsql immutable set search_path = pg_catalog, pg_temp
+as $$
+declare
+  another text;
+begin
+  for another in select distinct name from unnest(more) as name where name is not null and name <> all (names) order by name loop
+    exit when pg_column_size(names) > 8000;
+    names := names || another;
+  end loop;
+  return names;
+end
+$$;
+
 -- The type of messages_used was another one.
 -- squawk-ignore ban-drop-function
 drop function if exists public.check_usage_limits(uuid);
@@ -337,6 +519,8 @@ $$;
 
 comment on function public.track_usage(uuid, text, text, text, text) is
   'Counts one message of an instance today (UTC); true while within the daily limit.';
+comment on function public.record_usage(uuid, jsonb) is
+  'Counts a batch of events of an instance, each id once in three days: [{"id", "type": "sent", "received" or "tool", "agent", "tool", "platform", "at"}], all but id and type optional. Each counts on its own UTC day if that is at most two days back, else today. within_limits, messages_remaining (-1 = unlimited): of today, afterwards.';
 comment on function public.check_usage_limits(uuid) is
   'What an instance used of its plan''s messages (today), storage and agents; -1 = unlimited. within_limits: one more message is allowed, and neither storage nor agents are over.';
 comment on function public.get_billing_metrics(uuid, date, date) is
@@ -347,6 +531,12 @@ comment on function private.begin_usage_day(uuid) is
   'Makes the row of the day for track_usage, or says what is wrong with the instance.';
 comment on function private.settle_message(uuid, text, text, text, text, boolean, boolean) is
   'What a message that is not a usual one leaves to do for track_usage: checks, new names, activity, the limit.';
+comment on function private.check_usage_events(jsonb) is
+  'Refuses a batch for record_usage of which an event is malformed, and says which.';
+comment on function private.add_counts(jsonb, text[]) is
+  'Counts by name with further names counted, as long as there is room for new ones.';
+comment on function private.add_names(text[], text[]) is
+  'Names with further ones, as long as there is room.';
 comment on function private.note_activity(uuid) is
   'Sets last_active_at of an instance every five minutes, unless somebody holds its row.';
 comment on function private.note_limit_exceeded(uuid) is
@@ -358,7 +548,11 @@ revoke all on function
   public.get_billing_metrics(uuid, date, date),
   public.reset_daily_usage(),
   private.begin_usage_day(uuid),
+  public.record_usage(uuid, jsonb),
   private.settle_message(uuid, text, text, text, text, boolean, boolean),
+  private.check_usage_events(jsonb),
+  private.add_counts(jsonb, text[]),
+  private.add_names(text[], text[]),
   private.note_activity(uuid),
   private.note_limit_exceeded(uuid)
 from public, anon, authenticated, service_role;
@@ -368,5 +562,6 @@ grant execute on function
 to authenticated, service_role;
 grant execute on function
   public.track_usage(uuid, text, text, text, text),
+  public.record_usage(uuid, jsonb),
   public.reset_daily_usage()
 to service_role;

@@ -43,6 +43,13 @@ begin
               order by usage_date
               limit batch for update skip locked
            );
+        when 'usage_events' then
+          delete from private.usage_events
+           where (instance_id, event_id) in (
+             select instance_id, event_id from private.usage_events
+              where recorded_at < keep.cutoff
+              limit batch for update skip locked
+           );
         when 'instance_backups' then
           delete from public.instance_backups
            where id in (

@@ -10,6 +10,7 @@ with expected (name, for_roles) as (
     ('check_usage_limits(instance_id uuid)', '{authenticated,service_role}'),
     ('get_billing_metrics(account_id uuid, start_date date, end_date date)', '{authenticated,service_role}'),
     ('track_usage(instance_id uuid, agent text, tool text, platform text, message_type text)', '{service_role}'),
+    ('record_usage(instance_id uuid, events jsonb)', '{service_role}'),
     ('provision_instance(subscription_id uuid, config jsonb)', '{service_role}'),
     ('deprovision_instance(instance_id uuid, reason text)', '{service_role}'),
     ('update_instance_health(instance_id uuid, status text, details jsonb, error_message text)', '{service_role}'),

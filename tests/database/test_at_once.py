@@ -196,6 +196,7 @@ def test_cleanup_takes_what_is_expired_and_no_message_that_is_counted_meanwhile(
             "released_subdomains",
             "stripe_events",
             "stripe_customers",
+            "usage_events",
         ],
         0,
     )

@@ -575,6 +575,7 @@ OTHERS = {
     "start_date": "2026-01-01",
     "end_date": "2026-12-31",
     "status": "critical",
+    "events": '[{"id": "a", "type": "sent"}]',
     "event": '{"id": "evt_ping", "type": "ping", "created": 0, "data": {"object": {}}}',
     "object": '{"id": "cus_1", "object": "customer", "created": 1}',
     "observed_at": "2026-01-01 00:00+00",

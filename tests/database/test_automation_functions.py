@@ -122,6 +122,14 @@ def test_what_has_no_time_left_goes_and_the_rest_stays(db: Db) -> None:
                         {created}, {created} + interval '1 day')""",
             ANN.account,
         )
+    for days in (2, 4):
+        db.run(
+            """insert into private.usage_events (instance_id, event_id, recorded_at)
+               values (%s, %s, now() - make_interval(days => %s))""",
+            ANN.instance,
+            f"{days} days old",
+            days,
+        )
     for days in (89, 91):
         db.run(
             """insert into private.stripe_events (event_id, type, outcome, created_at, received_at)
@@ -151,11 +159,14 @@ def test_what_has_no_time_left_goes_and_the_rest_stays(db: Db) -> None:
     assert db.one("select count(*) from audit_logs where action = 'thing.done'") == 1
     assert db.one("select count(*) from usage_metrics") == 1
     assert db.one("select count(*) from instance_backups") == 1
+    events = "select event_id from private.usage_events where instance_id = %s"
+    assert db.run(events, ANN.instance) == [("2 days old",)]
     assert db.run("select event_id from private.stripe_events") == [("evt_89",)]
     assert db.one("select count(*) from private.stripe_customers where account_id is null") == 1
     assert db.one("select count(*) from private.stripe_customers") == 3
     assert db.run("select is_active from api_keys order by 1") == [(False,), (True,)]
-    assert db.run("select subdomain from private.released_subdomains") == [("ada-89",)]
+    released = "select subdomain from private.released_subdomains where account_id = %s"
+    assert db.run(released, ANN.account) == [("ada-89",)]
     db.run("update private.retention set keep_days = 30 where table_name = 'audit_logs'")
     assert db.one(cleanup)["audit_logs"] == 1
 

@@ -25,6 +25,9 @@ CALLS = {
     "track_usage(instance_id => %(instance)s)": "boolean",
     "track_usage(instance_id => %(instance)s, agent => 'a', tool => 't', platform => 'p',"
     " message_type => 'received')": "boolean",
+    "record_usage(instance_id => %(instance)s, events => '[]')": (
+        "counted duplicates within_limits messages_remaining resets_at"
+    ),
     "check_usage_limits(instance_id => %(instance)s)": (
         "within_limits messages_used messages_remaining messages_limit storage_used_gb"
         " storage_limit_gb agents_used agents_limit"

@@ -117,6 +117,7 @@ ATTACKS = [
     "select private.settle_message('{ann}', null, null, null, 'sent', true, true)",
     "select private.set_instance_status('{ann}', 'stopped', null)",
     "select track_usage('{ann}')",
+    "select record_usage('{ann}', '[]')",
     "select provision_instance('{ann}')",
     "select deprovision_instance('{ann}')",
     "select cleanup_expired_data()",

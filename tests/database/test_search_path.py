@@ -26,6 +26,8 @@ EVENT = """{"id": "evt_1", "type": "customer.subscription.updated", "created": 4
 STATEMENTS = [
     f"insert into auth.users (id, email) values ('{NEWCOMER.account}', 'new@customers.example')",
     f"select public.track_usage('{ANN.instance}', 'ada', 'search', 'matrix')",
+    f"""select public.record_usage('{ANN.instance}', '[{{"id": "a", "type": "sent", "agent": "ada",
+          "tool": "search", "platform": "matrix", "at": "2026-01-01T00:00:00Z"}}]')""",
     f"select public.provision_instance('{ANN.subscription}')",
     f"select public.update_instance_health('{ANN.instance}', 'critical')",
     f"select public.calculate_storage_usage('{ANN.instance}')",
