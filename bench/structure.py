@@ -1,12 +1,13 @@
 """How large and how tangled each package is: `python -m bench.structure [PACKAGE ...]`.
 
 Lines are those of its Python files.  Public names are what its modules define at their top level
-without an underscore in front.  The longest function is measured in lines, docstring included.  A
-cycle is a set of modules of which each imports all others, directly or not; imports in functions
-and for type checkers count, too.
+without an underscore in front; a module with one is its package's own, and so are its names.  The
+longest function is measured in lines, docstring included.  A cycle is a set of modules of which
+each imports all others, directly or not; imports in functions and for type checkers count, too.
 """
 
 import ast
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -64,7 +65,11 @@ def main(packages: list[str]) -> None:
     modules = {module for found in trees.values() for module in found}
     print(f"{'package':<14}{'lines':>7}{'public names':>14}  longest function")
     for package in packages or sorted(trees):
-        names = sum(len(public_names(tree)) for tree in trees[package].values())
+        names = sum(
+            len(public_names(tree))
+            for module, tree in trees[package].items()
+            if not re.search(r"\._(?!_)", module)
+        )
         length, longest = max(
             ((node.end_lineno or 0) - node.lineno + 1, f"{module}:{node.name}")
             for module, tree in trees[package].items()

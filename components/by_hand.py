@@ -10,8 +10,8 @@ from pulumi.dynamic import CreateResult, DiffResult, ReadResult, Resource, Updat
 from components import ROOT
 from components.authorization import GROUP, SERVICES
 from components.session import DatabaseProvider
-from migrate.connection import Connection
 from migrate.errors import MigrateError, UnreachableError
+from migrate.session import Connection
 
 CHECK = ROOT / "sql" / "verify" / "80_access.sql"
 """The query that finds it, which is one of the checks of the database, too."""

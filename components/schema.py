@@ -1,5 +1,7 @@
 """Schema: the SQL files of sql/, applied by the migration engine as three dynamic resources."""
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +23,6 @@ from components import ROOT
 from components.by_hand import GivenByHand
 from components.session import DatabaseProvider
 from migrate import adoption, catalog, files, ledger, plan, rehearsal, run, verify
-from migrate.connection import Connection
 from migrate.errors import (
     FilesError,
     IncompleteRunError,
@@ -31,6 +32,8 @@ from migrate.errors import (
 )
 from migrate.lint import Finding, default_privileges, lint
 from migrate.plan import Plan
+from migrate.report import Step
+from migrate.session import Connection
 
 SQL = Path(os.path.relpath(ROOT / "sql"))
 
@@ -99,7 +102,7 @@ class FilesProvider(DatabaseProvider):
     def _apply(self, props: dict[str, Any]) -> dict[str, Any]:
         with self.session() as session:
 
-            def report(step: run.Step) -> None:
+            def report(step: Step) -> None:
                 if step.event != "applying":
                     print(step)
 
@@ -141,7 +144,7 @@ def _preview(session: Connection, tree: files.Tree, planned: Plan) -> None:
     _print_work(folder, findings)
     if not planned.complete:
         print("the record of what is there is not complete: this completes it")
-    working = [pending for pending in everything.folders if pending.work]
+    working = [pending for pending in everything.folders if pending.changes]
     if not working or folder.name != working[0].name:
         return  # one rehearsal, of versioned and repeatable files together
     try:
@@ -155,7 +158,7 @@ def _preview(session: Connection, tree: files.Tree, planned: Plan) -> None:
 
 
 def _print_work(folder: plan.Folder, findings: Sequence[Finding]) -> None:
-    for name in folder.work:
+    for name in folder.changes:
         print(f"pending: {folder.name}/{name}")
     for finding in findings:
         if finding.path.parent.name == folder.name:
@@ -212,9 +215,20 @@ _VERIFIED = ("files", "checks")
 def _live(session: Connection) -> dict[str, Any]:
     objects = catalog.portable(catalog.read(session))
     return {
-        "fingerprint": files.fingerprint(objects),
-        "objects": catalog.object_digests(objects),
+        "fingerprint": fingerprint(objects),
+        "objects": object_digests(objects),
     }
+
+
+def fingerprint(values: Mapping[str, str]) -> str:
+    """One sha256 (hex) over a whole map, whatever its order."""
+    text = json.dumps(values, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def object_digests(objects: Mapping[str, str]) -> dict[str, str]:
+    """Object -> a short digest of its definition."""
+    return {name: hashlib.sha256(text.encode()).hexdigest()[:12] for name, text in objects.items()}
 
 
 class FileSet(Resource):
@@ -225,7 +239,7 @@ class FileSet(Resource):
 
     def __init__(self, name: str, folder: str, opts: pulumi.ResourceOptions) -> None:
         try:
-            present = files.digests(files.read(SQL / folder))
+            present = {file.name: file.sha256 for file in files.read(SQL / folder)}
         except FilesError as error:
             raise pulumi.RunError(str(error)) from None
         props = {"folder": folder, "files": present, "head": max(present, default="")}
@@ -247,7 +261,7 @@ class Verification(Resource, module="schema", name="Verification"):
 
     def __init__(self, name: str, opts: pulumi.ResourceOptions) -> None:
         applied, checks = (
-            files.fingerprint(
+            fingerprint(
                 {
                     f"{folder}/{file.name}": file.sha256
                     for folder in names

@@ -12,8 +12,9 @@ from pulumi.dynamic import ConfigureRequest, ResourceProvider
 
 from components.database_target import DatabaseTarget
 from components.providers import roles
-from migrate.connection import Connection, connect, translated_errors
+from migrate.connection import connect
 from migrate.errors import MigrateError
+from migrate.session import Connection, translated_errors
 
 _exclusive = threading.Lock()
 _open: dict[str, Connection] = {}

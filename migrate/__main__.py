@@ -5,17 +5,18 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any, NoReturn
 
 from migrate import adoption, files, ledger, plan, rehearsal, run, verify
 from migrate.bundle import bundle
-from migrate.connection import LOCK_WAIT, Connection, connect
+from migrate.connection import connect
 from migrate.errors import (
     DriftError,
     FailedChecksError,
@@ -25,7 +26,9 @@ from migrate.errors import (
 )
 from migrate.files import FOLDERS, PLATFORM, REPEATABLE, VERSIONED, File, Tree
 from migrate.lint import default_privileges, lint
-from migrate.run import Step
+from migrate.lock import LOCK_WAIT
+from migrate.report import Report, Step
+from migrate.session import Connection
 
 UP_TO_DATE, ERROR, PENDING, DRIFT = 0, 1, 2, 3
 
@@ -74,18 +77,9 @@ class _Result:
     document: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Command:
-    """One command, with the help that teaches it."""
-
-    run: Callable[[argparse.Namespace], _Result]
-    summary: str
-    explanation: str
-
-
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Exit with ERROR, argparse's own 2 being PENDING; a misplaced URL may hold a password."""
+        """Exit with 1, since 2 means pending here; a misplaced URL may hold a password."""
         self.print_usage(sys.stderr)
         self.exit(ERROR, "error: " + re.sub(r"://\S*", "://...", message) + "\n")
 
@@ -110,13 +104,14 @@ def _parser() -> argparse.ArgumentParser:
     added = {
         name: commands.add_parser(
             name,
-            help=command.summary,
-            description=command.explanation,
+            help=summary[:1].lower() + summary[1:].rstrip("."),
+            description=explanation,
             epilog=_EXIT_CODES,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             parents=[everywhere],
         )
-        for name, command in COMMANDS.items()
+        for name, command in _COMMANDS.items()
+        for summary, _, explanation in [cleandoc(command.__doc__ or "").partition("\n\n")]
     }
     for name in ("status", "plan", "up"):
         added[name].add_argument(
@@ -160,7 +155,7 @@ def main(arguments: list[str]) -> int:
                 f"{options.directory}: holds none of {', '.join(FOLDERS)}",
                 "pass --directory, or make one by `new`",
             )
-        result = COMMANDS[options.command].run(options)
+        result = _COMMANDS[options.command](options)
     except MigrateError as error:
         result = _refused(error)
     except OSError as error:
@@ -214,30 +209,28 @@ def _names(options: argparse.Namespace) -> tuple[str, ...]:
 
 
 def _status(options: argparse.Namespace) -> _Result:
+    """Every file with its state.
+
+    Show every file: applied (when, by whom), pending, or removed.  Reads only.
+
+      python -m migrate status
+      python -m migrate status --json | jq '.files[] | select(.state == "pending")'
+    """
     with _open(options) as (connection, tree):
-        applied = ledger.entries(connection)
         found = plan.read(connection, tree, _names(options))
-    rows = []
+        applied = ledger.applications(connection)
+    rows, lines = [], []
     for folder in found.folders:
         pending = {file.name for file in folder.pending}
-        for name in sorted({file.name for file in folder.files} | folder.recorded.keys()):
-            entry = applied.get((folder.name, name))
-            present = any(file.name == name for file in folder.files)
-            state = "pending" if name in pending else "applied" if present else "removed"
-            rows.append(
-                {
-                    "file": f"{folder.name}/{name}",
-                    "state": state,
-                    "applied_at": entry and entry.applied_at,
-                    "applied_by": entry and entry.applied_by,
-                }
+        present = {file.name for file in folder.files}
+        for name in sorted(present | folder.recorded.keys()):
+            label = f"{folder.name}/{name}"
+            state = "pending" if name in pending else "applied" if name in present else "removed"
+            at, by = applied.get(label, (None, None))
+            rows.append({"file": label, "state": state, "applied_at": at, "applied_by": by})
+            lines.append(
+                f"{state}  {label}" + (f"  {at:%Y-%m-%d %H:%M:%S%z} by {by}" if at else "")
             )
-    lines = [
-        f"{row['state']}  {row['file']}"
-        + (f"  {row['applied_at']:%Y-%m-%d %H:%M:%S%z} by {row['applied_by']}" if entry else "")
-        for row in rows
-        for entry in [row["applied_at"]]
-    ]
     lines += [] if found.complete else [_INCOMPLETE]
     problems = [problem for folder in found.folders for problem in folder.problems]
     document = {"files": rows, "complete": found.complete, "problems": problems}
@@ -247,6 +240,15 @@ def _status(options: argparse.Namespace) -> _Result:
 
 
 def _plan(options: argparse.Namespace) -> _Result:
+    """What `up` would do, after all checks.
+
+    Check the files and show what `up` would apply, what of it would hurt a live database
+    (docs/lint.md says why, and the safe way), and what has drifted.  Reads only.
+
+      python -m migrate plan --rehearse    also apply it to a copy of the database's schema in a
+                                           throwaway PostgreSQL, and verify that
+      python -m migrate plan --offline     without a database: syntax, names, findings in any file
+    """
     return _plan_of_files(options) if options.offline else _plan_of_database(options)
 
 
@@ -324,6 +326,16 @@ def _described(file: File) -> dict[str, Any]:
 
 
 def _up(options: argparse.Namespace) -> _Result:
+    """Apply what is pending.
+
+    Versioned files in order, each in its own transaction with its ledger row, then the changed
+    repeatable ones together.  One run at a time; another one waits.  Cut off at any point, run it
+    again: it goes on where it stopped.
+
+      python -m migrate up
+      python -m migrate up --wait 600      behind a long run
+      python -m migrate up --platform      on a plain PostgreSQL, if the SQL is for a hosted one
+    """
     steps: list[Step] = []
     try:
         with _open(options) as (connection, tree), _progress(options, steps) as report:
@@ -347,7 +359,7 @@ def _notices(steps: Sequence[Step]) -> dict[str, Any]:
 
 
 @contextmanager
-def _progress(options: argparse.Namespace, steps: list[Step]) -> Iterator[run.Report]:
+def _progress(options: argparse.Namespace, steps: list[Step]) -> Iterator[Report]:
     """A report that shows a bar on a terminal, plain lines elsewhere, nothing before JSON."""
     if options.json:
         yield steps.append
@@ -380,6 +392,15 @@ def _print(step: Step) -> None:
 
 
 def _verify(options: argparse.Namespace) -> _Result:
+    """Verify the database: no drift, all checks passed.
+
+    Compare the live catalog with what the last run left, object by object, and run the queries of
+    verify/, which return rows where something is wrong.  Reads only.
+
+      python -m migrate verify
+      python -m migrate verify --accept    take the drift as right; write a migration that makes it
+                                           wherever else it is missing
+    """
     with _open(options) as (connection, tree):
         accepted = verify.accept(connection, options.wait) if options.accept else []
         if not options.json:  # at once: it stands, even if a check fails
@@ -393,6 +414,13 @@ def _verify(options: argparse.Namespace) -> _Result:
 
 
 def _bundle(options: argparse.Namespace) -> _Result:
+    """Everything as one script for `psql -f`.
+
+    Print all versioned and repeatable files as one script for an empty database.  It writes the
+    ledger too, so that a later `up` applies nothing again.  Asks no database.
+
+      python -m migrate bundle > all-migrations.sql
+    """
     parts = bundle(files.read_tree(options.directory))
     if options.json:
         return _Result(document={"script": "".join(parts)})
@@ -403,6 +431,12 @@ def _bundle(options: argparse.Namespace) -> _Result:
 
 
 def _new(options: argparse.Namespace) -> _Result:
+    """Write the next versioned file.
+
+    Write the next versioned file, numbered and named by its title, for you to fill in.
+
+      python -m migrate new "add invoices"
+    """
     name = re.sub(r"[^a-z0-9]+", "_", options.title.lower()).strip("_")
     if not name:
         raise MigrateError(f"{options.title!r} has no letter or digit to name a file by")
@@ -415,73 +449,13 @@ def _new(options: argparse.Namespace) -> _Result:
     return _Result(UP_TO_DATE, str(path), "", {"file": str(path)})
 
 
-COMMANDS = {
-    "status": _Command(
-        _status,
-        "every file with its state",
-        """\
-Show every file: applied (when, by whom), pending, or removed.  Reads only.
-
-  python -m migrate status
-  python -m migrate status --json | jq '.files[] | select(.state == "pending")'
-""",
-    ),
-    "plan": _Command(
-        _plan,
-        "what `up` would do, after all checks",
-        """\
-Check the files and show what `up` would apply, what of it would hurt a live database (docs/lint.md
-says why, and the safe way), and what has drifted.  Reads only.
-
-  python -m migrate plan --rehearse    also apply it to a copy of the database's schema in a
-                                       throwaway PostgreSQL, and verify that
-  python -m migrate plan --offline     without a database: syntax, names, findings in any file
-""",
-    ),
-    "up": _Command(
-        _up,
-        "apply what is pending",
-        """\
-Apply what is pending: versioned files in order, each in its own transaction with its ledger row,
-then the changed repeatable ones together.  One run at a time; another one waits.  Cut off at any
-point, run it again: it goes on where it stopped.
-
-  python -m migrate up
-  python -m migrate up --wait 600      behind a long run
-  python -m migrate up --platform      on a plain PostgreSQL, if the SQL is for a hosted one
-""",
-    ),
-    "verify": _Command(
-        _verify,
-        "verify the database: no drift, all checks passed",
-        """\
-Compare the live catalog with what the last run left, object by object, and run the queries of
-verify/, which return rows where something is wrong.  Reads only.
-
-  python -m migrate verify
-  python -m migrate verify --accept    take the drift as right; write a migration that makes it
-                                       wherever else it is missing
-""",
-    ),
-    "bundle": _Command(
-        _bundle,
-        "everything as one script for `psql -f`",
-        """\
-Print all versioned and repeatable files as one script for an empty database.  It writes the ledger
-too, so that a later `up` applies nothing again.  Asks no database.
-
-  python -m migrate bundle > all-migrations.sql
-""",
-    ),
-    "new": _Command(
-        _new,
-        "write the next versioned file",
-        """\
-Write the next versioned file, numbered and named by its title, for you to fill in.
-
-  python -m migrate new "add invoices"
-""",
-    ),
+_COMMANDS = {
+    "status": _status,
+    "plan": _plan,
+    "up": _up,
+    "verify": _verify,
+    "bundle": _bundle,
+    "new": _new,
 }
 
 if __name__ == "__main__":

@@ -11,18 +11,12 @@ from dataclasses import dataclass
 
 from psycopg.sql import Identifier
 
-from migrate import catalog, ledger, plan
-from migrate.apply import apply, batches, settings
-from migrate.connection import (
-    SESSION_SETTINGS,
-    Connection,
-    connect,
-    renew,
-    send,
-    translated_errors,
-)
+from migrate import catalog, ledger, no_transaction, plan
+from migrate.apply import apply_pending
 from migrate.errors import AdoptionError, Difference, MigrateError
 from migrate.files import PLATFORM, REPEATABLE, VERSIONED, File, Tree
+from migrate.ledger import RecordedCatalog
+from migrate.session import SESSION_SETTINGS, Connection, renew, send, translated_errors
 from migrate.throwaway import throwaway
 
 _OUTSIDE = re.compile(
@@ -76,9 +70,9 @@ def compare(connection: Connection, tree: Tree) -> Adoption | None:
     if bundled and recorded:
         return None
     in_progress = recorded and recorded.drift is not None
-    if not bundled and (known or in_progress or ledger.progress(connection)):
+    if not bundled and (known or in_progress or no_transaction.begun(connection)):
         return None
-    leave = catalog.left(tree)
+    leave = catalog.left_to_others(tree)
     live = catalog.read(connection, leave)
     if not _tables(live):  # of most databases this is all there is to ask
         return None
@@ -128,8 +122,8 @@ def adopt(connection: Connection, tree: Tree) -> bool:
         if not found.bundled:
             files = (*tree[VERSIONED], *tree[REPEATABLE])
             send(connection, "".join(map(ledger.record, files)))
-        ledger.complete_contents(connection, REPEATABLE, tree[REPEATABLE])
-        ledger.record_catalog(connection, found.expected, found.leave)
+        ledger.complete_contents(connection, tree[REPEATABLE])
+        ledger.record_catalog(connection, RecordedCatalog(found.expected, found.leave))
     return not found.bundled
 
 
@@ -165,7 +159,7 @@ def _make(
 
     The files may need what only the live database has; then it is what they make before they fail.
     """
-    with throwaway(major) as url, connect(url) as connection:
+    with throwaway(major) as connection:
         send(connection, SESSION_SETTINGS + ledger.CREATE)
         _apply(connection, tree, [PLATFORM])
         before = catalog.read(connection, leave)
@@ -180,16 +174,8 @@ def _make(
 
 @translated_errors()
 def _apply(connection: Connection, tree: Tree, names: Sequence[str]) -> None:
-    """Apply all files of folders to an empty database, in new sessions where a run has them."""
+    """Apply all files of folders to a database without any, as a run would."""
     applied: list[File] = []
-    given = settings(connection)
-    for folder in plan.check(connection, tree, names).folders:
-        for batch in batches(folder.pending, together=not folder.versioned):
-            now = None
-            while now is None:
-                now = apply(connection, batch, applied, lambda *_: None)
-                if now != given:
-                    renew(connection)
-                    send(connection, SESSION_SETTINGS)
-                    given = settings(connection)
-            applied += batch
+    while not apply_pending(connection, plan.check(connection, tree, names), applied):
+        renew(connection)
+        send(connection, SESSION_SETTINGS)

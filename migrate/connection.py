@@ -1,75 +1,33 @@
-"""Connecting, and the one lock under which a database is changed."""
+"""Connecting to a database whose lock holds: not behind a pooler in transaction mode."""
 
 import re
 import select
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import closing, suppress
 from typing import Any
 
 import psycopg
 from psycopg import conninfo, generators
-from psycopg.abc import PQGen
-from psycopg.errors import Diagnostic
-from psycopg.pq import ExecStatus, TransactionStatus
-from psycopg.pq.abc import PGconn, PGresult
-from psycopg.rows import TupleRow
+from psycopg.pq import ExecStatus
 
 from migrate.errors import LostError, MigrateError, UnreachableError
+from migrate.session import Connection, send, translated_errors
 
-Connection = psycopg.Connection[TupleRow]
-
-OLDEST_SERVER = 15
+_OLDEST_SERVER = 15
 """The oldest PostgreSQL major version that is supported."""
 
-TRANSACTION_POOLER_PORT = 6543
+_TRANSACTION_POOLER_PORT = 6543
 """Supabase's pooler in transaction mode, where session advisory locks do not hold."""
 
-LOCK_KEY = 0x6D69677261746500
-"""The advisory lock of a run: the letters of "migrate"."""
+_APPLICATION = "migrate"
 
-LOCK_WAIT = 60.0
-"""Seconds that a run waits for another one to end."""
-
-APPLICATION = "migrate"
-
-CONNECT_TIMEOUT = 10
+_CONNECT_TIMEOUT = 10
 """Seconds to wait for each address of the host, unless the URL says."""
-
-SESSION_SETTINGS = """\
-reset session authorization;
-reset all;
-set client_encoding = 'UTF8';
-set client_connection_check_interval = '2s';
-set lock_timeout = '5s';
-set statement_timeout = '15min';
-"""
-"""What every file begins with, whatever the one before it set.
-
-The files are UTF-8, whatever PGCLIENTENCODING says.  The server sees within seconds that a run was
-killed, and lets its lock go.  No statement queues behind a lock for long and blocks all others; a
-file that needs longer says `set local statement_timeout = ...`."""
 
 ANOTHER_ENCODING = "create a database with `encoding 'UTF8'` and move the data there by pg_dump"
 
 _SECOND_SESSION = 3
 """Seconds to wait for a second session of a pooler, which a pool of one session does not give."""
-
-LOOK = 1.0
-"""Seconds between two looks at who stands in the way of a file."""
-
-SETTINGS = """\
-select coalesce(string_agg(format('%s %s', setdatabase, setconfig), ' '), '')
-from (select setdatabase, setconfig from pg_db_role_setting
-      where setdatabase in (0, (select oid from pg_database where datname = current_database()))
-      and setrole in (0, (select oid from pg_roles where rolname = session_user))
-      order by setdatabase, setrole) as s;
-"""
-"""What `alter database ... set` and `alter role ... set` give a new session, as one text."""
-
-DISCARD_SESSION_OBJECTS = "deallocate all;discard temp;close all;"
-"""Takes away what the file before left in the session; no sooner, for its commit may need it."""
 
 _URL = re.compile(r"postgres(ql)?://([^/?@]*@)?[^@?]*(\?.*)?", re.DOTALL)
 """Not a password with a raw @ or /, which libpq takes for the host's begin, and then shows it."""
@@ -86,7 +44,7 @@ def connect(url: str) -> Connection:
         LostError: the connection broke at once.
         MigrateError: it is too old, a transaction pooler, or encoded in SQL_ASCII.
     """
-    defaults = {"application_name": APPLICATION, "connect_timeout": CONNECT_TIMEOUT}
+    defaults = {"application_name": _APPLICATION, "connect_timeout": _CONNECT_TIMEOUT}
     options = defaults | _parse(url) | {"client_encoding": "utf-8"}
     try:
         connection = psycopg.connect(autocommit=True, prepare_threshold=None, **options)  # type: ignore[arg-type]
@@ -96,7 +54,7 @@ def connect(url: str) -> Connection:
     place = f"{connection.info.host}:{connection.info.port}"
     try:
         with translated_errors():
-            by_port = connection.info.port == TRANSACTION_POOLER_PORT
+            by_port = connection.info.port == _TRANSACTION_POOLER_PORT
             mode = "transaction" if by_port else _pool_mode(connection, options)
     except LostError as error:
         raise LostError(error.reason, committed=()) from error
@@ -106,11 +64,11 @@ def connect(url: str) -> Connection:
             f"{place} is a pooler in {mode} mode, where the lock of a run does not hold",
             "use its session mode (Supabase: port 5432), or the database itself",
         )
-    if connection.info.server_version < OLDEST_SERVER * 10000:
+    if connection.info.server_version < _OLDEST_SERVER * 10000:
         found = connection.info.server_version // 10000
         connection.close()
         raise MigrateError(
-            f"{place} is PostgreSQL {found}; {OLDEST_SERVER} or newer is needed",
+            f"{place} is PostgreSQL {found}; {_OLDEST_SERVER} or newer is needed",
             "upgrade the server",
         )
     if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
@@ -191,207 +149,3 @@ def _remedy(refusal: str) -> str:
         "conversion between": ANOTHER_ENCODING,
     }
     return next((remedy for part, remedy in remedies.items() if part in refusal), "")
-
-
-def is_broken(error: psycopg.Error) -> bool:
-    """Whether the connection is gone, or the server tells that it is about to be."""
-    code = error.sqlstate
-    return isinstance(error, psycopg.OperationalError) and (
-        code is None or code.startswith(("08", "57P"))
-    )
-
-
-@contextmanager
-def translated_errors() -> Iterator[None]:
-    """Turn what the server refuses outside of a file into an error for the operator.
-
-    Raises:
-        MigrateError: the server refused something, or the connection broke.
-    """
-    try:
-        yield
-    except (psycopg.Error, StatementError) as caught:
-        error = caught.error if isinstance(caught, StatementError) else caught
-        text = error.diag.message_primary or str(error).strip()
-        if is_broken(error):
-            raise LostError(text) from error
-        code = f" (SQLSTATE {error.sqlstate})" if error.sqlstate else ""
-        hint = ""
-        if isinstance(error, psycopg.errors.InsufficientPrivilege):
-            hint = "run as the role that owns the database and the schema migrate"
-        raise MigrateError(f"the database refuses: {text}{code}", hint) from error
-
-
-class StatementError(Exception):
-    """The server refused a statement of a script.
-
-    Attributes:
-        done: how many statements before it were carried out.
-        error: what the server said.
-        position: where in the script, in characters from 0, if the server said so.
-    """
-
-    def __init__(self, done: int, error: psycopg.Error) -> None:
-        super().__init__(str(error))
-        self.done = done
-        self.error = error
-        position = error.diag.statement_position
-        self.position = None if position is None else int(position) - 1
-
-
-def send(
-    connection: Connection, script: str, on_notice: Callable[[int, Diagnostic], None] | None = None
-) -> list[PGresult]:
-    """Run any number of statements by one message; the server stops at the first that fails.
-
-    Args:
-        connection: to the database.
-        script: the statements.
-        on_notice: is called with each notice, and how many results were there when it was read.
-            It is of the next statement; or of the one after that, if that one has no rows.
-
-    Returns:
-        The result of each statement.
-
-    Raises:
-        StatementError: one failed.
-        psycopg.OperationalError: the connection broke.
-    """
-    results: list[PGresult] = []
-
-    def notice(diagnostic: Diagnostic) -> None:
-        if on_notice:
-            on_notice(len(results), diagnostic)
-
-    connection.pgconn.send_query(script.encode())
-    connection.add_notice_handler(notice)
-    try:
-        connection.wait(_receive(connection.pgconn, results))
-    finally:
-        connection.remove_notice_handler(notice)
-    for done, result in enumerate(results):
-        if result.status == ExecStatus.FATAL_ERROR:
-            raise StatementError(done, psycopg.errors.error_from_result(result))
-    return results
-
-
-def _receive(pgconn: PGconn, results: list[PGresult]) -> PQGen[None]:
-    yield from generators.send(pgconn)
-    try:
-        while result := (yield from generators.fetch(pgconn)):
-            results.append(result)
-            if result.status in (ExecStatus.COPY_IN, ExecStatus.COPY_OUT, ExecStatus.COPY_BOTH):
-                break
-    except psycopg.OperationalError:  # the server may have said why
-        if not results or results[-1].status != ExecStatus.FATAL_ERROR:
-            raise
-
-
-def renew(connection: Connection) -> None:
-    """Begin a new session in the same connection, with what new ones are given.
-
-    Raises:
-        psycopg.OperationalError: it cannot be reached any more.
-    """
-    connection.pgconn.reset()
-    if connection.closed:
-        raise psycopg.OperationalError(connection.pgconn.get_error_message())
-    connection.pgconn.nonblocking = 1
-
-
-def roll_back(connection: Connection) -> None:
-    """End a transaction, if one is open and the connection lives."""
-    if connection.pgconn.transaction_status in (
-        TransactionStatus.INTRANS,
-        TransactionStatus.INERROR,
-    ):
-        send(connection, "rollback")
-
-
-@contextmanager
-def lock(connection: Connection, wait: float, waiting: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock of a run.
-
-    Args:
-        connection: the connection that holds it; the server releases it if the connection dies.
-        wait: seconds to wait for another run to end.
-        waiting: is called once with who holds it, when it has to be waited for.
-
-    Raises:
-        MigrateError: another run holds it for longer than that; the message names it.
-    """
-    deadline = time.monotonic() + wait
-    reported = False
-    while connection.execute("select pg_try_advisory_lock(%s)", [LOCK_KEY]).fetchone() != (True,):
-        if time.monotonic() >= deadline:
-            raise MigrateError(
-                f"another run holds the migration lock: {_holder(connection)}; waited {wait:g} s",
-                "wait for it and run again; nothing was changed by this run",
-            )
-        if not reported:
-            waiting(_holder(connection))
-            reported = True
-        time.sleep(0.2)
-    held = True
-    try:
-        yield
-    finally:
-        if not connection.closed:
-            unlock = connection.execute("select pg_advisory_unlock(%s)", [LOCK_KEY])
-            held = unlock.fetchone() == (True,)
-    if not held:
-        raise MigrateError(
-            "one of the files let the lock of this run go, as pg_advisory_unlock_all() does: "
-            "another run may have worked at the same time",
-            "run `verify`; leave that call out of the next files",
-        )
-
-
-@contextmanager
-def blockers(connection: Connection) -> Iterator[list[str]]:
-    """Collect, from a second session, who blocks a connection; the list holds the last seen."""
-    seen: list[str] = []
-    done = threading.Event()
-    info = connection.info
-    pid = info.backend_pid
-
-    def look() -> None:
-        if done.wait(LOOK):
-            return
-        with (
-            suppress(psycopg.Error),
-            psycopg.connect(
-                info.dsn, password=info.password, connect_timeout=2, autocommit=True
-            ) as other,
-        ):
-            while not done.wait(LOOK):
-                found = other.execute(
-                    """select concat_ws(', ', 'pid ' || pid, nullif(application_name, ''),
-                                        'user ' || usename, state,
-                                        nullif(backend_type, 'client backend'))
-                       from pg_stat_activity where pid = any(pg_blocking_pids(%s))""",
-                    [pid],
-                )
-                seen[:] = [text for (text,) in found] or seen
-
-    thread = threading.Thread(target=look)
-    thread.start()
-    try:
-        yield seen
-    finally:
-        done.set()
-        thread.join()
-
-
-def _holder(connection: Connection) -> str:
-    row = connection.execute(
-        """select format('pid %%s (%%s)', pid, concat_ws(', ', nullif(application_name, ''),
-                                                       'user ' || usename))
-                  || coalesce(', connected since ' || date_trunc('second', backend_start), '')
-           from pg_locks join pg_stat_activity using (pid)
-           where locktype = 'advisory' and granted and objsubid = 1
-             and database = (select oid from pg_database where datname = current_database())
-             and (classid::bigint << 32) | objid::bigint = %s""",
-        [LOCK_KEY],
-    ).fetchone()
-    return "a run that has just ended" if row is None else str(row[0])

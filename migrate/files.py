@@ -1,7 +1,6 @@
 """Migration files: finding and reading them, and what their names and history tell."""
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from embedded.errors import with_remedy
-from migrate import foreign
+from migrate import forbidden
 from migrate.errors import FilesError
 from migrate.parser import Script, parse
 
@@ -126,7 +125,7 @@ def _is_read(name: str) -> bool:
 def _name_problem(folder: Path, name: str) -> str | None:
     if name.lower().endswith(".sql") and not name.endswith(".sql") and not name.startswith("."):
         return with_remedy(f"{folder / name}: does not end in .sql", "rename it")
-    return foreign.name_problem(folder, name)
+    return forbidden.name_problem(folder, name)
 
 
 def ignored(directory: Path) -> list[str]:
@@ -233,17 +232,6 @@ def number_problems(files: Sequence[File]) -> list[str]:
             )
         previous, previous_name = number, file.name
     return problems
-
-
-def digests(files: Sequence[File]) -> dict[str, str]:
-    """File name -> sha256, in the files' order."""
-    return {file.name: file.sha256 for file in files}
-
-
-def fingerprint(values: Mapping[str, str]) -> str:
-    """One sha256 (hex) over a whole map, whatever its order."""
-    text = json.dumps(values, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def history_problems(

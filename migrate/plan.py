@@ -8,10 +8,11 @@ from functools import cached_property
 import psycopg
 
 from embedded.errors import with_remedy
-from migrate import files, indexes, ledger
-from migrate.connection import ANOTHER_ENCODING, Connection, translated_errors
+from migrate import files, ledger, no_transaction
+from migrate.connection import ANOTHER_ENCODING
 from migrate.files import PLATFORM, REPEATABLE, VERSIONED, File, Tree
-from migrate.parser import Piece
+from migrate.session import Connection, translated_errors
+from migrate.statements import Piece
 
 _BYTES = re.compile(r"0x[0-9a-f]{2}( 0x[0-9a-f]{2})*")
 
@@ -37,7 +38,7 @@ class Folder:
     @property
     def problems(self) -> list[str]:
         """Why nothing may be applied: edited, removed or misplaced versioned files."""
-        present = files.digests(self.files)
+        present = {file.name: file.sha256 for file in self.files}
         if not self.versioned or present == self.recorded:
             return []
         return files.number_problems(self.files) + files.history_problems(
@@ -57,8 +58,8 @@ class Folder:
         return sorted(self.recorded.keys() - {file.name for file in self.files})
 
     @property
-    def work(self) -> list[str]:
-        """Names of what a run would do something about; empty when it would do nothing."""
+    def changes(self) -> list[str]:
+        """Names of what a run would apply or unrecord."""
         return [file.name for file in self.pending] + self.removed
 
 
@@ -99,7 +100,7 @@ class Plan:
     @property
     def work(self) -> bool:
         """Whether a run would do anything."""
-        return not self.complete or any(folder.work for folder in self.folders)
+        return not self.complete or any(folder.changes for folder in self.folders)
 
 
 @translated_errors()
@@ -133,7 +134,7 @@ def check(
         problems += files.sql_problems(found.pending)
         files.raise_if_any(problems)
         problems += _encoding_problems(connection, found.pending)
-        problems += _half_done_problems(connection, found)
+        problems += no_transaction.problems(connection, names, found.pending)
     files.raise_if_any(problems)
     return found
 
@@ -154,32 +155,4 @@ def _encoding_problems(connection: Connection, pending: Sequence[File]) -> list[
                 f"encoding {encoding}\n{piece.frame(offset)}"
             )
             problems.append(with_remedy(text, f"leave it out; or {ANOTHER_ENCODING}"))
-    return problems
-
-
-def _half_done_problems(connection: Connection, found: Plan) -> list[str]:
-    """What is wrong with files of which a run has carried out a part."""
-    problems = []
-    pending = {(file.folder.name, file.name): file for file in found.pending}
-    names = {folder.name for folder in found.folders}
-    for key, begun in ledger.progress(connection).items():
-        if key[0] not in names:
-            continue
-        label, file = "/".join(key), pending.get(key)
-        if begun.done and key[0] == VERSIONED and file is None:
-            problems.append(
-                with_remedy(
-                    f"{label}: was removed, but statements of it are done (the first {begun.done}),"
-                    " by a run that was cut off or failed",
-                    "restore it",
-                )
-            )
-        elif begun.done and key[0] == VERSIONED and file and (problem := begun.problem(file)):
-            problems.append(problem)
-        elif begun.index and not any(
-            indexes.builds(statement, begun.index)
-            for statement in (file.script.statements() if file else ())
-        ):
-            invalid = indexes.invalid(connection, begun.index)
-            problems += [f"{label}: had begun, and is another now{invalid}"] if invalid else []
     return problems

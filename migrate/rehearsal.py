@@ -2,31 +2,15 @@
 
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from migrate import ledger, plan, run, verify
-from migrate.connection import Connection, StatementError, connect, send, translated_errors
 from migrate.errors import FailedChecksError, MigrateError, NoRehearsalError
 from migrate.files import PLATFORM, REPEATABLE, VERSIONED, File, Tree, raise_if_any
+from migrate.session import Connection, StatementError, send, translated_errors
 from migrate.throwaway import throwaway
-
-
-@dataclass(frozen=True)
-class State:
-    """What is applied to a database.
-
-    Attributes:
-        versioned: names of the versioned files.
-        repeatable: name -> text of the repeatable files as they were applied.
-    """
-
-    versioned: Set[str]
-    repeatable: Mapping[str, str]
-
-
-_EMPTY = State(frozenset(), {})
 
 _NAMES = (PLATFORM, VERSIONED, REPEATABLE)
 
@@ -76,15 +60,6 @@ class Rehearsal:
         return "\n  not shown: ".join([line, *self.not_shown])
 
 
-def state(connection: Connection) -> State:
-    """What is applied to a database; reads only."""
-    applied = ledger.read(connection).digests
-    if not applied:
-        return _EMPTY
-    versioned = applied.get(VERSIONED, {}).keys()
-    return State(versioned, ledger.contents(connection, REPEATABLE))
-
-
 @translated_errors()
 def rehearse(tree: Tree, database: Connection | None = None) -> Rehearsal:
     """Apply what is pending to a copy of the present schema, verify it, and throw it away.
@@ -100,15 +75,15 @@ def rehearse(tree: Tree, database: Connection | None = None) -> Rehearsal:
         NoRehearsalError: the throwaway server does not come up, lacks an extension, or cannot be
             brought to the present state.
     """
-    applied = state(database) if database else _EMPTY
     major = _major(database) if database else None
-    with throwaway(major) as url, connect(url) as connection:
+    before = _before(tree, database)
+    with throwaway(major) as connection:
         version = connection.info.parameter_status("server_version") or ""
         server = f"PostgreSQL {version}"
         if major not in (None, _major(connection)):
             server += f", while the database's is {major}"
         try:
-            run.up(connection, _before(tree, applied), _NAMES)
+            run.up(connection, before, _NAMES)
         except MigrateError as error:
             _refuse_lacking(error, server, database)
             raise NoRehearsalError(
@@ -206,12 +181,14 @@ def _syntax_problems(database: Connection, file: File) -> Iterator[str]:
                 )
 
 
-def _before(tree: Tree, applied: State) -> Tree:
+def _before(tree: Tree, database: Connection | None) -> Tree:
     """The files of the present state: repeatable ones as they were when they were applied."""
+    applied = ledger.read(database).digests if database else {}
+    contents = ledger.contents(database, REPEATABLE) if database and applied else {}
     return {
         PLATFORM: tree[PLATFORM],
-        VERSIONED: [file for file in tree[VERSIONED] if file.name in applied.versioned],
+        VERSIONED: [file for file in tree[VERSIONED] if file.name in applied.get(VERSIONED, ())],
         REPEATABLE: [
-            File(Path(REPEATABLE), name, text.encode()) for name, text in applied.repeatable.items()
+            File(Path(REPEATABLE), name, text.encode()) for name, text in contents.items()
         ],
     }

@@ -1,15 +1,15 @@
-"""A failed statement, shown to the person who has to fix it."""
+"""What a run says: each step, what the server notes, and which statement of which file failed."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import psycopg
 from psycopg.errors import Diagnostic
 
-from migrate.connection import is_broken
 from migrate.files import VERSIONED, File
-from migrate.parser import Piece, Statement
+from migrate.session import is_broken
+from migrate.statements import Piece, Statement
 
 _DO_BLOCK_LINE = re.compile(r"PL/pgSQL function inline_code_block line (\d+)")
 _QUOTE = re.compile(r"\$\w*\$|[eE]?'")
@@ -19,47 +19,6 @@ _NOT_THERE = ("does_not_exist_skipping", "DropErrorMsgNonExistent")
 
 _LONGEST = 2000
 """Characters that are shown of what the server says; it may quote a whole value."""
-
-
-def describe(
-    files: Sequence[File], statement: Statement | None, offset: int | None, error: psycopg.Error
-) -> str:
-    """Where files failed, and everything the server said about it.
-
-    Args:
-        files: the file that failed, or all that were to commit together.
-        statement: which of its statements; None when they failed at their commit.
-        offset: where in the statement, in characters from 0; None when the server did not say.
-        error: what the server said.
-    """
-    diagnostics = error.diag
-    code = f" (SQLSTATE {diagnostics.sqlstate})" if diagnostics.sqlstate else ""
-    message = _cut(diagnostics.message_primary or str(error).strip()) + code
-    if is_broken(error) and not diagnostics.sqlstate:
-        message = f"the connection broke: {message}"
-    elif statement is None:
-        message = f"at commit: {message}"
-    if statement is None:
-        lines = [f"{', '.join([str(files[0].path), *(f.name for f in files[1:])])}: {message}"]
-    else:
-        if offset is None:
-            offset = _in_do_block(statement, diagnostics.context or "")
-        lines = [
-            f"{files[0].path}:{statement.position(offset)}: {message}",
-            f"  statement {statement.number} of {files[0].script.count}:",
-            statement.frame(offset),
-        ]
-    if diagnostics.internal_query:
-        at = max(int(diagnostics.internal_position or 1) - 1, 0)
-        lines += ["  in the query:", Piece(diagnostics.internal_query).frame(at)]
-    for label, text in (
-        ("detail", diagnostics.message_detail),
-        ("hint", diagnostics.message_hint),
-        ("context", diagnostics.context),
-    ):
-        if text:
-            lines.append(f"  {label}: " + _cut(text).replace("\n", "\n    "))
-    return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -81,21 +40,116 @@ class Notice:
         return f"{self.place}: {self.severity}: {self.message}"
 
 
-def notice(file: File, statement: Statement, diagnostic: Diagnostic) -> Notice | None:
-    """What the server said while a statement of a file was carried out.
+@dataclass(frozen=True)
+class Step:
+    """What a run tells of its progress.
 
-    Returns:
-        None for what DROP ... IF EXISTS did not find in a repeatable file, which is written so.
+    Attributes:
+        event: "adopted" a database, "waiting" for another run, "applying", "retrying" after a lock
+            timeout, "notice" of the server, "applied", or "unrecorded" a removed repeatable file.
+        subject: folder and name of the file; of "waiting", who holds the lock.
+        seconds: how long it took; of "retrying", until it is tried again.
+        number, total: which of how many pending files.
+        detail: of "retrying", what the server said.
+        notice: of "notice", what the server said.
+    """
+
+    event: str
+    subject: str
+    seconds: float = 0.0
+    number: int = 0
+    total: int = 0
+    detail: str = ""
+    notice: Notice | None = None
+
+    def __str__(self) -> str:
+        """The step in one line."""
+        match self.event:
+            case "waiting":
+                return f"waiting for another run: {self.subject}"
+            case "retrying":
+                return f"retrying {self.subject} in {self.seconds:g} s: {self.detail}"
+            case "notice":
+                return str(self.notice)
+            case "unrecorded":
+                return f"unrecorded {self.subject}, which was removed; what it made stays"
+            case "applied":
+                return f"applied {self.subject} ({self.seconds * 1000:.0f} ms)"
+            case _:
+                return f"{self.event} {self.subject}"
+
+
+Report = Callable[[Step], None]
+"""Is told of each step."""
+
+
+def report_notice(report: Report, file: File, statement: Statement, diagnostic: Diagnostic) -> None:
+    """Tell what the server said while a statement of a file was carried out.
+
+    Left out is what DROP ... IF EXISTS did not find in a repeatable file, which is written so.
     """
     if file.folder.name != VERSIONED and diagnostic.source_function in _NOT_THERE:
-        return None
-    offset = _in_do_block(statement, diagnostic.context or "")
-    lines = [_cut(diagnostic.message_primary or "")]
-    for label, text in (("detail", diagnostic.message_detail), ("hint", diagnostic.message_hint)):
-        if text:
-            lines.append(f"  {label}: " + _cut(text).replace("\n", "\n    "))
-    place = f"{file.path}:{statement.position(offset)}"
-    return Notice(place, diagnostic.severity_nonlocalized or "NOTICE", "\n".join(lines))
+        return
+    place = f"{file.path}:{statement.position(_in_do_block(statement, diagnostic.context or ''))}"
+    message = [_cut(diagnostic.message_primary or "")]
+    message += _labelled(detail=diagnostic.message_detail, hint=diagnostic.message_hint)
+    severity = diagnostic.severity_nonlocalized or "NOTICE"
+    report(Step("notice", file.label, notice=Notice(place, severity, "\n".join(message))))
+
+
+class FailedFilesError(Exception):
+    """The server refused files; as text, where and everything that it said about it.
+
+    Attributes:
+        files: the file that failed, or all that were to commit together.
+        statement: which of its statements; None when they failed at their commit.
+        offset: where in the statement, in characters from 0; None when the server did not say.
+        error: what the server said.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[File],
+        statement: Statement | None,
+        offset: int | None,
+        error: psycopg.Error,
+    ) -> None:
+        self.files = files
+        self.statement = statement
+        self.offset = offset
+        self.error = error
+        super().__init__(self._described())
+
+    def _described(self) -> str:
+        files, statement, said = self.files, self.statement, self.error.diag
+        code = f" (SQLSTATE {said.sqlstate})" if said.sqlstate else ""
+        message = _cut(said.message_primary or str(self.error).strip()) + code
+        if is_broken(self.error) and not said.sqlstate:
+            message = f"the connection broke: {message}"
+        elif statement is None:
+            message = f"at commit: {message}"
+        if statement is None:
+            lines = [f"{', '.join([str(files[0].path), *(f.name for f in files[1:])])}: {message}"]
+        else:
+            offset = self.offset
+            if offset is None:
+                offset = _in_do_block(statement, said.context or "")
+            lines = [
+                f"{files[0].path}:{statement.position(offset)}: {message}",
+                f"  statement {statement.number} of {files[0].script.count}:",
+                statement.frame(offset),
+            ]
+        if said.internal_query:
+            at = max(int(said.internal_position or 1) - 1, 0)
+            lines += ["  in the query:", Piece(said.internal_query).frame(at)]
+        lines += _labelled(detail=said.message_detail, hint=said.message_hint, context=said.context)
+        return "\n".join(lines)
+
+
+def _labelled(**texts: str | None) -> list[str]:
+    return [
+        f"  {label}: " + _cut(text).replace("\n", "\n    ") for label, text in texts.items() if text
+    ]
 
 
 def _cut(text: str) -> str:

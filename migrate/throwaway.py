@@ -7,18 +7,20 @@ from pathlib import Path
 
 from embedded.errors import UserError
 from embedded.postgres import Server, embedded_bin, installed_bin
+from migrate.connection import connect
 from migrate.errors import NoRehearsalError
+from migrate.session import Connection
 
 _SETTINGS = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
 """A database that is thrown away need not survive a crash."""
 
 
 @contextmanager
-def throwaway(major: int | None = None) -> Iterator[str]:
-    """A new server for as long as it is needed; its superuser's URL.
+def throwaway(major: int | None = None) -> Iterator[Connection]:
+    """An empty database on a new server, as its superuser, for as long as it is needed.
 
     Args:
-        major: the major version that it has if this machine has one; else the embedded one's.
+        major: the major version that it has if this machine has one; otherwise the embedded one's.
 
     Raises:
         NoRehearsalError: it does not come up.
@@ -31,6 +33,7 @@ def throwaway(major: int | None = None) -> Iterator[str]:
         except UserError as error:
             raise NoRehearsalError(f"not rehearsed: {error.problem}", error.remedy) from error
         try:
-            yield server.url()
+            with connect(server.url()) as connection:
+                yield connection
         finally:
             server.destroy()

@@ -7,16 +7,6 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from migrate import catalog, ledger
-from migrate.connection import (
-    LOCK_WAIT,
-    SESSION_SETTINGS,
-    Connection,
-    is_broken,
-    lock,
-    roll_back,
-    send,
-    translated_errors,
-)
 from migrate.errors import (
     Difference,
     DriftError,
@@ -26,8 +16,18 @@ from migrate.errors import (
     MigrateError,
 )
 from migrate.files import VERIFY, VERSIONED, File, Tree, raise_if_any, sql_problems
-from migrate.parser import Statement
-from migrate.report import describe
+from migrate.ledger import RecordedCatalog
+from migrate.lock import LOCK_WAIT, lock
+from migrate.report import FailedFilesError
+from migrate.session import (
+    SESSION_SETTINGS,
+    Connection,
+    is_broken,
+    roll_back,
+    send,
+    translated_errors,
+)
+from migrate.statements import Statement
 
 _ROWS_SHOWN = 20
 
@@ -65,7 +65,7 @@ def accept(connection: Connection, wait: float = LOCK_WAIT) -> list[Difference]:
         recorded = ledger.recorded_catalog(connection)
         leave = recorded.leave if recorded else ()
         live = catalog.read(connection, leave)
-        ledger.record_catalog(connection, live, leave)
+        ledger.record_catalog(connection, RecordedCatalog(live, leave))
         return catalog.differences(recorded.objects, live) if recorded else []
 
 
@@ -119,7 +119,7 @@ def _ask(connection: Connection, file: File, statement: Statement) -> list[dict[
             return []  # a DO block has no rows, only an error
         position = error.diag.statement_position
         offset = None if position is None else int(position) - 1
-        raise MigrateError(describe([file], statement, offset, error)) from error
+        raise MigrateError(str(FailedFilesError([file], statement, offset, error))) from error
     return [dict(zip(names, row, strict=True)) for row in found]
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from migrate.connection import Connection, connect
+from migrate.connection import connect
 from migrate.errors import MigrateError
+from migrate.session import Connection
 
 LONGEST_NAME = 63
 """Bytes of a job's name that pg_cron before 1.5 keeps."""

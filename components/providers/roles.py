@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from psycopg import sql
 
-from migrate.connection import Connection, translated_errors
+from migrate.session import Connection, translated_errors
 
 
 @translated_errors()

@@ -8,8 +8,8 @@ from components import ROOT
 from components.authorization import AUTHORIZATION
 from docs.generate.markdown import code, grid
 from migrate import files, run
-from migrate.connection import Connection, connect
 from migrate.files import PLATFORM, REPEATABLE, VERSIONED
+from migrate.session import Connection
 from migrate.throwaway import throwaway
 
 INTRO = """\
@@ -128,7 +128,7 @@ FUNCTIONS = """
 
 def document() -> str:
     """docs/reference.md, of a new database."""
-    with throwaway() as url, connect(url) as connection:
+    with throwaway() as connection:
         run.up(connection, files.read_tree(ROOT / "sql"), (PLATFORM, VERSIONED, REPEATABLE))
         return "\n".join(lines(connection))
 

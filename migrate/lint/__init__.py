@@ -10,10 +10,10 @@ section for each rule.
 from collections.abc import Collection, Sequence
 
 from migrate.files import File
-from migrate.lint.privileges import Default, default_privileges
-from migrate.lint.rules import RULES, Finding, Rule
+from migrate.lint._privileges import Default, default_privileges
+from migrate.lint._rules import RULES, Finding
 
-__all__ = ["RULES", "Default", "Finding", "Rule", "default_privileges", "lint"]
+__all__ = ["RULES", "Finding", "default_privileges", "lint"]
 
 
 def lint(
@@ -34,8 +34,8 @@ def lint(
     Raises:
         FilesError: the parser refuses a file.
     """
-    # Here, because of what it imports: see postgast of migrate/parser.py.
-    from migrate.lint.reader import Reader
+    # Here, because of what it imports: see postgast of migrate/statements.py.
+    from migrate.lint._reader import Reader
 
     reader = Reader()
     for file in before:

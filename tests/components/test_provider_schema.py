@@ -4,6 +4,7 @@ import secrets
 
 import pytest
 
+from components.schema import fingerprint, object_digests
 from migrate import catalog, files
 from migrate.connection import connect
 from tests.support.provider_host import DIFF_NONE, DIFF_SOME, NAMES, SOUND, Stack, State, untimed
@@ -120,8 +121,8 @@ class TestCreate:
         with connect(applied.url) as connection:
             found = catalog.read(connection)
         outputs = applied.state["verification"].outputs
-        assert outputs["fingerprint"] == files.fingerprint(found)
-        assert outputs["objects"] == catalog.object_digests(found)
+        assert outputs["fingerprint"] == fingerprint(found)
+        assert outputs["objects"] == object_digests(found)
         assert "table public.accounts" in outputs["objects"]
 
     def test_second_create_adopts(self, applied: Stack) -> None:

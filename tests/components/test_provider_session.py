@@ -10,7 +10,6 @@ from typing import Any
 from pulumi.runtime.proto import provider_pb2
 
 from components import PROJECT, ROOT
-from migrate.connection import APPLICATION
 from tests.support.provider_host import DIFF_NONE, DIFF_SOME, NAMES, Stack, struct
 
 
@@ -22,7 +21,7 @@ class TestConnection:
             pid
             for (pid,) in stack.execute(
                 "select pid from pg_stat_activity where datname = current_database() "
-                f"and application_name = '{APPLICATION}'"
+                "and application_name = 'migrate'"
             )
         }
 
@@ -108,12 +107,12 @@ provider, values = VerificationProvider(), eval(sys.argv[1])
 provider.configure(ConfigureRequest(Config(values, "mindroom")))
 proof = {"files": "", "checks": ""}
 provider.diff("verification", proof, proof)
-unneeded = {"postgast", "migrate.lint.reader", "pulumi_postgresql", "pulumi_kubernetes"}
+unneeded = {"postgast", "migrate.lint._reader", "pulumi_postgresql", "pulumi_kubernetes"}
 assert not unneeded & sys.modules.keys()
 import components.access
 import components.database
 import components.instance_provisioner
-assert not {"postgast", "migrate.lint.reader"} & sys.modules.keys()
+assert not {"postgast", "migrate.lint._reader"} & sys.modules.keys()
 """
     config = {f"{PROJECT}:{key}": value for key, value in Stack(ROOT, database).config.items()}
     command = [sys.executable, "-c", code, repr(config)]

@@ -5,12 +5,12 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import LiteralString
+from typing import TYPE_CHECKING, LiteralString
 
 import psycopg
 import pytest
 
-from migrate import files, run
+from migrate import files
 from migrate.connection import connect
 from migrate.errors import AdoptionError, DriftError
 from tests.migrate.test_catalog import VIEWS, WRITTEN
@@ -29,6 +29,9 @@ from tests.support.migrating import (
     up,
     write,
 )
+
+if TYPE_CHECKING:
+    from migrate.report import Step
 
 FILES = {
     "platform/a.sql": "create schema if not exists auth;\n"
@@ -88,7 +91,7 @@ def test_an_equal_database_gets_the_ledger_of_a_run_and_nothing_else(
         "made by psql, and equal to what the files make: a run only records that\n"
         "the record of what is there is not complete: `up` completes it\n",
     )
-    steps: list[run.Step] = []
+    steps: list[Step] = []
     assert up(combined, directory, report=steps.append) == []
     assert told(steps) == ["adopted what psql had made"]
     assert objects(combined) == before
@@ -223,7 +226,7 @@ def test_tables_of_ours_under_files_that_fail_anew_are_refused(
 
 
 def test_of_two_runs_at_once_one_adopts(combined: str, directory: Path) -> None:
-    steps: list[run.Step] = []
+    steps: list[Step] = []
     with ThreadPoolExecutor(2) as pool:
         runs = [pool.submit(up, combined, directory, report=steps.append) for _ in range(2)]
     assert [each.result() for each in runs] == [[], []]
@@ -319,7 +322,7 @@ def test_a_copy_without_rows_is_adopted(
         2,
         "made by psql, and equal to what the files make: a run only records that",
     )
-    steps: list[run.Step] = []
+    steps: list[Step] = []
     assert up(other_database, directory, report=steps.append) == []
     assert told(steps) == ["adopted what psql had made"]
     assert checks_passed(other_database, directory) == 1

@@ -6,7 +6,8 @@ import psycopg
 import pytest
 
 from migrate import files, plan
-from migrate.connection import LOCK_KEY, connect
+from migrate.connection import connect
+from migrate.lock import LOCK_KEY
 from tests.support.migrating import (
     ROWS,
     bundled,

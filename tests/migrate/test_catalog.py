@@ -12,8 +12,8 @@ import pytest
 
 from embedded.postgres import Server, embedded_bin
 from migrate import catalog
+from migrate.catalog._objects import SQL
 from migrate.connection import connect
-from migrate.objects import SQL
 from tests.support.migrating import (
     ABSENT,
     drifts,

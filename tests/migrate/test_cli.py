@@ -119,8 +119,14 @@ def test_status_shows_every_file_with_its_state(database: str, tmp_path: Path) -
     write(tmp_path, {**tables(1), "repeatable/a.sql": "select 1;"})
     up(tmp_path, database)
     write(tmp_path, {**tables(2), "repeatable/b.sql": "select 1;"})
+    german: LiteralString = """do $$ begin
+      execute format('alter database %I set datestyle = german', current_database());
+      execute format('alter database %I set timezone = Japan', current_database());
+    end $$"""
+    query(database, german)  # in which psycopg reads no time
     result = migrate(tmp_path, "status", url=database)
-    form = "select to_char(applied_at, 'YYYY-MM-DD HH24:MI:SS+0000') from migrate.ledger order by 1"
+    form = "select to_char(applied_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS+0000')"
+    form += " from migrate.ledger order by 1"
     first, second = query(database, form)
     assert result.stdout.splitlines() == [
         f"applied  migrations/0001_t1.sql  {first} by postgres",

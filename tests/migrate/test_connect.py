@@ -11,7 +11,7 @@ import pytest
 
 from embedded.postgres import Server
 from migrate import connection
-from migrate.connection import TRANSACTION_POOLER_PORT, connect
+from migrate.connection import connect
 from tests.support.migrating import failure, query, refused
 
 
@@ -25,7 +25,7 @@ def closed_port() -> int:
 def pooler(server: Server) -> Iterator[str]:
     """The server behind a forwarder on Supabase's transaction mode port; its host."""
     host = f"127.{os.getpid() >> 8 & 255}.{os.getpid() & 255}.2"  # another one a test process
-    listener = socket.create_server((host, TRANSACTION_POOLER_PORT))
+    listener = socket.create_server((host, 6543))
 
     def pump(source: socket.socket, target: socket.socket) -> None:
         while data := source.recv(65536):
@@ -154,7 +154,7 @@ def test_a_password_of_special_characters_is_taken_percent_encoded(
 def test_a_server_that_is_too_old_is_refused_with_its_version(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "OLDEST_SERVER", 99)
+    monkeypatch.setattr(connection, "_OLDEST_SERVER", 99)
     major = int(query(database, "show server_version_num")[0]) // 10000
     assert failure(lambda: connect(database)).endswith(
         f"is PostgreSQL {major}; 99 or newer is needed\n  what to do: upgrade the server"

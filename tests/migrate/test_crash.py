@@ -29,7 +29,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from embedded.postgres import Server
 from migrate import __main__ as cli
 from migrate import catalog, files, ledger, run, verify
-from migrate.connection import Connection, connect
+from migrate.connection import connect
+from migrate.session import Connection
 from tests.support.platforms import own_server
 
 # --- a run that is cut off -------------------------------------------------------------------
@@ -253,7 +254,7 @@ class State:
     log: Mapping[str, int]
     applied: Mapping[str, str]
     objects: Mapping[str, str]
-    recorded: ledger.Record | None
+    recorded: ledger.RecordedCatalog | None
     leftovers: Sequence[Any]
 
     @classmethod
@@ -330,7 +331,7 @@ class Case:
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make a file of some lines one of several pieces."""
-    monkeypatch.setattr("migrate.parser.PIECE_SIZE", 64)
+    monkeypatch.setattr("migrate.parser._PIECE_SIZE", 64)
 
 
 # --- the process is killed -------------------------------------------------------------------

@@ -18,8 +18,8 @@ from migrate import files, parser
 from migrate.bundle import bundle
 from migrate.errors import FilesError
 from migrate.files import File
-from migrate.parser import Piece, Statement, split
 from migrate.plan import Folder
+from migrate.statements import Piece, Statement, split
 
 SOUND = "create table sound (a int);\n"
 NO_STATEMENT = "m/0001_a.sql: holds no statement\n  what to do: delete the file or fill it"
@@ -617,7 +617,7 @@ def test_no_piece_ends_within_a_statement(astride: str) -> None:
 def cutting(block: int) -> Iterator[None]:
     """Files are cut into pieces of a few characters."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parser, "PIECE_SIZE", block)
+        patch.setattr(parser, "_PIECE_SIZE", block)
         yield
 
 

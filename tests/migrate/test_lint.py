@@ -13,10 +13,13 @@ from postgast import pg_query_pb2 as postgres
 
 from components import ROOT
 from migrate.files import REPEATABLE, VERSIONED, File, read
-from migrate.lint import Default, lint, locks, reader
-from migrate.lint import nodes as node_module
-from migrate.lint.rules import NOT_ACKNOWLEDGEABLE, Finding
-from migrate.parser import Statement
+from migrate.lint import _locks as locks
+from migrate.lint import _nodes as node_module
+from migrate.lint import _reader as reader
+from migrate.lint import lint
+from migrate.lint._privileges import Default
+from migrate.lint._rules import NOT_ACKNOWLEDGEABLE, Finding
+from migrate.statements import Statement
 from tests.support.linting import (
     BEFORE,
     HURTS,

@@ -15,9 +15,10 @@ from postgast import pg_query_pb2 as postgres
 from embedded.postgres import Server
 from migrate.__main__ import main
 from migrate.files import VERSIONED, File
-from migrate.lint import default_privileges, lint, locks
-from migrate.lint.nodes import lock_mode
-from migrate.lint.reader import Reader
+from migrate.lint import _locks as locks
+from migrate.lint import default_privileges, lint
+from migrate.lint._nodes import lock_mode
+from migrate.lint._reader import Reader
 from tests.support.linting import BEFORE, NEW, NEXT_FILE, NO_TRANSACTION, cases, found, written
 
 

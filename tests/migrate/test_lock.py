@@ -8,14 +8,16 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
 
 from embedded.postgres import Server
 from migrate import apply, files, run, verify
-from migrate.connection import LOCK_KEY, connect
+from migrate.connection import connect
 from migrate.errors import MigrateError
+from migrate.lock import LOCK_KEY
 from tests.support.migrating import (
     ABSENT,
     REPOSITORY,
@@ -38,6 +40,9 @@ from tests.support.migrating import (
     write,
 )
 
+if TYPE_CHECKING:
+    from migrate.report import Step
+
 # --- waiting for locks -----------------------------------------------------------------------
 
 IMPATIENT = {"migrations/0002_b.sql": "set local lock_timeout = '50ms'; alter table t1 add b int;"}
@@ -58,7 +63,7 @@ def test_a_lock_timeout_is_retried_until_the_lock_is_free(
                 blocker.rollback()
 
         monkeypatch.setattr("migrate.apply.time.sleep", wait)
-        steps: list[run.Step] = []
+        steps: list[Step] = []
         assert up(database, tmp_path, report=steps.append) == ["0002_b.sql"]
     assert waits == [1, 2]
     assert told(steps) == [
@@ -82,12 +87,12 @@ def test_a_lock_that_is_never_free_fails_after_the_last_try(
     assert f"{tmp_path}/migrations/0002_b.sql:1:34: canceling statement due to lock" in message
     assert "(SQLSTATE 55P03)" in message
     assert "  rolled back: 0002_b.sql\n  committed in this run: nothing\n" in message
-    assert waits == [2**number for number in range(apply.RETRIES)] == [1, 2, 4, 8]
+    assert waits == [2**number for number in range(apply._RETRIES)] == [1, 2, 4, 8]
 
 
 def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("migrate.connection.LOOK", 0.05)
-    monkeypatch.setattr("migrate.apply.RETRIES", 0)
+    monkeypatch.setattr("migrate.lock._LOOK", 0.05)
+    monkeypatch.setattr("migrate.apply._RETRIES", 0)
 
 
 def named(holder: psycopg.Connection) -> str:
@@ -157,7 +162,7 @@ def test_of_two_runs_one_applies_and_the_other_waits_and_finds_nothing(
 
 
 def test_a_run_that_waits_says_once_for_whom(database: str, tmp_path: Path) -> None:
-    steps: list[run.Step] = []
+    steps: list[Step] = []
     with psycopg.connect(database, application_name="deploy 7", autocommit=True) as holder:
         holder.execute("select pg_advisory_lock(%s)", [LOCK_KEY])
         pid = holder.info.backend_pid

@@ -1,12 +1,14 @@
 """Files that change what new sessions are given: one result, in however many runs."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pytest
 
 from migrate import files, run
-from migrate.connection import LOCK_KEY, connect
+from migrate.connection import connect
+from migrate.lock import LOCK_KEY
 from tests.support.migrating import (
     bundled,
     checks_passed,
@@ -22,6 +24,9 @@ from tests.support.migrating import (
     wait_for,
     write,
 )
+
+if TYPE_CHECKING:
+    from migrate.report import Step
 
 SCHEMA = "create schema app;\n"
 IN_DATABASE = """\
@@ -65,7 +70,7 @@ def test_files_after_a_change_run_in_a_session_that_has_it(
         "migrations/0005_u.sql": TABLE.replace("t (", "u ("),
         "repeatable/v.sql": "create or replace view v as select id from app.t;\n",
     }
-    steps: list[run.Step] = []
+    steps: list[Step] = []
     assert len(up(role, write(tmp_path / "a", contents), report=steps.append)) == 6
     assert [(step.number, step.total) for step in steps if step.event == "applied"] == [
         (number, 6) for number in range(1, 7)
@@ -95,7 +100,7 @@ def test_statements_behind_a_change_run_in_a_session_that_has_it(
     text = f"-- migrate: no-transaction\n{SCHEMA}{kept}{change}{TABLE}"
     text += "create table named as select current_setting('application_name') as name;\n"
     write(tmp_path, {"migrations/0001_a.sql": text, "migrations/0002_b.sql": "select 1;\n"})
-    steps: list[run.Step] = []
+    steps: list[Step] = []
     assert up(database, tmp_path, report=steps.append) == ["0001_a.sql", "0002_b.sql"]
     applied = [step.subject for step in steps if step.event == "applied"]
     assert applied == ["migrations/0001_a.sql", "migrations/0002_b.sql"]
@@ -114,7 +119,7 @@ def test_psql_has_to_have_begun_new_sessions_for_a_database_to_be_adopted(
     for text in contents:
         assert psql(postgres_bin, database, text, tmp_path) == (0, "")
     assert psql(postgres_bin, other_database, "".join(contents), tmp_path) == (0, "")
-    steps: list[run.Step] = []
+    steps: list[Step] = []
     assert up(database, tmp_path, report=steps.append) == []
     assert told(steps) == ["adopted what psql had made"]
     assert 'schema "app" already exists' in failure(lambda: up(other_database, tmp_path))
@@ -154,7 +159,7 @@ def test_a_run_that_waited_has_what_the_other_run_changed(database: str, tmp_pat
     first = {"migrations/0001_s.sql": SCHEMA + CHANGES["database"] + "select pg_sleep(2);\n"}
     write(tmp_path / "a", first)
     write(tmp_path / "b", {**first, "migrations/0002_t.sql": TABLE})
-    steps: list[run.Step] = []
+    steps: list[Step] = []
     with in_background(lambda: up(database, tmp_path / "a")) as running:
         held = "select 1 from pg_locks where locktype = 'advisory' and objid = %s"
         wait_for(lambda: query(database, held, LOCK_KEY & 0xFFFFFFFF), "the first run begins")

@@ -15,11 +15,12 @@ import psycopg
 import pytest
 
 from embedded.errors import UserError
-from migrate import files, rehearsal, run
+from migrate import files, ledger, rehearsal, run
 from migrate.__main__ import main
 from migrate.bundle import bundle
 from migrate.connection import connect
 from migrate.errors import MigrateError, NoRehearsalError
+from migrate.files import REPEATABLE
 from tests.support.migrating import failure, made, query
 
 ROOT = Path(__file__).parents[2]
@@ -129,9 +130,9 @@ def test_texts_that_the_bundle_leaves_out_are_completed(database: str, tmp_path:
     script = "".join(bundle(tree)).replace("\\set ON_ERROR_STOP on", "")
     with connect(database) as connection:
         connection.execute(script.encode())
-        assert rehearsal.state(connection).repeatable == {}
+        assert ledger.contents(connection, REPEATABLE) == {}
         assert run.up(connection, tree) == []
-        assert rehearsal.state(connection).repeatable == {"v.sql": APPLIED["repeatable/v.sql"]}
+        assert ledger.contents(connection, REPEATABLE) == {"v.sql": APPLIED["repeatable/v.sql"]}
 
 
 def test_no_server_and_no_file_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

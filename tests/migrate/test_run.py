@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -23,6 +24,9 @@ from tests.support.migrating import (
     write,
 )
 
+if TYPE_CHECKING:
+    from migrate.report import Step
+
 # --- the ledger ------------------------------------------------------------------------------
 
 
@@ -30,7 +34,7 @@ def test_up_applies_all_files_in_order_versioned_before_repeatable(
     database: str, tmp_path: Path
 ) -> None:
     write(tmp_path, {"repeatable/a.sql": "create view v as select a from t2;", **tables(1, 2)})
-    steps: list[run.Step] = []
+    steps: list[Step] = []
     assert up(database, tmp_path, report=steps.append) == ["0001_t1.sql", "0002_t2.sql", "a.sql"]
     assert told(steps) == [
         "applying migrations/0001_t1.sql",
@@ -46,7 +50,7 @@ def test_up_applies_all_files_in_order_versioned_before_repeatable(
 def test_a_step_says_which_of_how_many_files_and_how_long(database: str, tmp_path: Path) -> None:
     slow = {"migrations/0002_s.sql": "select pg_sleep(0.2);"}
     repeatable = {"repeatable/a.sql": "select 1;", "repeatable/b.sql": "select 1;"}
-    steps: list[run.Step] = []
+    steps: list[Step] = []
     up(database, write(tmp_path, {**tables(1), **slow, **repeatable}), report=steps.append)
     assert [(step.event, step.subject, step.number, step.total) for step in steps] == [
         ("applying", "migrations/0001_t1.sql", 1, 4),
@@ -108,7 +112,7 @@ def test_plan_names_what_up_would_apply_and_changes_nothing(database: str, tmp_p
     write(tmp_path, {"repeatable/a.sql": "select 1;", **tables(1, 2)})
     with connect(database) as session:
         planned = plan.check(session, files.read_tree(tmp_path))
-    names = [name for folder in planned.folders for name in folder.work]
+    names = [name for folder in planned.folders for name in folder.changes]
     assert (planned.work, planned.complete) == (True, True)
     assert [file.name for file in planned.pending] == names
     assert names == ["0001_t1.sql", "0002_t2.sql", "a.sql"]
@@ -364,7 +368,7 @@ def test_a_removed_repeatable_file_is_forgotten_and_applied_again_when_it_return
     write(tmp_path, {"repeatable/1.sql": "select 1;", "repeatable/2.sql": "select 2;"})
     up(database, tmp_path)
     (tmp_path / "repeatable/1.sql").unlink()
-    steps: list[run.Step] = []
+    steps: list[Step] = []
     assert up(database, tmp_path, report=steps.append) == []
     assert told(steps) == ["unrecorded repeatable/1.sql, which was removed; what it made stays"]
     assert recorded(database) == ["2.sql"]

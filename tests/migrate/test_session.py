@@ -13,8 +13,10 @@ import pytest
 
 from embedded.postgres import Server
 from migrate import files, run
-from migrate.connection import LOCK_KEY, connect
+from migrate.connection import connect
 from migrate.errors import FilesError, MigrateError
+from migrate.lock import LOCK_KEY
+from migrate.report import Step
 from tests.support.migrating import (
     ROWS,
     checks_passed,
@@ -142,7 +144,7 @@ def test_a_file_that_changes_after_it_was_read_is_applied_as_it_was(
     text = "create table half ();\n" + (large("") if size == "large" else "")
     write(tmp_path, {**tables(1), "repeatable/1.sql": "select 1;", name: text})
 
-    def change(step: run.Step) -> None:
+    def change(step: Step) -> None:
         if step.event == "applied" and step.subject == "migrations/0001_t1.sql":
             (tmp_path / name).write_text(text.replace("half", "other"))
 
@@ -165,7 +167,7 @@ def test_a_file_that_changes_while_a_run_waits_is_applied_as_it_was(
 ) -> None:
     write(tmp_path, tables(1))
 
-    def change(step: run.Step) -> None:
+    def change(step: Step) -> None:
         if step.event == "waiting":
             write(tmp_path, {"migrations/0001_t1.sql": "create table other ();"})
             query(database, "select pg_terminate_backend(%s, 5000)", holder.info.backend_pid)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import migrate
 from components import ROOT
 from components.automation import SCHEDULES
 from policies.rules import RULES
@@ -73,6 +74,12 @@ def test_map_in_the_readme_names_every_directory() -> None:
     shown = re.findall(r"^\| `([\w.]+)/` \|", text("README.md"), re.MULTILINE)
     assert sorted(shown) == sorted(name for name in top if not name.startswith("."))
     assert len(shown) <= 15
+
+
+def test_tour_of_the_migration_engine_names_each_module() -> None:
+    shown = re.findall(r"^    (\w+\.py|\w+/)  +\S", migrate.__doc__ or "", re.MULTILINE)
+    there = {f"{path.name}{'/' * path.is_dir()}" for path in (ROOT / "migrate").iterdir()}
+    assert sorted(shown) == sorted(there - {"__init__.py", "__pycache__/"})
 
 
 @pytest.mark.parametrize("path", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))])

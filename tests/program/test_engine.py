@@ -18,10 +18,10 @@ from pulumi import automation
 
 from components import PROJECT, ROOT
 from components.automation import SCHEDULES
+from components.schema import fingerprint
 from docs.examples import stripe_handler
 from embedded.cluster import ClusterAccess
 from embedded.postgres import Server
-from migrate import files
 from tests.support.engines import (
     Project,
     changes,
@@ -85,7 +85,7 @@ def test_outputs_by_plain_json(project: Project) -> None:
     assert breaches({name: output.value for name, output in outputs.items()}) == []
     migrations = [path.name for path in sql_files("migrations")]
     assert outputs["applied_migrations"].value == migrations
-    assert outputs["schema_fingerprint"].value == files.fingerprint(live_catalog(project.url))
+    assert outputs["schema_fingerprint"].value == fingerprint(live_catalog(project.url))
     assert [name for name, output in outputs.items() if output.secret] == ["service_database_urls"]
     for url in outputs["service_database_urls"].value.values():
         psycopg.connect(url).close()

@@ -15,9 +15,10 @@ from pulumi.runtime.mocks import MockResourceArgs
 from components import ROOT
 from components.authorization import API_ROLES, SERVICES
 from components.automation import SCHEDULES
+from components.schema import fingerprint
 from dev.in_process import Executor, InProcessError
 from embedded.cluster import ClusterAccess
-from migrate import catalog, files, verify
+from migrate import catalog, verify
 from migrate.connection import connect
 from tests.support.migrating import query
 from tests.support.outputs import breaches
@@ -53,7 +54,7 @@ def test_outputs_are_the_contract(platform: Platform) -> None:
     assert breaches(outputs) == []
     assert outputs["schema_version"] == migrations[-1].removesuffix(".sql")
     assert outputs["applied_migrations"] == migrations
-    assert outputs["schema_fingerprint"] == files.fingerprint(catalog_of(platform.url))
+    assert outputs["schema_fingerprint"] == fingerprint(catalog_of(platform.url))
     assert outputs["database"] == {
         "host": to["host"],
         "port": int(str(to["port"])),

@@ -15,10 +15,12 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from migrate import catalog, connection, files, plan, run, verify
+from migrate import catalog, files, plan, run, verify
 from migrate.bundle import bundle
 from migrate.connection import connect
 from migrate.errors import IncompleteRunError, MigrateError, UnreachableError
+from migrate.report import Step
+from migrate.session import Connection
 
 REPOSITORY = Path(__file__).parents[2]
 ABSENT = "(absent)"
@@ -62,7 +64,7 @@ def incomplete(url: str, directory: Path) -> bool:
         return True
 
 
-def drifts(session: connection.Connection) -> dict[str, tuple[str, str]]:
+def drifts(session: Connection) -> dict[str, tuple[str, str]]:
     """Object -> what was expected and what was found."""
     return {
         each.object: (each.expected or ABSENT, each.found or ABSENT)
@@ -70,7 +72,7 @@ def drifts(session: connection.Connection) -> dict[str, tuple[str, str]]:
     }
 
 
-def sent(session: connection.Connection, action: Callable[[], object], tmp_path: Path) -> int:
+def sent(session: Connection, action: Callable[[], object], tmp_path: Path) -> int:
     """How many statements the client sends meanwhile, as libpq traces them."""
     with (tmp_path / "trace").open("w") as trace:
         session.pgconn.trace(trace.fileno())
@@ -106,7 +108,7 @@ def up(url: str, directory: Path, **options: Any) -> list[str]:
         return [file.name for file in run.up(session, files.read_tree(directory), **options)]
 
 
-def told(steps: Sequence[run.Step]) -> list[str]:
+def told(steps: Sequence[Step]) -> list[str]:
     """The lines of steps, without the time that they took."""
     return [re.sub(r" \(\d+ ms\)$", "", str(step)) for step in steps]
 

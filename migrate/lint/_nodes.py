@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 from postgast import nodes, walk_typed
 from postgast import pg_query_pb2 as postgres
 
-from migrate.lint.locks import (
+from migrate.forbidden import has_option
+from migrate.lint._locks import (
     ACCESS_EXCLUSIVE,
     ALTER_TABLE,
     EXCLUSIVE_OPTIONS,
     SHARE_ROW_EXCLUSIVE,
     SHARE_UPDATE_EXCLUSIVE,
 )
-from migrate.parser import has_option
 
 SERIAL = re.compile("(big|small)?serial|serial[248]")
 _WIDER = {

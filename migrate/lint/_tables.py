@@ -5,9 +5,9 @@ from typing import Any
 from postgast import nodes
 from postgast import pg_query_pb2 as postgres
 
-from migrate.lint.known import Index, Known
-from migrate.lint.locks import ACCESS_EXCLUSIVE, ALTER_TABLE, SHARE, VOLATILE
-from migrate.lint.nodes import (
+from migrate.lint._known import Index, Known
+from migrate.lint._locks import ACCESS_EXCLUSIVE, ALTER_TABLE, SHARE, VOLATILE
+from migrate.lint._nodes import (
     SERIAL,
     Type,
     constraint_name,

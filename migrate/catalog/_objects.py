@@ -5,8 +5,6 @@ Which of their columns are told, and why the others are not, is in `tests/migrat
 
 from typing import NamedTuple
 
-from migrate.ledger import SCHEMA
-
 
 class Query(NamedTuple):
     """The objects of a system catalog; each field but the first is SQL.
@@ -682,7 +680,7 @@ where {acl} is distinct from initprivs and {owner} = (select role from us)
 
 SQL = f"""
 with us as materialized (
-  select coalesce((select nspowner from pg_namespace where nspname = '{SCHEMA}'),
+  select coalesce((select nspowner from pg_namespace where nspname = 'migrate'),
                   current_user::regrole) as role
 ),
 this as materialized (select oid from pg_database where datname = current_database()),
@@ -697,7 +695,7 @@ member as materialized (select classid, objid from pg_depend where deptype = 'e'
 ours as materialized (
   select n.* from pg_namespace n
   where (nspowner = (select role from us) or nspname = 'public')
-    and nspname not in ('{SCHEMA}', 'information_schema') and nspname not like 'pg\\_%'
+    and nspname not in ('migrate', 'information_schema') and nspname not like 'pg\\_%'
     and not exists (select from member where (classid, objid) = ('pg_namespace'::regclass, n.oid))
 ),
 relation as materialized (

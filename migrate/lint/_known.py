@@ -4,9 +4,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from migrate.lint.findings import Findings, Place
-from migrate.lint.nodes import Type, schema_of, type_names
-from migrate.lint.privileges import API_ROLES, BUILT_IN, Default
+from migrate.lint._findings import Findings, Place
+from migrate.lint._nodes import Type, schema_of, type_names
+from migrate.lint._privileges import API_ROLES, BUILT_IN, Default
 
 _OF_CLIENTS = {"cascade", "drop", "rename"}
 """Rules of what hurts whose rows are elsewhere, too."""

@@ -9,13 +9,13 @@ from postgast import nodes
 from postgast import pg_query_pb2 as postgres
 
 from migrate.files import File
-from migrate.lint.functions import Functions
-from migrate.lint.known import Domain, Index
-from migrate.lint.locks import ACCESS_EXCLUSIVE, HARMLESS, HINDERS, KINDS, LOCKS, SHARE, Kind
-from migrate.lint.nodes import ROUTINES, constant, last_name, nodes_below, options_of, type_of
-from migrate.lint.privileges import EVERYBODY
-from migrate.lint.tables import Tables
-from migrate.parser import has_option
+from migrate.forbidden import has_option
+from migrate.lint._functions import Functions
+from migrate.lint._known import Domain, Index
+from migrate.lint._locks import ACCESS_EXCLUSIVE, HARMLESS, HINDERS, KINDS, LOCKS, SHARE, Kind
+from migrate.lint._nodes import ROUTINES, constant, last_name, nodes_below, options_of, type_of
+from migrate.lint._privileges import EVERYBODY
+from migrate.lint._tables import Tables
 
 _BULK = re.compile(r"comment\b|insert\s+into\s+\S+\s*(\([^)]*\)\s*)?values\b", re.IGNORECASE)
 """What nothing is found in, unless it uses a new value of an enum; a file may hold millions."""

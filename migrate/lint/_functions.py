@@ -4,9 +4,9 @@ from typing import Any
 
 from postgast import pg_query_pb2 as postgres
 
-from migrate.lint.known import Function, Known, Relation
-from migrate.lint.nodes import ROUTINES, granted, last_name, schema_of, type_names
-from migrate.lint.privileges import EVERYBODY
+from migrate.lint._known import Function, Known, Relation
+from migrate.lint._nodes import ROUTINES, granted, last_name, schema_of, type_names
+from migrate.lint._privileges import EVERYBODY
 
 _RESULTS = {postgres.FUNC_PARAM_OUT, postgres.FUNC_PARAM_TABLE}
 _UNCALLABLE = {"trigger", "event_trigger"}

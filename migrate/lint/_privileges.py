@@ -1,6 +1,6 @@
 """Privileges that an object has from its creation on, by default, for the roles of an API."""
 
-from migrate.connection import Connection, translated_errors
+from migrate.session import Connection, translated_errors
 
 EVERYBODY = "PUBLIC"
 API_ROLES = frozenset({EVERYBODY, "anon", "authenticated"})

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from migrate.parser import postgast
+from migrate.statements import postgast
 
 _PREFIX = re.compile(rb'("([^"]|"")*"|[^."]+)\.')
 

@@ -3,11 +3,11 @@
 import re
 from dataclasses import dataclass, field
 
-from migrate.catalog import LEAVE, is_name
+from migrate.catalog import left_by
 from migrate.files import File
-from migrate.lint.locks import HINDERS
-from migrate.lint.rules import NOT_ACKNOWLEDGEABLE, RULES, Finding
-from migrate.parser import Statement
+from migrate.lint._locks import HINDERS
+from migrate.lint._rules import NOT_ACKNOWLEDGEABLE, RULES, Finding
+from migrate.statements import Statement
 
 _DIRECTIVE = re.compile(
     r"^[ \t]*((?:--|/\*)[ \t]*migrate:[ \t]*(.*))", re.MULTILINE | re.IGNORECASE
@@ -74,7 +74,7 @@ class Findings:
                     self.find("acknowledgement", "it gives no reason", offset=at)
                 else:
                     self.place.allowed[rule] = at, reason
-            elif (leave := LEAVE.match(line[0])) and is_name(leave[1]) and at < 0:
+            elif left_by(line[0]) and at < 0:
                 pass
             elif line[2].strip() != "no-transaction" or not opens or self._transactional:
                 self.find("directive", line[1].strip(), offset=at)
