@@ -218,7 +218,7 @@ IMAGES: dict[str, Values] = {
     "instance-provisioner": {"image": {"repository": "app", "digest": DIGEST.strip("@")}},
 }
 OPTIONS: dict[str, Values] = {
-    "instance": {"matrix": {"enabled": True}},
+    "instance": {"matrix": {"enabled": True, "serverName": "matrix.example"}},
     "instance-provisioner": {"automation": {"jobs": {"a": {"schedule": "0 0 * * *", "sql": "x"}}}},
 }
 
