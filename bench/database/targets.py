@@ -52,6 +52,15 @@ def _track(account: str) -> str:
     return f"select track_usage({account}, 'ada', 'search', 'matrix', 'sent');\n"
 
 
+def _record(account: str) -> str:
+    return f"""\\set e random(1, 1000000000000)
+select record_usage({account}, (
+  select jsonb_agg(jsonb_build_object('id', :e || '-' || n, 'type', 'sent', 'agent', 'ada',
+                                      'tool', 'search', 'platform', 'matrix'))
+    from generate_series(1, 100) n));
+"""
+
+
 def _flat(title: str, text: str, *, user: bool = False) -> Target:
     ours, baseline = (Script(text, name, user) for name in ("ten_million", "hundred_thousand"))
     return Target(f"{title}: 10 million usage rows, to 100 thousand", ours, baseline, 1 / 1.2)
@@ -96,6 +105,18 @@ TARGETS = {
         0.95,
         before="update subscriptions set max_messages_per_day = 0 where id in ("
         "select md5('account ' || n)::uuid from generate_series(1, 500) n)",
+    ),
+    "record_one": Target(
+        "`record_usage` of 100 messages on one instance, to `track_usage` of one",
+        Script(_record(ONE)),
+        Script(_track(ONE)),
+        0.2,
+    ),
+    "record_many": Target(
+        "`record_usage` of 100 messages on 1,000 instances, to `track_usage` of one",
+        Script(PICK + _record(ANY)),
+        Script(PICK + _track(ANY)),
+        0.2,
     ),
     "track_flat": _flat("`track_usage`", PICK + _track(ANY)),
     "own_rows": Target(
