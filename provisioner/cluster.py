@@ -90,6 +90,7 @@ class Metadata(msgspec.Struct, frozen=True):
     uid: str
     resourceVersion: str  # noqa: N815 - Kubernetes' own spelling
     generation: int = 0
+    deletionTimestamp: str | None = None  # noqa: N815
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
     finalizers: list[str] = []

@@ -135,9 +135,12 @@ class Resync:
                     obj.kind is PersistentVolumeClaim
                     and obj.delete_after
                     and obj.delete_after < now
+                    and not obj.metadata.deletionTimestamp
                 ):
                     await self._context.cluster.delete_object(obj)
-                    log.info("volume removed", instance_id=instance_id, volume=obj.metadata.name)
+                    log.info(
+                        "volume expired: deleted", instance_id=instance_id, volume=obj.metadata.name
+                    )
 
 
 def _count(states: Sequence[RecordedState]) -> None:

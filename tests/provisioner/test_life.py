@@ -247,14 +247,15 @@ def test_volumes_of_a_deleted_account_are_nobodys_and_deleted_when_they_expire(
     error = world.settled(other, "failed")["error_message"]
     assert f"the volume {name}-backend is that of another instance, {instance}" in error
     assert world.objects("pvc", instance) == [volume]
-    world.kubectl(
-        "annotate",
-        "pvc",
-        volume["metadata"]["name"],
-        "mindroom.chat/delete-after=2026-01-01",
-        "--overwrite",
-    )
+    pvc = f"pvc/{name}-backend"
+    finalizers = '[{"op": "add", "path": "/metadata/finalizers", "value": %s}]'
+    world.kubectl("patch", pvc, "--type=json", "-p", finalizers % '["mindroom.test/wait"]')
+    world.kubectl("annotate", pvc, "mindroom.chat/delete-after=2026-01-01", "--overwrite")
+    resynced(service)
+    resynced(service)
+    world.kubectl("patch", pvc, "--type=json", "-p", finalizers % "[]")
     eventually(lambda: world.objects("pvc", instance) == [])
+    assert len(service.events("volume expired: deleted", instance_id=str(instance))) == 1
     assert service.process.poll() is None
 
 
