@@ -3807,13 +3807,12 @@ begin
        when jsonb_typeof(event -> 'type') is distinct from 'string'
          or event ->> 'type' not in ('sent', 'received', 'tool')
          then 'has no type that is sent, received or tool'
-       when exists (
-         select from unnest(array[event -> 'agent', event -> 'tool', event -> 'platform']) as name
-          where jsonb_typeof(name) <> 'null'
-            and (jsonb_typeof(name) <> 'string' or length(name #>> '{}') not between 1 and 100)
-       ) then 'names an agent, tool or platform that is no text of 1 to 100 characters'
+       when jsonb_typeof(event -> 'agent') not in ('null', 'string') or length(event ->> 'agent') not between 1 and 100
+         or jsonb_typeof(event -> 'tool') not in ('null', 'string') or length(event ->> 'tool') not between 1 and 100
+         or jsonb_typeof(event -> 'platform') not in ('null', 'string') or length(event ->> 'platform') not between 1 and 100
+         then 'names an agent, tool or platform that is no text of 1 to 100 characters'
        when event ->> 'type' = 'tool' and event ->> 'tool' is null then 'is of a tool that it does not name'
-       when coalesce(jsonb_typeof(event -> 'at'), 'null') <> 'null' and case
+       when jsonb_typeof(event -> 'at') <> 'null' and case
          when jsonb_typeof(event -> 'at') <> 'string' or length(event ->> 'at') > 40
            or event ->> 'at' !~ '^[1-9]\d{3}-(0[1-9]|1[0-2])-\d\d[Tt ]([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d+)?([Zz]|[+-](0\d|1[0-5]):[0-5]\d)$'
            then true
@@ -4069,7 +4068,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '51_usage_functions.sql', 'da44bbffca114218a93edae67c55165e4a8a98a35a853a5be090fbbd86a3c05b', NULL, '1.0.0');
+values (0, 'repeatable', '51_usage_functions.sql', 'c0244c803d60920688f1d6ec21cd55e335936a83557b374ba7fc07341b03d707', NULL, '1.0.0');
 
 -- repeatable/52_instance_functions.sql
 
