@@ -68,7 +68,7 @@ def syntax_problem(piece: Piece, error: ParseError) -> str:
         tools = "Flyway, goose, Atlas, dbt"
         message = f"a placeholder, which another tool ({tools}) fills in, and nobody here"
         remedy = "write what is meant"
-    if piece.text.startswith("\\", offset):
+    if message.endswith(r'at or near "\"'):
         message = "psql meta-commands are not SQL and only psql runs them"
         remedy = "remove the line"
     if copy := _COPY_DATA.search(piece.text, 0, offset):

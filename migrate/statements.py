@@ -2,6 +2,8 @@
 
 import re
 import unicodedata
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -9,6 +11,9 @@ from typing import Any
 _SPACE = " \t\n\r\f\v"
 _BETWEEN = re.compile(r"(?:[\s;]+|--[^\n\r]*)*")
 _COMMENT_BORDER = re.compile(r"/\*|\*/")
+_IN_COMMENT = re.compile(r"[^\n]")
+_READS_AHEAD = re.compile(r"(not|nulls|with|without|format)\s*(--|/\*)", re.IGNORECASE)
+"""Words that the parser reads together with the next one, before a comment."""
 
 _LINES_BEFORE, _LINES_AFTER, _LONGEST = 4, 2, 200
 
@@ -119,7 +124,7 @@ class Statement:
     @cached_property
     def node(self) -> Any:
         """Its parse tree, one of the classes of `postgast.nodes`."""
-        return postgast().wrap(postgast().parse(self.text)).stmts[0].stmt
+        return postgast().wrap(_parsed(postgast().parse, self.text)).stmts[0].stmt
 
     @property
     def kind(self) -> str:
@@ -140,7 +145,7 @@ def split(piece: Piece) -> list[Statement]:
     """
     text = piece.text
     try:
-        parts = postgast().split(text)
+        parts = _parsed(postgast().split, text)
     except postgast().PgQueryError as error:
         place = min(error.cursorpos - 1, len(text.rstrip()))  # not behind the end
         raise ParseError(error.message, max(place, 0)) from None
@@ -149,9 +154,33 @@ def split(piece: Piece) -> list[Statement]:
     for number, part in enumerate(parts, piece.first):
         start = _next_begin(text, end)
         comment = text[end:start].lstrip(";")
-        end = start + len(part.rstrip(_SPACE))
+        end = start + len(text[start : start + len(part)].rstrip(_SPACE))
         found.append(Statement(piece, number, start, end, comment))
     return found
+
+
+def _parsed(parse: Callable[[str], Any], text: str) -> Any:
+    """What the parser makes of a text; it takes no comment between words that it reads together."""
+    try:
+        return parse(text)
+    except postgast().PgQueryError as error:
+        if not _READS_AHEAD.match(text, max(error.cursorpos - 1, 0)):
+            raise
+        with suppress(postgast().PgQueryError):
+            return parse(_without_comments(text))
+        raise
+
+
+def _without_comments(text: str) -> str:
+    """A text with spaces in the place of its comments."""
+    kinds = postgast().pg_query_pb2
+    content, parts, end = text.encode(), [], 0
+    for token in postgast().scan(text).tokens:
+        if token.token in (kinds.SQL_COMMENT, kinds.C_COMMENT):
+            comment = content[token.start : token.end].decode()
+            parts += [content[end : token.start].decode(), _IN_COMMENT.sub(" ", comment)]
+            end = token.end
+    return "".join([*parts, content[end:].decode()])
 
 
 def _next_begin(text: str, end: int) -> int:

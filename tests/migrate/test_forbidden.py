@@ -23,6 +23,10 @@ def test_a_meta_command_after_a_statement_is_refused() -> None:
     assert problem_of("select 1 \\gexec\n").startswith("m/0001_a.sql:1:10: psql meta-commands")
 
 
+def test_a_backslash_in_a_string_is_no_meta_command() -> None:
+    assert problem_of("select E'\\u12';\n").startswith("m/0001_a.sql:1:10: invalid Unicode escape")
+
+
 @pytest.mark.parametrize(
     ("command", "called"),
     [

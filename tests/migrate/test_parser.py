@@ -33,6 +33,25 @@ def test_a_file_without_a_statement_is_refused(text: str) -> None:
     assert problem_of(text) == NO_STATEMENT
 
 
+@pytest.mark.parametrize("comment", ["/* ü; */", "-- ü;\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "select 1 where 1 not {} in (2) -- {}\n;\nselect 2;",
+        "select 1 order by 1 nulls {} first;\n/* {} */ select 2",
+        "create table t (a timestamp with {} time zone);select 2;",
+        "select * from f() with {} ordinality;\nselect 2 where 'a' not {} like 'b'",
+    ],
+)
+def test_a_comment_may_stand_wherever_there_may_be_a_space(text: str, comment: str) -> None:
+    """PostgreSQL's parser outside of the server takes none between some words."""
+    first, second = parser.parse(text.replace("{}", comment).encode()).statements()
+    assert first.text.startswith(text.partition(" {}")[0])
+    assert second.text.startswith("select 2")
+    assert second.kind == "SelectStmt"
+    assert problem_of(f"select 1 where not {comment} in")
+
+
 def test_a_syntax_error_shows_its_line_with_a_caret() -> None:
     assert problem_of("create table t (\n  a int,\n  b into\n);\n") == (
         'm/0001_a.sql:3:5: syntax error at or near "into"\n'
