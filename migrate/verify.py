@@ -5,6 +5,7 @@ from typing import Any
 
 import psycopg
 from psycopg.pq import TransactionStatus
+from psycopg.types.string import TextLoader
 
 from migrate import catalog, ledger
 from migrate.errors import (
@@ -22,7 +23,6 @@ from migrate.report import FailedFilesError
 from migrate.session import (
     SESSION_SETTINGS,
     Connection,
-    is_broken,
     roll_back,
     send,
     translated_errors,
@@ -30,6 +30,12 @@ from migrate.session import (
 from migrate.statements import Statement
 
 _ROWS_SHOWN = 20
+
+_AS_WRITTEN = (
+    *("date", "time", "timetz", "timestamp", "timestamptz", "interval"),
+    *("daterange", "tsrange", "tstzrange", "datemultirange", "tsmultirange", "tstzmultirange"),
+)
+"""Types whose values are shown as the server writes them; Python has none for `infinity`."""
 
 
 @translated_errors()
@@ -110,12 +116,15 @@ def _ask(connection: Connection, file: File, statement: Statement) -> list[dict[
     """The first rows; the query is cancelled where there are more, and its transaction with it."""
     try:
         with connection.cursor() as cursor:
+            for type_ in map(cursor.adapters.types.__getitem__, _AS_WRITTEN):
+                cursor.adapters.register_loader(type_.oid, TextLoader)
+                cursor.adapters.register_loader(type_.array_oid, TextLoader)
             rows = cursor.stream(statement.text.encode())
             found = list(islice(rows, _ROWS_SHOWN))
             rows.close()  # type: ignore[attr-defined]  # a generator
             names = [column.name for column in cursor.description or []]
     except psycopg.Error as error:
-        if error.sqlstate is None and not is_broken(error):
+        if isinstance(error, psycopg.ProgrammingError) and error.sqlstate is None:
             return []  # a DO block has no rows, only an error
         position = error.diag.statement_position
         offset = None if position is None else int(position) - 1

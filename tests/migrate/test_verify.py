@@ -291,6 +291,24 @@ sys.exit(code)
     assert int(most[1]) < 150_000  # fetched as a whole, they are 600 MB
 
 
+@pytest.mark.parametrize(
+    ("row", "shown"),
+    [
+        ("select 'infinity'::timestamptz as at", "at=infinity"),
+        ("select '0044-03-15 BC'::date as day", "day=0044-03-15 BC"),
+        ("select interval '1 mon' as i, array['-infinity'::date] as a", "i=1 mon, a={-infinity}"),
+        ("select tstzrange('-infinity', 'infinity') as r", "r=[-infinity,infinity)"),
+    ],
+)
+def test_a_row_that_python_has_no_values_for_fails_a_check(
+    database: str, tmp_path: Path, row: str, shown: str
+) -> None:
+    text = f"-- check: none\nset intervalstyle = postgres;\n{row};"
+    write(tmp_path, {"verify/a.sql": text})
+    message = failure(lambda: checks_passed(database, tmp_path), FailedChecksError)
+    assert f"\n  {shown}\n" in message
+
+
 def test_a_row_without_columns_fails_a_check(database: str, tmp_path: Path) -> None:
     write(tmp_path, {"verify/1.sql": "-- check: none\nselect from generate_series(1, 2);"})
     message = failure(lambda: checks_passed(database, tmp_path), FailedChecksError)
