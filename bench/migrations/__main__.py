@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench.migrations import ROOT, STATE, features, measures, server
+from bench.migrations import ROOT, STATE, features, measures, server, truth
 from bench.migrations.install import MissingError
 from bench.migrations.measures import Bench, Measured, median
 from bench.migrations.tools import TOOLS, Ours, Psql, Tool
@@ -101,7 +101,7 @@ def _about(bench: Bench) -> dict[str, Any]:
 
 def _judge(bench: Bench, results: dict[str, Any], wanted: str | None, verbose: bool) -> None:
     cells = results.setdefault("features", {})
-    for feature in features.FEATURES:
+    for feature in (*features.FEATURES, *truth.FEATURES):
         if wanted and feature.key not in wanted.split(","):
             continue
         for tool in bench.tools:
@@ -128,7 +128,10 @@ def _markdown(results: Mapping[str, Any]) -> str:
         for title, measured in measures.decode(stored.get(name, {})):
             parts.append(f"### {title[0].upper() + title[1:]}\n\n{show(measured)}")
     if "features" in results:
-        parts.append(f"### Features\n\n{_features(results['features'])}")
+        cells = results["features"]
+        parts.append(f"### Features\n\n{_features(cells, features.FEATURES)}")
+        said = _features(cells, truth.FEATURES)
+        parts.append(f"### What is said, and what is so\n\n{said}")
     return "\n\n".join(parts)
 
 
@@ -188,11 +191,13 @@ def _warm(measured: Measured) -> str:
     return _table(["", *names.values(), "ratio"], rows)
 
 
-def _features(cells: Mapping[str, Mapping[str, Mapping[str, str]]]) -> str:
+def _features(
+    cells: Mapping[str, Mapping[str, Mapping[str, str]]], rows_of: Sequence[features.Feature]
+) -> str:
     titles = [tool.title for tool in TOOLS if tool is not Psql]
     notes: list[str] = []
     rows = []
-    for feature in features.FEATURES:
+    for feature in rows_of:
         row = [re.sub(r"\|", r"\\|", feature.title)]
         for title in titles:
             cell = cells.get(feature.key, {}).get(title)

@@ -187,9 +187,9 @@ def late(case: Case) -> Verdict:
     case.layout(ONE, replace(TWO, after=1), last)
     ran = case.up()
     if ran.code != 0 and not case.exists("two"):
-        return Verdict(YES, evidence=_last(ran))
+        return Verdict(YES, evidence=outcome(ran))
     what = "it is applied, after the later one" if case.exists("two") else "it is skipped silently"
-    return Verdict(NO, what, _last(ran))
+    return Verdict(NO, what, outcome(ran))
 
 
 def syntax(case: Case) -> Verdict:
@@ -198,8 +198,10 @@ def syntax(case: Case) -> Verdict:
     noticed = next((name for name, ran in case.looks().items() if "syntax" in ran.output), "")
     ran = case.up()
     if ran.code != 0 and not _traced(case):
-        return Verdict(YES, evidence=_last(ran))
-    return Verdict(PARTLY if noticed else NO, f"only by `{noticed}`" if noticed else "", _last(ran))
+        return Verdict(YES, evidence=outcome(ran))
+    return Verdict(
+        PARTLY if noticed else NO, f"only by `{noticed}`" if noticed else "", outcome(ran)
+    )
 
 
 def not_utf8(case: Case) -> Verdict:
@@ -209,9 +211,9 @@ def not_utf8(case: Case) -> Verdict:
     ran = case.up()
     if ran.code != 0 and not _traced(case):
         named = file.name in ran.output
-        return Verdict(YES if named else PARTLY, "" if named else "names no file", _last(ran))
+        return Verdict(YES if named else PARTLY, "" if named else "names no file", outcome(ran))
     note = "" if ran.code else "the text is stored with other characters"
-    return Verdict(NO, note, _last(ran))
+    return Verdict(NO, note, outcome(ran))
 
 
 def _trace(case: Case, broken: str) -> Path:
@@ -233,8 +235,8 @@ def commit_inside(case: Case) -> Verdict:
     case.layout(ONE, replace(TWO, sql="create table two (id int);\ncommit;\nselect 1/0;"))
     ran = case.up()
     if case.exists("two"):
-        return Verdict(NO, "", f"half of the file stays: {_last(ran)}")
-    return Verdict(YES, evidence=_last(ran))
+        return Verdict(NO, "", f"half of the file stays: {outcome(ran)}")
+    return Verdict(YES, evidence=outcome(ran))
 
 
 def literal(case: Case) -> Verdict:
@@ -243,7 +245,7 @@ def literal(case: Case) -> Verdict:
     case.layout(table(1, "one", more))
     ran = case.up()
     right = ran.code == 0 and case.query("select a from text") == [("a; -- b",), ("c",)]
-    return Verdict(YES if right else NO, evidence=_last(ran))
+    return Verdict(YES if right else NO, evidence=outcome(ran))
 
 
 def function_body(case: Case) -> Verdict:
@@ -253,7 +255,7 @@ def function_body(case: Case) -> Verdict:
     case.layout(Migration(1, "two", function, marked=False))
     ran = case.up()
     right = ran.code == 0 and case.query("select two()") == [(2,)]
-    return Verdict(YES if right else NO, "" if right else "needs markers", _last(ran))
+    return Verdict(YES if right else NO, "" if right else "needs markers", outcome(ran))
 
 
 # --- running ---------------------------------------------------------------------------------
@@ -266,8 +268,8 @@ def same_transaction(case: Case) -> Verdict:
     case.layout(ONE, TWO)
     ran = case.up()
     if ran.code == 0:
-        return Verdict(UNKNOWN, "the ledger took the row all the same", _last(ran))
-    return Verdict(NO if case.exists("two") else YES, evidence=_last(ran))
+        return Verdict(UNKNOWN, "the ledger took the row all the same", outcome(ran))
+    return Verdict(NO if case.exists("two") else YES, evidence=outcome(ran))
 
 
 def at_once(case: Case) -> Verdict:
@@ -278,7 +280,7 @@ def at_once(case: Case) -> Verdict:
     ended = [running.end(PATIENCE) for running in runs]
     (count,) = case.query("select count(*) from one")[0]
     codes = [ran.code for ran in ended]
-    said = f"exit codes {codes}, rows {count}: {_last(max(ended, key=lambda ran: ran.code or 0))}"
+    said = f"exit codes {codes}, rows {count}: {outcome(max(ended, key=lambda ran: ran.code or 0))}"
     if count != 1:
         return Verdict(
             NO, "the file is applied twice, both succeed" if codes == [0, 0] else "", said
@@ -296,7 +298,7 @@ def holder(case: Case) -> Verdict:
         pids = [str(first.pid), *map(str, case.sleeping())]
         ran = case.up(*HURRY.get(type(case.tool), ()), timeout=25)
     named = ran.code != 0 and any(re.search(rf"\b{pid}\b", ran.output) for pid in pids)
-    return Verdict(YES if named else NO, evidence=_last(ran))
+    return Verdict(YES if named else NO, evidence=outcome(ran))
 
 
 def killed(case: Case) -> Verdict:
@@ -310,7 +312,7 @@ def killed(case: Case) -> Verdict:
         _wait_until(lambda: not case.sleeping(), PATIENCE)
     later = case.up() if ran.code else ran
     rows = sorted(case.query("select id from one"))
-    said = f"exit codes {ran.code}, {later.code}, rows {rows}: {_last(ran)} / {_last(later)}"
+    said = f"exit codes {ran.code}, {later.code}, rows {rows}: {outcome(ran)} / {outcome(later)}"
     if rows == [(7,), (8,)] and later.code == 0:
         note = "not before the server has ended the statement" if ran.code else ""
         return Verdict(PARTLY if note else YES, note, said)
@@ -336,8 +338,8 @@ def concurrently(case: Case) -> Verdict:
     ran = case.up(timeout=20)
     valid = case.query("select indisvalid from pg_index where indexrelid = to_regclass('one_id')")
     if ran.code == 0 and valid == [(True,)]:
-        return Verdict(YES, evidence=_last(ran))
-    return Verdict(NO, "hangs" if ran.code is None else "fails", _last(ran))
+        return Verdict(YES, evidence=outcome(ran))
+    return Verdict(NO, "hangs" if ran.code is None else "fails", outcome(ran))
 
 
 def invalid_index(case: Case) -> Verdict:
@@ -357,9 +359,11 @@ def invalid_index(case: Case) -> Verdict:
     if second.code == 0:
         right = valid == [(True,)]
         note = "" if right else "succeeds, the index stays invalid"
-        return Verdict(YES if right else NO, note, _last(second))
+        return Verdict(YES if right else NO, note, outcome(second))
     named = "one_id" in second.output and "invalid" in second.output.lower()
-    return Verdict(YES if named else NO, "" if named else "fails, without a remedy", _last(second))
+    return Verdict(
+        YES if named else NO, "" if named else "fails, without a remedy", outcome(second)
+    )
 
 
 def lock_timeout(case: Case) -> Verdict:
@@ -387,7 +391,9 @@ def lock_timeout(case: Case) -> Verdict:
                 through = False
     ran = running.end(PATIENCE)
     done = ran.code == 0 and case.query("select more from one") == []
-    said = f"waited: {altering}, other reader: {through}, altered in the end: {done}: {_last(ran)}"
+    said = (
+        f"waited: {altering}, other reader: {through}, altered in the end: {done}: {outcome(ran)}"
+    )
     if through and done:
         return Verdict(YES, evidence=said)
     return Verdict(NO, "" if done else "and the run fails", said)
@@ -410,7 +416,7 @@ def repeatable(case: Case) -> Verdict:
         ran = case.up()
         with suppress(psycopg.Error):
             counts.append(case.query("select count(*), now_at() from runs")[0])
-    said = f"(runs, result): {counts}: {_last(ran)}" if ran else ""
+    said = f"(runs, result): {counts}: {outcome(ran)}" if ran else ""
     if counts == [(1, 1), (1, 1), (2, 2), (3, 3)]:
         return Verdict(YES, evidence=said)
     if counts[-1:] == [(2, 3)]:
@@ -572,7 +578,7 @@ def rehearsal(case: Case) -> Verdict:
     for arguments in [*REHEARSALS.get(type(case.tool), ()), *case.tool.looks]:
         ran = case.run(*arguments)
         command = " ".join(arguments)
-        said.append(f"`{command}`: {_last(ran)}")
+        said.append(f"`{command}`: {outcome(ran)}")
         if _traced(case):
             return Verdict(NO, f"`{command}` applies it to the database itself", said[-1])
         if ran.code != 0 and "division by zero" in ran.output:
@@ -596,9 +602,9 @@ def verification(case: Case) -> Verdict:
         case.layout(ONE, TWO)
         with_another = case.bench.run(write(case, broken), PATIENCE)
         if with_another.code not in (0, None):
-            return Verdict(PARTLY, "only in a run that applies a file", _last(with_another))
+            return Verdict(PARTLY, "only in a run that applies a file", outcome(with_another))
     right = kept.code == 0 and failed.code not in (0, None)
-    return Verdict(YES if right else NO, "", f"{_last(kept)} / {_last(failed)}")
+    return Verdict(YES if right else NO, "", f"{outcome(kept)} / {outcome(failed)}")
 
 
 def machine(case: Case) -> Verdict:
@@ -611,8 +617,8 @@ def machine(case: Case) -> Verdict:
             json.loads(ran.output)
             return Verdict(YES, "", f"`{' '.join(arguments)}`")
         if not case.tool.json and re.search(r"(?i)json", ran.output):
-            return Verdict(UNKNOWN, "its help speaks of JSON", _last(ran))
-    return Verdict(NO, evidence=_last(ran))
+            return Verdict(UNKNOWN, "its help speaks of JSON", outcome(ran))
+    return Verdict(NO, evidence=outcome(ran))
 
 
 def script(case: Case) -> Verdict:
@@ -631,7 +637,7 @@ def script(case: Case) -> Verdict:
         filled = case.bench.run(Command(psql, case.directory), PATIENCE)
         ran = case.bench.run(case.tool.up(case.directory, empty.url), PATIENCE)
     right = filled.code == 0 and ran.code == 0
-    return Verdict(YES if right else NO, "", f"{_last(filled)} / {_last(ran)}")
+    return Verdict(YES if right else NO, "", f"{outcome(filled)} / {outcome(ran)}")
 
 
 def undo(case: Case) -> Verdict:
@@ -642,7 +648,7 @@ def undo(case: Case) -> Verdict:
     ran = case.run(*case.tool.undo)
     right = ran.code == 0 and not case.exists("two") and case.exists("one")
     paid = "Edition Required" in ran.output
-    return Verdict(YES if right else NO, _PAID if paid else "", _last(ran))
+    return Verdict(YES if right else NO, _PAID if paid else "", outcome(ran))
 
 
 FEATURES: Sequence[Feature] = (
@@ -689,6 +695,8 @@ OPTIONS: Mapping[tuple[str, type[Tool]], Sequence[str]] = {
     ("late", Dbmate): ["--strict"],
     ("concurrently", Flyway): ["-postgresql.transactional.lock=false"],
     ("invalid", Flyway): ["-postgresql.transactional.lock=false"],
+    ("others-index", Flyway): ["-postgresql.transactional.lock=false"],
+    ("owner", Flyway): ["-postgresql.transactional.lock=false"],
 }
 """What makes a check succeed that fails without it."""
 
@@ -772,19 +780,19 @@ PROOFS: Mapping[type[Tool], Callable[[Case, str], Command]] = {
 
 def _bundle(case: Case) -> tuple[str, str]:
     ran = case.run("bundle")
-    return (ran.output, "") if ran.code == 0 else ("", _last(ran))
+    return (ran.output, "") if ran.code == 0 else ("", outcome(ran))
 
 
 def _offline_sql(case: Case) -> tuple[str, str]:
     ran = case.run("upgrade", "head", "--sql")
-    return (ran.output, "") if ran.code == 0 else ("", _last(ran))
+    return (ran.output, "") if ran.code == 0 else ("", outcome(ran))
 
 
 def _dump(case: Case) -> tuple[str, str]:
     case.applied(ONE, TWO)
     path = case.directory / "schema.sql"
     ran = case.run("--schema-file", str(path), "dump")
-    return (path.read_text(), "") if ran.code == 0 else ("", _last(ran))
+    return (path.read_text(), "") if ran.code == 0 else ("", outcome(ran))
 
 
 def _paid_dry_run(case: Case) -> tuple[str, str]:
@@ -850,10 +858,10 @@ def _noticed(before: Mapping[str, Ran], after: Mapping[str, Ran]) -> str:
 
 def _refuses(case: Case, ran: Ran, untouched: str, noticed: str) -> Verdict:
     if ran.code != 0 and not case.exists(untouched):
-        return Verdict(YES, evidence=_last(ran))
+        return Verdict(YES, evidence=outcome(ran))
     if noticed:
-        return Verdict(PARTLY, f"only `{noticed}` finds it", _last(ran))
-    return Verdict(NO, "", _last(ran))
+        return Verdict(PARTLY, f"only `{noticed}` finds it", outcome(ran))
+    return Verdict(NO, "", outcome(ran))
 
 
 def _absent(case: Case, word: str, note: str) -> Verdict:
@@ -871,7 +879,8 @@ def _broken(case: Case) -> tuple[Migration, Ran]:
     return migration, case.up()
 
 
-def _last(ran: Ran) -> str:
+def outcome(ran: Ran) -> str:
+    """How a command ended, and its last lines."""
     if ran.code is None:
         return f"did not end: {ran.output[-200:]}"
     lines = [line.strip() for line in ran.output.splitlines() if line.strip()]
