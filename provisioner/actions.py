@@ -52,21 +52,21 @@ async def ensure_present(context: Context, instance: Instance, worker: Worker) -
         before = before._replace(revision=newest)
     change = _digest(context.settings, values)
     is_running = context.health_watch.is_running(instance.id)
+    config_name = values["configName"]
+    await context.cluster.write_config(config_name, labels, instance.config)
+    if instance.provisioned_at is not None:
+        await context.cluster.delete_trials(str(instance.id))
     if instance.held == change:
         if is_running and any(reason in (instance.error_message or "") for reason in FORESEEABLE):
             objects = await helm.render(context.settings, instance.app_name, values)
             await preflight.check(context, instance, worker, objects)
         return await _held(release, before)
     if instance.provisioned_at is not None:
-        await context.cluster.delete_trials(str(instance.id))
         objects = await helm.render(context.settings, instance.app_name, values)
         if is_running and instance.status == "running":
             await preflight.check(context, instance, worker, objects)
         values = await release.grow_volumes(values, objects)
-    # An earlier attempt that was not finished may be what it does not run for.
-    is_interruption = newest > before.revision or is_running
-    config_name = values["configName"]
-    await context.cluster.write_config(config_name, labels, instance.config)
+    generations = await release.generations()
     await context.cluster.delete_configs(
         str(instance.id), all_but=(config_name, before.config_name)
     )
@@ -75,7 +75,10 @@ async def ensure_present(context: Context, instance: Instance, worker: Worker) -
     except (HelmError, UpgradeError) as error:
         if instance.provisioned_at is None or await release.is_as(before):
             raise
-        held = change if is_interruption else None
+        was_stopped = is_running and generations != await release.generations()
+        # An earlier attempt that was not finished may be what it does not run for.
+        is_interruption = was_stopped or newest > before.revision
+        held = change if is_interruption and instance.status == "running" else None
         raise await release.restored(before, error, held) from error
     base = f"https://{values['host']}"
     return Outcome(

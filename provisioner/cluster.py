@@ -68,12 +68,14 @@ INTERRUPTED = ("pending-install", "pending-upgrade", "pending-rollback", "uninst
 """Helm's statuses of a revision whose run was interrupted, and that blocks further runs."""
 
 KEPT_REVISIONS = 3
-"""How many of Helm's records of a release stay once the newest of them has run."""
+"""How many of Helm's records of a release stay, beside that of what ran before."""
 
 METADATA_ONLY = {"Accept": "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"}
 TIMEOUT = httpx2.Timeout(10)
 POLL_SECONDS = 0.5
 LONGEST_POLL_SECONDS = 5.0
+TRIAL_POLL_SECONDS = 0.1
+TRIAL_SECONDS = 10.0
 
 CLUSTER_ERRORS = (httpx2.HTTPError, ConfigError)
 """The exceptions of the client: the API server cannot be reached, or refuses a request."""
@@ -225,12 +227,15 @@ class Cluster(AsyncClient):
         for metadata in await self._metadata(Secret, labels):
             await self.delete_object(KubernetesObject(Secret, metadata))
 
-    async def prune_revisions(self, release: str) -> int:
-        """Delete Helm's old records of a release; returns the number of the newest revision."""
+    async def prune_revisions(self, release: str, *, but: int) -> int:
+        """Delete Helm's old records of a release but one; returns the newest revision's number.
+
+        It is 0 if there is none.
+        """
         revisions = await self._revisions(release)
-        newest = max(revisions)
+        newest = max(revisions, default=0)
         for number, record in revisions.items():
-            if number <= newest - KEPT_REVISIONS:
+            if number <= newest - KEPT_REVISIONS and number != but:
                 await self.delete_object(KubernetesObject(Secret, record))
         return newest
 
@@ -303,10 +308,20 @@ class Cluster(AsyncClient):
         return None
 
     async def delete_trials(self, instance_id: str) -> None:
-        """Delete what `preflight` has tried changes of an instance with."""
+        """Delete what `preflight` has tried changes of an instance with; wait until it is gone.
+
+        Pods that are still there would use up the quota of the next trial, or be taken for its own.
+        On a node that does not answer they stay: they are not waited for any longer than a while.
+        """
         labels = {INSTANCE_LABEL: instance_id, TRIAL_LABEL: None}
-        for metadata in await self._metadata(Deployment, labels):
+        deployments = await self._metadata(Deployment, labels)
+        for metadata in deployments:
             await self.delete_object(KubernetesObject(Deployment, metadata))
+        deadline = time.monotonic() + TRIAL_SECONDS
+        while deployments and await self._metadata(Pod, labels):
+            if time.monotonic() > deadline:
+                break
+            await asyncio.sleep(TRIAL_POLL_SECONDS)
 
     async def objects(
         self,

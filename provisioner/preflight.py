@@ -1,6 +1,6 @@
 """What can be known of a change before it stops a running instance."""
 
-import asyncio
+import secrets
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -56,7 +56,8 @@ async def check(
                 changed.append((wanted, before))
     try:
         async with worker.waiting():
-            await asyncio.gather(*(_try(context, instance, *each) for each in changed))
+            for each in changed:
+                await _try(context, instance, *each)
     finally:
         if changed:
             await context.cluster.delete_trials(str(instance.id))
@@ -87,6 +88,7 @@ async def _try(
     """
     problem = None
     for is_same_node in (True, False):
+        await context.cluster.delete_trials(str(instance.id))
         trial = trial_of(str(instance.id), wanted, present, is_same_node=is_same_node)
         try:
             await context.cluster.apply(codecs.from_dict(trial), force=True)
@@ -110,7 +112,8 @@ def trial_of(
     """A Deployment whose pod pulls a workload's images and does nothing with them."""
     component = wanted["metadata"]["labels"][COMPONENT_LABEL]
     where = "same-node" if is_same_node else "any-node"
-    labels = {INSTANCE_LABEL: instance_id, TRIAL_LABEL: f"{component}-{where}"}
+    # Another one in each attempt, so that no pod of an earlier one is taken for this trial's.
+    labels = {INSTANCE_LABEL: instance_id, TRIAL_LABEL: f"{component}-{secrets.token_hex(4)}"}
     named = labels | {COMPONENT_LABEL: component}
     pod = wanted["spec"]["template"]["spec"]
     before = present["spec"]["template"]["spec"] if is_same_node else {"containers": []}

@@ -9,7 +9,7 @@ from lightkube.codecs import AnyResource
 from lightkube.resources.core_v1 import PersistentVolumeClaim
 
 from provisioner import helm
-from provisioner.cluster import CLUSTER_ERRORS, fingerprint, quantity
+from provisioner.cluster import CLUSTER_ERRORS, WORKLOADS, fingerprint, quantity
 from provisioner.context import Context
 from provisioner.helm import HelmError
 from provisioner.instances import Instance
@@ -78,6 +78,9 @@ class Release:
             UpgradeError: its pods were not ready in time.
         """
         seconds = self.context.settings.helm_timeout_seconds
+        # Before, since what is attempted again and again may never be ready.
+        ran = Applied.parse(self.instance.applied).revision
+        await self.context.cluster.prune_revisions(self.instance.app_name, but=ran)
         await helm.upgrade(self.context.settings, self.instance.app_name, chart, values)
         instance_id = str(self.instance.id)
         objects = (await self.context.cluster.objects(instance_id))[instance_id]
@@ -87,7 +90,7 @@ class Release:
             )
         if not is_ready:
             raise UpgradeError(f"its pods were not ready within {seconds} s")
-        revision = await self.context.cluster.prune_revisions(self.instance.app_name)
+        revision = await self.context.cluster.newest_revision(self.instance.app_name)
         config_name = values.get("configName", "")
         return Applied(secrets_checksum, fingerprint(objects, config_name), revision, config_name)
 
@@ -96,6 +99,12 @@ class Release:
         instance_id = str(self.instance.id)
         objects = (await self.context.cluster.objects(instance_id))[instance_id]
         return fingerprint(objects, applied.config_name) == applied.fingerprint
+
+    async def generations(self) -> Mapping[str, int]:
+        """Workload -> its generation, which is another one when its pods are."""
+        instance_id = str(self.instance.id)
+        objects = (await self.context.cluster.objects(instance_id, WORKLOADS))[instance_id]
+        return {str(obj): obj.metadata.generation for obj in objects}
 
     async def restore(self, before: Applied) -> Applied:
         """Install again what ran before.

@@ -350,6 +350,19 @@ def test_helm_that_hangs_is_killed_and_retried(world: World) -> None:
         assert not helm.is_running()
         world.settled(instance, "running")
         assert "hung" in service.events("failed", instance_id=str(instance))[0]["error"]
+
+        # Nothing was stopped when Helm fails: a change of what runs is retried, too, and not held.
+        world.db.execute(
+            "insert into private.instance_secrets (instance_id, name, value) values (%s, 'A', 'b')",
+            [instance],
+        )
+        world.update(instance, storage_limit_gb=world.row(instance)["storage_limit_gb"] + 1)
+        upgrades = eventually(lambda: [h for h in helms(world) if "upgrade" in h.cmdline()])
+        upgrades[0].suspend()
+        eventually(lambda: len(service.events("failed", instance_id=str(instance))) == 2)
+        assert service.events("failed", instance_id=str(instance))[1]["held"] is False
+        world.settled(instance, "running")
+        assert world.row(instance)["error_message"] is None
         one_release(world, instance)
 
 
