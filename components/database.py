@@ -27,7 +27,8 @@ class DatabaseArgs:
     Attributes:
         platform: "postgres" for a plain server, "supabase" for a hosted project.
         target: the administrator's way to the database.
-        connections: how many sessions a run has at once at most; on a plain server it may be 19.
+        connections: how many sessions a run has at once at most; on a plain server, which has
+            no pooler, it may be up to 35.
         protect: refuse to destroy it.
     """
 
@@ -102,7 +103,9 @@ def _max_connections(args: DatabaseArgs) -> int:
     as many as parameters.  Sessions count twice there: it takes a new one for each question, and
     the server may not have noticed yet that the one before has ended.  Three are others': of the
     program, of the dynamic providers, and to see who blocks that one.
+
+    To drop a database, it waits for a second session of a pool while it holds the first.
     """
     databases = 2 if args.platform == "postgres" else 1
     orders = 4 if args.target.sslrootcert else 3
-    return max(1, (args.connections - 3) // (2 * databases * orders))
+    return max(databases, (args.connections - 3) // (2 * databases * orders))
