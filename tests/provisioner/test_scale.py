@@ -3,6 +3,7 @@
 import re
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,11 +31,12 @@ def purpose(statement: str) -> str:
 
 
 @pytest.fixture
-def statements(world: World) -> Path:
+def statements(world: World) -> Iterator[Path]:
     """The server's log, to which the service's role writes every statement."""
     world.db.execute("alter role instance_provisioner set log_statement = 'all'")
     [[directory]] = world.db.execute("show data_directory")
-    return Path(directory).parent / "server.log"
+    yield Path(directory).parent / "server.log"
+    world.db.execute("alter role instance_provisioner reset log_statement")
 
 
 def test_two_replicas_provision_fifty_instances_once_each_and_are_idle_then(
