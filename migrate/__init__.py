@@ -1,7 +1,7 @@
 """The migration engine: SQL files, a ledger of those applied, and verification of the result.
 
 It is independent of Pulumi and of this platform's tables; it knows Supabase's API roles and pooler.
-It needs psycopg, postgast, rich, and `embedded` for a throwaway server.
+It needs psycopg, postgast, rich, and `embedded` for its error class and a throwaway server.
 
 A **file** of `migrations/` is applied once, one of `repeatable/` again whenever it changes.  The
 **ledger**, in the database, has a row for each file that is applied.  A **plan** is the files
@@ -24,7 +24,7 @@ To know how a file reaches the database, read in this order:
     catalog/        `read` and `differences`; its other modules are queries as data
     verify.py       `check`: no drift, and each query of `verify/` returns nothing
 
-Each of these is by itself, for when it is needed:
+Each of these is by itself, for when it is needed (the steps above call some of them):
 
     connection.py       `connect`, and how a pooler is found out
     no_transaction.py   files that cannot run in a transaction, and how they survive a crash

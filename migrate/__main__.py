@@ -48,7 +48,7 @@ PGSERVICE, its service file and so on.  Passwords are never printed.
 _EXIT_CODES = """\
 exit codes:
   0  up to date, or done
-  1  error: nothing is half-done, the message says what stands and what to do
+  1  error: the message says what stands and what to do
   2  pending: there is something to apply (status, plan)
   3  drift: the database was changed behind the engine's back (plan, verify), or was made by
      psql, without a ledger, and is not what the files make (plan, up)
@@ -395,7 +395,7 @@ def _verify(options: argparse.Namespace) -> _Result:
     """Verify the database: no drift, all checks passed.
 
     Compare the live catalog with what the last run left, object by object, and run the queries of
-    verify/, which return rows where something is wrong.  Reads only.
+    verify/, which return rows where something is wrong.  Reads only, but for --accept.
 
       python -m migrate verify
       python -m migrate verify --accept    take the drift as right; write a migration that makes it

@@ -107,7 +107,7 @@ class Plan:
 def read(
     connection: Connection, tree: Tree, names: Sequence[str] = (VERSIONED, REPEATABLE)
 ) -> Plan:
-    """The files beside the ledger, unchecked; reads only, with one query."""
+    """The files beside the ledger, unchecked; reads only."""
     known = ledger.read(connection)
     return Plan(
         [Folder(name, tree[name], known.digests.get(name, {})) for name in names], known.complete

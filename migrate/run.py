@@ -111,7 +111,10 @@ def _in_this_session(
 
 
 def _before(connection: Connection, leave: Sequence[str]) -> RecordedCatalog:
-    """The catalog as it should be, and as drift where it is something else."""
+    """What is recorded when a run begins: the catalog as it should be, and the drift from it.
+
+    The drift is what differs now; after a run that was interrupted, what differed before that one.
+    """
     live = catalog.read(connection, leave)
     recorded = ledger.recorded_catalog(connection)
     if recorded is None:
@@ -123,7 +126,7 @@ def _before(connection: Connection, leave: Sequence[str]) -> RecordedCatalog:
 
 
 def _end(connection: Connection, before: RecordedCatalog) -> None:
-    """Record the catalog after a run, but for the drift that it left as it was."""
+    """Record the catalog after a run; drift that the run left as it was stays drift."""
     send(connection, SESSION_SETTINGS)
     live = catalog.read(connection, before.leave)
     expected = dict(live)

@@ -1,4 +1,4 @@
-"""The Kubernetes objects of instances, as far as Helm does not manage them."""
+"""The API server: the objects of instances, and the records that Helm keeps of its releases."""
 
 import asyncio
 import base64

@@ -24,7 +24,7 @@ class Instance:
         cpu_limit: cores.
         provisioned_at: when it ran for the first time; None if it never did.
         volume_retention_days: how long its tier keeps the volumes of a removed instance.
-        applied: `releases.Applied` after the last attempt that succeeded; None before it.
+        applied: `releases.Applied`, what the last attempt left in the cluster; None before it.
         held: the digest of a change that is not tried again; None if nothing is held.
     """
 
@@ -52,7 +52,7 @@ class RecordedState:
 
     Attributes:
         app_name: the Helm release.
-        applied: `releases.Applied` after the last attempt that succeeded; None before it.
+        applied: `releases.Applied`, what the last attempt left in the cluster; None before it.
         due: whether work is due, scheduled or in progress.
         held: whether a change of it is not tried again.
         secrets_checksum: `instance_secrets.checksum` of its secrets now.

@@ -16,7 +16,7 @@ class Claim:
 
     Attributes:
         revision: counts the changes of the instance's row that ask for work.
-        attempt: 1 for the first attempt at this revision.
+        attempt: 1 for the first attempt since work was last asked for.
         waited: seconds since the work became due.
     """
 

@@ -55,7 +55,7 @@ class Settings(BaseSettings):
         host: the address that the HTTP API listens on.
         port: its port.
         log_level: the least severe event that is logged.
-        workers: how many instances are worked on at the same time.
+        workers: how many instances are worked on at the same time, beside those that wait for pods.
         resync_seconds: between two comparisons of all rows with all objects in the namespace.
         keepalive_seconds: between two keep-alive queries on the listening connection.
         lease_seconds: after which another worker takes over from one that died.

@@ -15,7 +15,10 @@ class Worker:
 
     @asynccontextmanager
     async def waiting(self) -> AsyncIterator[None]:
-        """Leave the worker to other attempts; afterwards wait until one is free."""
+        """Leave the worker to other attempts; afterwards wait until one is free.
+
+        After an exception the attempt goes on without one: only cleaning up is left.
+        """
         self.release()
         yield
         await self._free_workers.acquire()

@@ -60,7 +60,7 @@ _SETTING = re.compile(r"setting (\S+) of the database")
 
 @translated_errors()
 def read(connection: Connection, leave: Iterable[str] | None = None) -> dict[str, str]:
-    """Object -> definition of everything that is ours, in one query.
+    """Object -> definition of everything that is ours.
 
     The ledger's owner tells what is ours; where there is no ledger, the session's role.
 
