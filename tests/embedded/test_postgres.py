@@ -618,7 +618,7 @@ class TestRoot:
         server.destroy()
 
     def test_reachable_paths_need_no_capability(self, copy: Server) -> None:
-        with tempfile.TemporaryDirectory(dir="/tmp") as outer:
+        with tempfile.TemporaryDirectory() as outer:
             Path(outer).chmod(0o711)
             server = replace(copy, directory=copy.directory.rename(Path(outer) / "server"))
             server.start()
