@@ -187,7 +187,8 @@ class Reconciler:
         message = str(error) or type(error).__name__
         if problems := self._context.health_watch.problems_since(instance.id, started):
             message = f"{problems}; {message}"
-        if instance.status == "provisioning" and claim.attempt >= self._settings.max_attempts:
+        is_new = instance.status == "provisioning" and instance.provisioned_at is None
+        if is_new and claim.attempt >= self._settings.max_attempts:
             try:
                 await remove(self._context, instance, worker)
             except Exception as removal_error:

@@ -409,6 +409,20 @@ def test_a_new_instance_that_never_works_is_given_up_and_provisioned_again_on_re
         assert world.row(new)["error_message"] is None
 
 
+def test_an_instance_that_ran_is_not_given_up_when_it_is_provisioned_again(world: World) -> None:
+    with world.running(HELM_TIMEOUT_SECONDS=4, MAX_ATTEMPTS=1) as service:
+        instance = world.provision()
+        world.settled(instance, "running")
+        world.update(instance, status="failed")
+        world.update(instance, status="provisioning", app_config=CRASHES)
+        eventually(lambda: service.events("failed", instance_id=str(instance)))
+        assert not service.events("given up", instance_id=str(instance))
+        assert world.objects("pvc", instance)
+        world.update(instance, app_config={})
+        world.settled(instance, "running")
+        one_release(world, instance)
+
+
 def test_values_that_the_chart_refuses_are_reported_and_the_release_goes_on(world: World) -> None:
     with world.running(MAX_ATTEMPTS=2) as service:
         instance = world.provision()
