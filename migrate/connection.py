@@ -95,7 +95,7 @@ def _pool_mode(connection: Connection, options: Mapping[str, Any]) -> str | None
     with suppress(psycopg.Error, TimeoutError):  # there is no second one where the first is bound
         options = {**options, "connect_timeout": _SECOND_SESSION}
         with closing(psycopg.connect(autocommit=True, **options)) as other:
-            for _ in range(3):
+            for _ in range(6):  # a backend that is not given back at once hides it now and then
                 try:
                     shared = _backend(other, "begin;", _SECOND_SESSION) in had
                 except psycopg.errors.ProtocolViolation:  # it allows no transaction
