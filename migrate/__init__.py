@@ -19,6 +19,7 @@ To know how a file reaches the database, read in this order:
     session.py      what a session begins with, and `send`
     lock.py         one run at a time
     report.py       what a run says, and how a failure is shown
+    message.py      statements as they are sent, and whose a notice or an error is
     apply.py        `apply_pending`: a file and its ledger row in one transaction
     run.py          `up`: lock, plan, apply, record
     catalog/        `read` and `differences`; its other modules are queries as data

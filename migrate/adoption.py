@@ -62,7 +62,7 @@ def compare(connection: Connection, tree: Tree) -> Adoption | None:
 
     Raises:
         AdoptionError: it has no ledger, and is not what the files make.
-        NoRehearsalError: the throwaway server does not come up.
+        NoThrowawayError: the throwaway server does not come up.
         MigrateError: it has tables of ours, and the files cannot be applied to an empty database.
     """
     known, recorded = ledger.read(connection).digests, ledger.recorded_catalog(connection)

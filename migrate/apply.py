@@ -1,27 +1,21 @@
 """Applying a plan: a file's statements and its ledger row in one transaction.
 
-The server is sent few and large messages, since each one costs a round trip.  A small file is one:
-
-    BEGIN; a statement; SHOW role; a statement; ... INSERT INTO migrate.ledger ...; COMMIT
-
-SHOW stands between the statements only to tell apart what the server says of them.  A large file
-is sent in the pieces that its `Script` has, the first with the BEGIN, the last with the COMMIT.
+The server is sent few and large messages, since each one costs a round trip: see `message.py`.
 """
 
 import re
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
 
 import psycopg
-from psycopg.errors import Diagnostic
+from psycopg.errors import Diagnostic, LockNotAvailable
 from psycopg.pq.abc import PGresult
 
 from migrate import ledger, no_transaction
 from migrate.errors import MigrateError
 from migrate.files import File
 from migrate.lock import blockers
+from migrate.message import Message
 from migrate.plan import Plan
 from migrate.report import FailedFilesError, Report, Step, report_notice
 from migrate.session import (
@@ -35,7 +29,6 @@ from migrate.session import (
     roll_back,
     send,
 )
-from migrate.statements import Piece, split
 
 _RETRIES = 4
 """How often a file is tried again after a lock timeout, the wait doubling from one second."""
@@ -45,9 +38,7 @@ _OPENING = f"{DISCARD_SESSION_OBJECTS}begin;commit;begin;"
 comes too late."""
 
 _THIS_MESSAGE = "extract(epoch from clock_timestamp() - statement_timestamp()) * 1000"
-
-_MARK = ";show role"
-"""A statement that changes nothing, and has a row, before which no later notice is read."""
+"""Milliseconds since the server received the message."""
 
 _INSERTS = re.compile(r"^insert\b", re.IGNORECASE | re.MULTILINE)
 
@@ -110,68 +101,64 @@ def _apply(
     Returns:
         What new sessions are given afterwards; None where a file without a transaction has changed
         that, and is to go on in a new session.
+
+    Raises:
+        MigrateError: with what failed, what stands, and what to do.
     """
-    transactional = batch[0].script.transactional
-    attempt = 0
-    while True:
-        last = attempt == _RETRIES or not transactional
-        watching: AbstractContextManager[list[str]] = (
-            blockers(connection) if last else nullcontext([])
-        )
-        try:
-            with watching as in_the_way:
-                if transactional:
-                    return _in_one_transaction(connection, batch, report)
-                done = no_transaction.carry_out(connection, batch[0], report)
-                return new_sessions(connection) if done else None
-        except FailedFilesError as failed:
-            if isinstance(failed.error, psycopg.errors.LockNotAvailable) and not last:
+    in_the_way: list[str] = []
+    try:
+        for attempt in range(_RETRIES if batch[0].script.transactional else 0):
+            try:
+                return _attempt(connection, batch, report)
+            except FailedFilesError as failed:
+                if not isinstance(failed.error, LockNotAvailable):
+                    raise
                 seconds = 2.0**attempt
-                why = str(failed.error).strip()
-                report(Step("retrying", batch[0].label, seconds, detail=why))
+                reason = str(failed.error).strip()
+                report(Step("retrying", batch[0].label, seconds, detail=reason))
                 time.sleep(seconds)
-                attempt += 1
-                continue
-            stands = (
-                f"rolled back: {', '.join(file.name for file in batch)}"
-                if transactional
-                else no_transaction.standing(connection, failed)
-            )
-            if transactional and is_broken(failed.error) and failed.statement is None:
-                stands = f"unless it broke at the very commit, {stands}"
-            committed = ", ".join(file.name for file in applied) or "nothing"
-            raise MigrateError(
-                f"{failed}\n  {stands}\n  committed in this run: {committed}",
-                _remedy(failed.error, in_the_way),
-            ) from failed.error
+        with blockers(connection) as in_the_way:
+            return _attempt(connection, batch, report)
+    except FailedFilesError as failed:
+        stands = _what_stands(connection, batch, failed)
+        committed = ", ".join(file.name for file in applied) or "nothing"
+        raise MigrateError(
+            f"{failed}\n  {stands}\n  committed in this run: {committed}",
+            _remedy(failed.error, in_the_way),
+        ) from failed.error
+
+
+def _attempt(connection: Connection, batch: Sequence[File], report: Report) -> str | None:
+    if batch[0].script.transactional:
+        return _in_one_transaction(connection, batch, report)
+    done = no_transaction.carry_out(connection, batch[0], report)
+    return new_sessions(connection) if done else None
+
+
+def _what_stands(connection: Connection, batch: Sequence[File], failed: FailedFilesError) -> str:
+    if not batch[0].script.transactional:
+        return no_transaction.standing(connection, failed)
+    rolled_back = f"rolled back: {', '.join(file.name for file in batch)}"
+    if is_broken(failed.error) and failed.statement is None:
+        return f"unless it broke at the very commit, {rolled_back}"
+    return rolled_back
 
 
 def _remedy(error: psycopg.Error, in_the_way: Sequence[str]) -> str:
     if is_broken(error):
         return "run again; the ledger knows what was committed"
-    if isinstance(error, psycopg.errors.LockNotAvailable):
+    if isinstance(error, LockNotAvailable):
         who = f" ({'; '.join(in_the_way)})" if in_the_way else ""
         return f"see who holds the lock{who} and run again"
     return "correct the file and run again; it goes on where it stopped"
 
 
-class _MarkedPiece(NamedTuple):
-    """A piece with a mark between its statements, which tells whose a notice is.
-
-    Attributes:
-        text: with the marks.
-        owners: for each result, those of the marks included, the index of the statement whose
-            notices are read before it.
-        marks: where in the piece they are.
-    """
-
-    text: str
-    owners: Sequence[int]
-    marks: Sequence[int]
-
-
 def _in_one_transaction(connection: Connection, batch: Sequence[File], report: Report) -> str:
-    """Apply files: all of them, or none."""
+    """Apply files: all of them, or none.
+
+    Returns:
+        What new sessions are given afterwards.
+    """
     opening = _OPENING
     try:
         for file in batch:
@@ -185,60 +172,47 @@ def _in_one_transaction(connection: Connection, batch: Sequence[File], report: R
                     closing = f"\n;{SESSION_SETTINGS}{row}"
                     if file is batch[-1]:
                         committing, closing = list(batch), f"{closing}{NEW_SESSIONS}commit"
-                if len(spans) > 1 and len(span.ends) == len(_INSERTS.findall(piece.text)):
-                    # Data, and much of it.  What a trigger says may be taken for that of the
-                    # statement after.
-                    marked = _MarkedPiece(piece.text, range(len(span.ends)), ())
-                else:
-                    marked = _with_marks(piece.text, span.ends)
-                results = _run_piece(
-                    connection, committing, opening, piece, marked, closing, report
-                )
+                # Much data is sent as it is: what a trigger says of it may be taken for that of the
+                # statement after.
+                data = len(spans) > 1 and len(span.ends) == len(_INSERTS.findall(piece.text))
+                message = Message(piece, span.ends, opening, closing, marked=not data)
+                results = _send(connection, message, committing, report)
                 opening = ""
         return (results[-2].get_value(0, 0) or b"").decode()  # the one before the commit's
     finally:
         roll_back(connection)
 
 
-def _run_piece(
-    connection: Connection,
-    batch: Sequence[File],
-    opening: str,
-    piece: Piece,
-    marked: _MarkedPiece,
-    closing: str,
-    report: Report,
+def _send(
+    connection: Connection, message: Message, committing: Sequence[File], report: Report
 ) -> list[PGresult]:
-    """Send a piece between what opens and what closes the transaction, if it is the first or last.
+    """Send a message.
 
-    `batch` is what has failed where no statement of the piece has.
+    Args:
+        connection: to the database.
+        message: a piece of the last of the files.
+        committing: the files that have failed where none of its statements has.
+        report: is told of notices.
+
+    Raises:
+        FailedFilesError: with the statement that failed, and where in it.
     """
-    file, before, owners = batch[-1], opening.count(";"), marked.owners
+    file, count = committing[-1], len(message.ends)
 
-    def tell(done: int, diagnostic: Diagnostic) -> None:
-        if owners:
-            owner = owners[min(max(done - before, 0), len(owners) - 1)]
-            report_notice(report, file, split(piece)[owner], diagnostic)
+    def tell(results: int, diagnostic: Diagnostic) -> None:
+        if count:
+            index = min(message.index(results), count - 1)
+            report_notice(report, file, message.statements[index], diagnostic)
 
     try:
-        return send(connection, opening + marked.text + closing, tell)
+        return send(connection, message.text, tell)
     except StatementError as failed:
-        number = max(failed.done - before, 0)
-        if number >= len(owners):
-            raise FailedFilesError(batch, None, None, failed.error) from failed.error
-        statement, offset = split(piece)[owners[number]], failed.position
+        index = message.index(failed.done)
+        if index >= count:
+            raise FailedFilesError(committing, None, None, failed.error) from failed.error
+        statement, offset = message.statements[index], failed.position
         if offset is not None:
-            offset -= len(opening)
-            for mark in marked.marks:
-                offset -= len(_MARK) if offset > mark else 0
-            offset -= statement.start
+            offset = message.offset(offset, statement)
         raise FailedFilesError([file], statement, offset, failed.error) from failed.error
     except psycopg.OperationalError as error:
-        raise FailedFilesError(batch, None, None, error) from error
-
-
-def _with_marks(text: str, ends: Sequence[int]) -> _MarkedPiece:
-    marks = ends[:-1]  # none behind the last
-    parts = [text[start:end] for start, end in zip([0, *marks], [*marks, None], strict=True)]
-    owners = [number // 2 for number in range(1, 2 * len(ends))]
-    return _MarkedPiece(_MARK.join(parts), owners, marks)
+        raise FailedFilesError(committing, None, None, error) from error

@@ -36,6 +36,10 @@ class LostError(MigrateError):
         super().__init__(f"the connection broke: {reason}{_committed(committed)}", "run again")
 
 
+class NoThrowawayError(MigrateError):
+    """The server in which something was to be tried out does not come up."""
+
+
 class NoRehearsalError(MigrateError):
     """There can be no rehearsal, so that nothing is known about what is pending."""
 

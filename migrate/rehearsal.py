@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from migrate import ledger, plan, run, verify
-from migrate.errors import FailedChecksError, MigrateError, NoRehearsalError
+from migrate.errors import (
+    FailedChecksError,
+    MigrateError,
+    NoRehearsalError,
+    NoThrowawayError,
+)
 from migrate.files import PLATFORM, REPEATABLE, VERSIONED, File, Tree, raise_if_any
 from migrate.session import Connection, StatementError, send, translated_errors
 from migrate.throwaway import throwaway
@@ -75,37 +80,42 @@ def rehearse(tree: Tree, database: Connection | None = None) -> Rehearsal:
         NoRehearsalError: the throwaway server does not come up, lacks an extension, or cannot be
             brought to the present state.
     """
-    major = _major(database) if database else None
-    before = _before(tree, database)
-    with throwaway(major) as connection:
-        version = connection.info.parameter_status("server_version") or ""
-        server = f"PostgreSQL {version}"
-        if major not in (None, _major(connection)):
-            server += f", while the database's is {major}"
-        try:
-            run.up(connection, before, _NAMES)
-        except MigrateError as error:
-            _refuse_lacking(error, server, database)
-            raise NoRehearsalError(
-                f"not rehearsed: what is applied already cannot be applied again (in a throwaway "
-                f"{server}):\n{error.problem}"
-            ) from error
-        try:
-            not_shown = _not_shown(connection, database, tree) if database else []
-            started = time.monotonic()
-            done = run.up(connection, tree, _NAMES)
-            seconds = time.monotonic() - started
-            checks = verify.check(connection, tree)
-            not_shown += _extensions_of_no_use(connection, database) if database else []
-        except MigrateError as error:
-            _refuse_lacking(error, server, database)
-            if isinstance(error, FailedChecksError):
-                error = FailedChecksError(error.failed, _REMEDY)
-            raise MigrateError(
-                "the rehearsal failed; nothing was done to the database itself (in a "
-                f"throwaway {server}):\n{error}"
-            ) from error
-        return Rehearsal(version, len(done), checks, seconds, not_shown)
+    try:
+        with throwaway(_major(database) if database else None) as connection:
+            return _rehearse(connection, tree, database)
+    except NoThrowawayError as error:
+        raise NoRehearsalError(f"not rehearsed: {error.problem}", error.remedy) from error
+
+
+def _rehearse(connection: Connection, tree: Tree, database: Connection | None) -> Rehearsal:
+    version = connection.info.parameter_status("server_version") or ""
+    server = f"PostgreSQL {version}"
+    if database and _major(database) != _major(connection):
+        server += f", while the database's is {_major(database)}"
+    try:
+        run.up(connection, _applied(tree, database), _NAMES)
+    except MigrateError as error:
+        _refuse_lacking(error, server, database)
+        raise NoRehearsalError(
+            f"not rehearsed: what is applied already cannot be applied again (in a throwaway "
+            f"{server}):\n{error.problem}"
+        ) from error
+    try:
+        not_shown = _not_shown(connection, database, tree) if database else []
+        started = time.monotonic()
+        done = run.up(connection, tree, _NAMES)
+        seconds = time.monotonic() - started
+        checks = verify.check(connection, tree)
+        not_shown += _extensions_of_no_use(connection, database) if database else []
+    except MigrateError as error:
+        _refuse_lacking(error, server, database)
+        if isinstance(error, FailedChecksError):
+            error = FailedChecksError(error.failed, _REMEDY)
+        raise MigrateError(
+            "the rehearsal failed; nothing was done to the database itself (in a "
+            f"throwaway {server}):\n{error}"
+        ) from error
+    return Rehearsal(version, len(done), checks, seconds, not_shown)
 
 
 def _major(connection: Connection) -> int:
@@ -181,7 +191,7 @@ def _syntax_problems(database: Connection, file: File) -> Iterator[str]:
                 )
 
 
-def _before(tree: Tree, database: Connection | None) -> Tree:
+def _applied(tree: Tree, database: Connection | None) -> Tree:
     """The files of the present state: repeatable ones as they were when they were applied."""
     applied = ledger.read(database).digests if database else {}
     contents = ledger.contents(database, REPEATABLE) if database and applied else {}

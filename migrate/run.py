@@ -32,10 +32,8 @@ def up(
     """Apply what is pending, under the lock, and record the catalog that results.
 
     A versioned file commits by itself, together with its ledger row; the repeatable files of a
-    folder commit together, unless one runs without a transaction.  An object that had drifted
-    before the run and that the run did not touch stays recorded as it should be, so that no run
-    hides a drift.  A run that was cut off is finished by the next.  A database that psql has made
-    is adopted before.
+    folder commit together, unless one runs without a transaction.  A run that was cut off is
+    finished by the next.  A database that psql has made is adopted before.
 
     Args:
         connection: in autocommit mode, from `connect`.
@@ -54,9 +52,9 @@ def up(
     applied: list[File] = []
     try:
         with translated_errors():
-            while plan.check(connection, tree, names).work and not _in_this_session(
-                connection, tree, names, applied, report, wait
-            ):
+            while plan.check(connection, tree, names).work:
+                if _in_this_session(connection, tree, names, applied, report, wait):
+                    break
                 renew(connection)
     except LostError as error:
         raise LostError(error.reason, [file.name for file in applied]) from error
@@ -97,20 +95,25 @@ def _in_this_session(
         send(connection, ledger.CREATE)
         ledger.complete_contents(connection, [f for folder in found.folders for f in folder.files])
         no_transaction.forget_changed(connection, names, found.pending)
-        before = _before(connection, catalog.left_to_others(tree))
+        before = _recorded_before(connection, catalog.left_to_others(tree))
         ledger.record_catalog(connection, before)
         try:
             done = apply_pending(connection, found, applied, report)
         except BaseException:
             with suppress(psycopg.Error, StatementError, MigrateError):
-                _end(connection, before)  # what stands: a part of the files, or of one
+                _record_result(connection, before)  # of the files, or of one, a part
             raise
         if done:
-            _end(connection, before)
+            _record_result(connection, before)
         return done
 
 
-def _before(connection: Connection, leave: Sequence[str]) -> RecordedCatalog:
+# Drift outlives a run.  An index that was dropped by hand is in the record and not in the live
+# catalog.  A run that does not create it leaves it in the record, so that the drift is still told
+# of.  After any other change to it the record has what there is.
+
+
+def _recorded_before(connection: Connection, leave: Sequence[str]) -> RecordedCatalog:
     """What is recorded when a run begins: the catalog as it should be, and the drift from it.
 
     The drift is what differs now; after a run that was interrupted, what differed before that one.
@@ -121,11 +124,12 @@ def _before(connection: Connection, leave: Sequence[str]) -> RecordedCatalog:
         return RecordedCatalog(live, leave, drift={})
     objects, drift = catalog.without(recorded.objects, leave), recorded.drift
     if drift is None:
-        drift = {each.object: each.found for each in catalog.differences(objects, live)}
+        differences = catalog.differences(objects, live)
+        drift = {difference.object: difference.found for difference in differences}
     return RecordedCatalog(objects, leave, drift)
 
 
-def _end(connection: Connection, before: RecordedCatalog) -> None:
+def _record_result(connection: Connection, before: RecordedCatalog) -> None:
     """Record the catalog after a run; drift that the run left as it was stays drift."""
     send(connection, SESSION_SETTINGS)
     live = catalog.read(connection, before.leave)

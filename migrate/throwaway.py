@@ -8,7 +8,7 @@ from pathlib import Path
 from embedded.errors import UserError
 from embedded.postgres import Server, embedded_bin, installed_bin
 from migrate.connection import connect
-from migrate.errors import NoRehearsalError
+from migrate.errors import NoThrowawayError
 from migrate.session import Connection
 
 _SETTINGS = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
@@ -23,7 +23,7 @@ def throwaway(major: int | None = None) -> Iterator[Connection]:
         major: the major version that it has if this machine has one; otherwise the embedded one's.
 
     Raises:
-        NoRehearsalError: it does not come up.
+        NoThrowawayError: it does not come up.
     """
     with tempfile.TemporaryDirectory(prefix="throwaway-") as directory:
         try:
@@ -31,7 +31,9 @@ def throwaway(major: int | None = None) -> Iterator[Connection]:
             server = Server(Path(directory, "server"), program, settings=_SETTINGS)
             server.start()
         except UserError as error:
-            raise NoRehearsalError(f"not rehearsed: {error.problem}", error.remedy) from error
+            raise NoThrowawayError(
+                f"no throwaway PostgreSQL: {error.problem}", error.remedy
+            ) from error
         try:
             with connect(server.url()) as connection:
                 yield connection

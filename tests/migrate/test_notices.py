@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from migrate import apply
+from migrate import message
 from migrate.__main__ import main
 from tests.support.migrating import large, query, tables, up, up_fails, write
 
@@ -156,6 +156,6 @@ def test_what_says_nothing_is_parsed_once(
     database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A large file took a quarter longer when it was parsed once more to be sent."""
-    monkeypatch.setattr(apply, "split", None)
+    monkeypatch.setattr(message, "split", None)
     text = "create table t1 (a int);\n" + large("analyze t1;\n")
     assert up(database, write(tmp_path, {"migrations/0001_a.sql": text})) == ["0001_a.sql"]

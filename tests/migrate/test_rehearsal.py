@@ -158,7 +158,7 @@ def test_without_a_server_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise UserError("no server here", "install one")
 
     monkeypatch.setattr("migrate.throwaway.embedded_bin", missing)
-    told = "not rehearsed: no server here\n  what to do: install one"
+    told = "not rehearsed: no throwaway PostgreSQL: no server here\n  what to do: install one"
     with pytest.raises(NoRehearsalError, match=told):
         rehearsal.rehearse(write(tmp_path, APPLIED))
 
