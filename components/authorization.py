@@ -35,6 +35,8 @@ SERVICE_FUNCTIONS = (
     "calculate_storage_usage",
     "cleanup_expired_data",
     "auto_pause_inactive_instances",
+    "instance_of_token",
+    "verify_api_key",
 )
 """The functions that run as their owner, for services only."""
 
@@ -289,6 +291,13 @@ SERVICES: Mapping[str, Service] = {
             "cleanup_expired_data",
             "auto_pause_inactive_instances",
         ),
+    ),
+    # It asks by functions alone, so no policy concerns it; and instances wait for its answers.
+    "instance_gateway": Service(
+        functions=("record_usage", "instance_of_token", "verify_api_key"),
+        member_of=(),
+        statement_timeout=5_000,
+        lock_timeout=2_000,
     ),
     # Like PostgREST's authenticator: nothing of its own, it takes the role of its request.
     "customer_portal": Service(member_of=("anon", "authenticated"), inherit=False),

@@ -5,6 +5,7 @@ with service (name, inherits, connection_limit, statement_timeout, lock_timeout)
   values
     ('stripe_handler', true, 20, '15000', '5000'),
     ('instance_provisioner', true, 20, '15000', '5000'),
+    ('instance_gateway', true, 20, '5000', '2000'),
     ('customer_portal', false, 20, '15000', '5000'),
     ('admin_dashboard', true, 20, '15000', '5000')
 ),
@@ -31,6 +32,9 @@ expected_privilege (kind, name, role, privilege, columns) as (
     ('routine', 'calculate_storage_usage', 'instance_provisioner', 'EXECUTE', '{}'),
     ('routine', 'cleanup_expired_data', 'instance_provisioner', 'EXECUTE', '{}'),
     ('routine', 'auto_pause_inactive_instances', 'instance_provisioner', 'EXECUTE', '{}'),
+    ('routine', 'record_usage', 'instance_gateway', 'EXECUTE', '{}'),
+    ('routine', 'instance_of_token', 'instance_gateway', 'EXECUTE', '{}'),
+    ('routine', 'verify_api_key', 'instance_gateway', 'EXECUTE', '{}'),
     ('routine', 'get_user_instance', 'admin_dashboard', 'EXECUTE', '{}'),
     ('routine', 'get_all_user_instances', 'admin_dashboard', 'EXECUTE', '{}'),
     ('routine', 'has_active_subscription', 'admin_dashboard', 'EXECUTE', '{}'),

@@ -746,8 +746,13 @@ class TestAccess:
         portal = SERVICES["customer_portal"]
         assert (portal.tables, portal.inherit) == ({}, False)
         assert sorted(portal.member_of) == ["anon", "authenticated"]
-        others = {role: s.member_of for role, s in SERVICES.items() if role != "customer_portal"}
-        assert set(others.values()) == {(GROUP,)}
+        groups = {role: s.member_of for role, s in SERVICES.items() if s.tables}
+        assert set(groups.values()) == {(GROUP,)}
+
+    def test_gateway_reaches_no_table(self) -> None:
+        gateway = SERVICES["instance_gateway"]
+        assert (gateway.tables, gateway.member_of) == ({}, ())
+        assert gateway.functions == ("record_usage", "instance_of_token", "verify_api_key")
 
 
 class TestOutputs:
@@ -764,7 +769,7 @@ class TestOutputs:
             assert (found["dbname"], found["sslmode"]) == (name, "require")
         migrations = sql_files("migrations")
         assert outputs == {
-            "contract_version": "1.0.0",
+            "contract_version": "1.1.0",
             "schema_version": migrations[-1].removesuffix(".sql"),
             "schema_fingerprint": "f" * 64,
             "applied_migrations": migrations,

@@ -576,6 +576,8 @@ OTHERS = {
     "end_date": "2026-12-31",
     "status": "critical",
     "events": '[{"id": "a", "type": "sent"}]',
+    "token_hash": "0a" * 32,
+    "key_hash": "0a" * 32,
     "event": '{"id": "evt_ping", "type": "ping", "created": 0, "data": {"object": {}}}',
     "object": '{"id": "cus_1", "object": "customer", "created": 1}',
     "observed_at": "2026-01-01 00:00+00",
@@ -624,6 +626,8 @@ def test_every_call_is_as_the_matrix_says(world: World, actor: Actor) -> None:
                 outcome = NO_ROW
             if function == "auto_pause_inactive_instances" and outcome == DONE:
                 outcome = NO_ROW  # nobody is on a plan that pauses
+            if function == "verify_api_key" and outcome == DONE:
+                outcome = NO_ROW  # no key has this hash
             wanted[function, whose] = outcome
             came[function, whose] = answer(
                 connection, *call(world.connections[""], function, whose)

@@ -51,6 +51,10 @@ CALLS = {
     "calculate_storage_usage(instance_id => %(instance)s)": "numeric",
     "cleanup_expired_data()": "jsonb",
     "auto_pause_inactive_instances()": "uuid",
+    "instance_of_token(token_hash => %(hash)s)": "uuid",
+    "verify_api_key(key_hash => %(hash)s, instance_id => %(instance)s, permission => 'read')": (
+        "valid account_id scopes reason"
+    ),
     "handle_stripe_event(event => %(event)s)": "text",
     "handle_stripe_object(object => %(object)s, observed_at => now())": "text",
 }
@@ -64,6 +68,7 @@ def test_names_of_functions_parameters_and_columns_are_the_contract(db: Db, call
         "ann": ANN.account,
         "subscription": ANN.subscription,
         "instance": ANN.instance,
+        "hash": "0a" * 32,
     }
     cursor = db.connection.execute(
         f"select * from {call}".encode(), ids | {"event": PING, "object": CUSTOMER}

@@ -118,6 +118,8 @@ ATTACKS = [
     "select private.set_instance_status('{ann}', 'stopped', null)",
     "select track_usage('{ann}')",
     "select record_usage('{ann}', '[]')",
+    f"select instance_of_token('{'0a' * 32}')",
+    f"select verify_api_key('{'0a' * 32}', '{{ann}}', 'read')",
     "select provision_instance('{ann}')",
     "select deprovision_instance('{ann}')",
     "select cleanup_expired_data()",

@@ -54,6 +54,9 @@ STATEMENTS = [
         values ('{ANN.account}', '{ANN.instance}')""",
     f"""insert into public.api_keys (account_id, name, key_prefix, key_hash)
         values ('{ANN.account}', 'a', 'mr_12345', '{key_hash("a")}')""",
+    f"select public.verify_api_key('{key_hash('a')}', '{ANN.instance}', 'read')",
+    f"select public.verify_api_key('{key_hash('b')}', '{ANN.instance}', 'read')",
+    f"select public.instance_of_token('{key_hash('a')}')",
     "update public.api_keys set is_active = false",
     "update public.api_keys set is_active = true",
     f"select public.deprovision_instance('{ANN.instance}', 'the end')",

@@ -14,11 +14,14 @@ from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from tests.support.outputs import SCHEMAS, breaches
 
-RELEASED = {"1.0.0": "05a01cd33d033328b8b22e2f8021d2d4624e5bb60e81dfdfe628ea3a08154f4c"}
+RELEASED = {
+    "1.0.0": "05a01cd33d033328b8b22e2f8021d2d4624e5bb60e81dfdfe628ea3a08154f4c",
+    "1.1.0": "f9d744bdd2907a6738f487b8fcc5ca934fe0e5a2d0c33417b79d49e758f207c5",
+}
 """Version -> sha256 of its schema.  What changes the outputs adds a version, and edits none."""
 
 OUTPUTS: dict[str, Any] = {
-    "contract_version": "1.0.0",
+    "contract_version": "1.1.0",
     "schema_version": "0002_tiers",
     "schema_fingerprint": "0a" * 32,
     "applied_migrations": ["0001_foundation.sql", "0002_tiers.sql"],
@@ -30,7 +33,13 @@ OUTPUTS: dict[str, Any] = {
         "platform": "supabase",
     },
     "service_database_urls": dict.fromkeys(
-        ("stripe_handler", "instance_provisioner", "customer_portal", "admin_dashboard"),
+        (
+            "stripe_handler",
+            "instance_provisioner",
+            "instance_gateway",
+            "customer_portal",
+            "admin_dashboard",
+        ),
         "postgresql://role:word@db.example:5432/mindroom?sslmode=verify-full",
     ),
     "api_roles": ["anon", "authenticated", "service_role"],
@@ -77,23 +86,23 @@ def test_what_is_removed_renamed_or_of_another_type_breaks_it(name: str) -> None
 def test_what_is_added_breaks_its_own_version(name: str) -> None:
     more: dict[str, Any] = {name: OUTPUTS[name] | {"more": "x"}} if name else {"more": "x"}
     (breach,) = breaches(OUTPUTS | more)
-    assert breach.startswith("1.0.0.json: $")
+    assert breach.startswith("1.1.0.json: $")
     assert "'more' was unexpected" in breach
 
 
 def test_a_version_without_a_schema_breaks_it() -> None:
-    assert breaches(OUTPUTS | {"contract_version": "1.0.1"}) == ["1.0.1.json is missing"]
+    assert breaches(OUTPUTS | {"contract_version": "1.1.1"}) == ["1.1.1.json is missing"]
 
 
 @pytest.mark.parametrize(
     ("version", "renamed", "right"),
-    [("1.1.0", False, True), ("1.10.0", True, False), ("2.0.0", True, True)],
+    [("1.2.0", False, True), ("1.10.0", True, False), ("2.0.0", True, True)],
 )
 def test_only_a_major_version_breaks_those_before(
     tmp_path: Path, version: str, *, renamed: bool, right: bool
 ) -> None:
-    text = (SCHEMAS / "1.0.0.json").read_text()
-    (tmp_path / "1.0.0.json").write_text(text)
+    text = (SCHEMAS / "1.1.0.json").read_text()
+    (tmp_path / "1.1.0.json").write_text(text)
     schema = json.loads(text.replace("^1", f"^{version[0]}"))
     outputs = OUTPUTS | {"contract_version": version, "roles": OUTPUTS["api_roles"]}
     schema["properties"]["roles"] = schema["properties"]["api_roles"]
