@@ -11,6 +11,8 @@ It is the same whatever session, role and database are set to, and on every supp
 import re
 from collections.abc import Iterable, Mapping
 
+from psycopg.types.json import Jsonb
+
 from migrate import ledger
 from migrate.catalog._leave import left_by, left_to_others, without
 from migrate.catalog._objects import SQL
@@ -72,8 +74,10 @@ def read(connection: Connection, leave: Iterable[str] | None = None) -> dict[str
         recorded = ledger.recorded_catalog(connection)
         leave = recorded.leave if recorded else ()
     with connection.transaction(force_rollback=True):  # takes the settings back, too
-        for name, value in (_SETTINGS | _PLANNING).items():
-            connection.execute("select set_config(%s, %s, true)", [name, value])
+        connection.execute(
+            "select set_config(key, value, true) from jsonb_each_text(%s)",
+            [Jsonb(_SETTINGS | _PLANNING)],
+        )
         objects: dict[str, str] = dict(sorted(connection.execute(SQL)))
     if connection.info.server_version < _WITHOUT_PREFIX:
         from migrate.catalog._views import unprefixed  # 0.1 s
