@@ -4,7 +4,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -136,7 +136,10 @@ class Instance:
     ) -> bool:
         """A message comes in; whether an agent may answer it."""
 
-        async def send_message(room: str, text: str) -> str | None:
+        async def send_message(
+            room: str, text: str, *, extra_content: Mapping[str, str]
+        ) -> str | None:
+            assert extra_content == {"msgtype": "m.notice"}
             self.sent.append(f"{room}: {text}")
             return "$told" if writable else None
 

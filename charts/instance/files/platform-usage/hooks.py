@@ -267,7 +267,9 @@ class MessageReceived(Protocol):
     envelope: Envelope
     suppress: bool
 
-    async def send_message(self, room_id: str, text: str) -> str | None:
+    async def send_message(
+        self, room_id: str, text: str, *, extra_content: dict[str, Any]
+    ) -> str | None:
         """Write to a room; the message's id, or None where that failed."""
 
 
@@ -353,6 +355,7 @@ async def _tell(ctx: MessageReceived, usage: Usage, until: datetime) -> None:
             room,
             "The messages that the plan allows a day are used up."
             f" Agents answer again from {until:%H:%M} UTC on {until.day} {until:%B}.",
+            extra_content={"msgtype": "m.notice"},  # no agent answers a notice
         )
     finally:
         if told is None:
