@@ -37,6 +37,8 @@ SERVICE_FUNCTIONS = (
     "auto_pause_inactive_instances",
     "instance_of_token",
     "verify_api_key",
+    "export_account",
+    "erase_account",
 )
 """The functions that run as their owner, for services only."""
 
@@ -223,6 +225,7 @@ TABLES: Mapping[str, Mapping[str, Privileges]] = {
     },
     "private.api_key_hashes": {},
     "private.usage_events": {},
+    "private.erasures": {"instance_provisioner": READ | {"UPDATE": ("volumes_deleted_at",)}},
     "private.stripe_events": {},
     "private.stripe_prices": {},
     "private.stripe_customers": {},

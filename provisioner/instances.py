@@ -132,6 +132,32 @@ async def request_repair(database: Database, state: RecordedState) -> bool:
         return cursor.rowcount == 1
 
 
+async def accounts_to_erase(database: Database) -> set[str]:
+    """The accounts whose kept volumes are to be deleted: `erase_account` waits for that."""
+    async with database.connection() as connection:
+        cursor = await connection.execute(
+            """
+            select account_id::text
+              from private.erasures
+             where volumes_deleted_at is null
+               and not exists (
+                 select from public.instances
+                  where instances.account_id = erasures.account_id and status <> 'deprovisioned'
+               )
+            """
+        )
+        return {account_id for (account_id,) in await cursor.fetchall()}
+
+
+async def record_deleted_volumes(database: Database, account_id: str) -> None:
+    """Record that no volume of an account is left."""
+    async with database.connection() as connection:
+        await connection.execute(
+            "update private.erasures set volumes_deleted_at = now() where account_id = %s",
+            [account_id],
+        )
+
+
 async def write_health(
     database: Database, instance_id: uuid.UUID, status: str, details: Mapping[str, Any]
 ) -> None:

@@ -12,6 +12,7 @@ from lightkube.resources.core_v1 import PersistentVolumeClaim
 
 from provisioner import instances, metrics
 from provisioner.cluster import (
+    ACCOUNT_LABEL,
     CLUSTER_ERRORS,
     KubernetesObject,
     ObjectsByInstance,
@@ -69,6 +70,7 @@ class Resync:
         # The rows are read first: work that ends before the objects are read has then changed
         # `applied`, and request_repair() refuses.
         states = await instances.recorded_states(self._context.database)
+        to_erase = await instances.accounts_to_erase(self._context.database)
         objects, releases = await asyncio.gather(
             self._context.cluster.objects(), self._context.cluster.releases()
         )
@@ -81,7 +83,7 @@ class Resync:
             if state.status in ("running", "stopped") and not state.due:
                 await self._grow_volumes(objects.get(str(state.id), []))
         self._report_orphans(states, objects, releases)
-        await self._delete_expired_volumes(objects)
+        await self._delete_kept_volumes(objects, to_erase)
         log.debug("resync", seconds=round(time.monotonic() - started, 3), repaired=repaired)
 
     async def _repair_if_changed(
@@ -127,20 +129,24 @@ class Resync:
         self._orphans = orphans
         metrics.orphans.set(len(orphans))
 
-    async def _delete_expired_volumes(self, objects: ObjectsByInstance) -> None:
+    async def _delete_kept_volumes(self, objects: ObjectsByInstance, to_erase: set[str]) -> None:
+        """Delete the volumes of removed instances that expired or whose account is erased."""
         now = datetime.now(UTC)
+        accounts = set()
         for instance_id, objects_of_instance in objects.items():
             for obj in objects_of_instance:
+                account = obj.metadata.labels.get(ACCOUNT_LABEL, "")
+                accounts.add(account)
                 if (
                     obj.kind is PersistentVolumeClaim
                     and obj.delete_after
-                    and obj.delete_after < now
+                    and (obj.delete_after < now or account in to_erase)
                     and not obj.metadata.deletionTimestamp
                 ):
                     await self._context.cluster.delete_object(obj)
-                    log.info(
-                        "volume expired: deleted", instance_id=instance_id, volume=obj.metadata.name
-                    )
+                    log.info("volume deleted", instance_id=instance_id, volume=obj.metadata.name)
+        for account in to_erase - accounts:
+            await instances.record_deleted_volumes(self._context.database, account)
 
 
 def _count(states: Sequence[RecordedState]) -> None:

@@ -12,6 +12,7 @@ revoke all on
   private.provisioning,
   private.api_key_hashes,
   private.usage_events,
+  private.erasures,
   private.stripe_events,
   private.stripe_prices,
   private.stripe_customers,
@@ -80,6 +81,17 @@ drop policy if exists "services read the events that were counted" on private.us
 create policy "services read the events that were counted" on private.usage_events
   for select to platform_service
   using (true);
+
+drop policy if exists "services read the erasures" on private.erasures;
+create policy "services read the erasures" on private.erasures
+  for select to platform_service
+  using (true);
+
+drop policy if exists "services update the erasures" on private.erasures;
+create policy "services update the erasures" on private.erasures
+  for update to platform_service
+  using (true)
+  with check (true);
 
 drop policy if exists "services read Stripe's events" on private.stripe_events;
 create policy "services read Stripe's events" on private.stripe_events

@@ -18,6 +18,8 @@ with expected (name, for_roles) as (
     ('calculate_storage_usage(instance_id uuid)', '{service_role}'),
     ('cleanup_expired_data()', '{service_role}'),
     ('auto_pause_inactive_instances()', '{service_role}'),
+    ('export_account(account_id uuid)', '{service_role}'),
+    ('erase_account(account_id uuid)', '{service_role}'),
     ('instance_of_token(token_hash text)', '{service_role}'),
     ('verify_api_key(key_hash text, instance_id uuid, permission text)', '{service_role}'),
     ('handle_stripe_event(event jsonb)', '{service_role}'),

@@ -55,6 +55,8 @@ CALLS = {
     "verify_api_key(key_hash => %(hash)s, instance_id => %(instance)s, permission => 'read')": (
         "valid account_id scopes reason"
     ),
+    "export_account(account_id => %(ann)s)": "jsonb",
+    "erase_account(account_id => %(ann)s)": "jsonb",
     "handle_stripe_event(event => %(event)s)": "text",
     "handle_stripe_object(object => %(object)s, observed_at => now())": "text",
 }

@@ -165,6 +165,15 @@ VIOLATIONS = [
     ("Every function of ours", "comment on function public.track_usage is null"),
     ("Every foreign key is indexed", "drop index public.api_keys_account_id_idx"),
     ("No index is redundant", "create index on public.api_keys (account_id)"),
+    ("A column that may hold personal data", "alter table private.erasures add note text"),
+    (
+        "A column that may hold personal data",
+        "alter table private.released_subdomains add asked_for inet",
+    ),
+    (
+        "A column that may hold personal data",
+        "alter table private.stripe_customers drop constraint stripe_customers_account_id_fkey",
+    ),
     (
         "Every index is valid",
         "update pg_index set indisvalid = false where indrelid = 'public.accounts'::regclass",

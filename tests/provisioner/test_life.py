@@ -226,6 +226,22 @@ def test_a_removed_instance_leaves_only_volumes_for_as_long_as_its_tier_says(
         eventually(lambda: world.objects("pvc", instance) == [])
 
 
+def test_an_erased_account_leaves_no_volume(world: World, service: Service) -> None:
+    """Nor one that its tier would have kept of an instance that was removed before."""
+    instance = world.provision("professional")
+    row = world.settled(instance, "running")
+    world.remove(instance)
+    assert len(world.objects("pvc", instance)) == 1
+
+    def erased() -> bool:
+        [[answer]] = world.db.execute("select erase_account(%s)", [row["account_id"]])
+        return bool(answer["erased"])
+
+    eventually(erased)
+    assert world.objects("pvc", instance) == []
+    assert len(service.events("volume deleted", instance_id=str(instance))) == 1
+
+
 def test_volumes_of_a_deleted_account_are_nobodys_and_deleted_when_they_expire(
     world: World, service: Service
 ) -> None:
@@ -255,7 +271,7 @@ def test_volumes_of_a_deleted_account_are_nobodys_and_deleted_when_they_expire(
     resynced(service)
     world.kubectl("patch", pvc, "--type=json", "-p", finalizers % "[]")
     eventually(lambda: world.objects("pvc", instance) == [])
-    assert len(service.events("volume expired: deleted", instance_id=str(instance))) == 1
+    assert len(service.events("volume deleted", instance_id=str(instance))) == 1
     assert service.process.poll() is None
 
 
