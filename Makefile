@@ -4,6 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
 TOOLS := .tools/bin/helm .tools/bin/actionlint
+PROMTOOL := .tools/bin/promtool
 # Not built where another cluster is given, or all of its programs.
 KUBERNETES := $(if $(CLUSTER_KUBECONFIG)$(wildcard $(KUBEBUILDER_ASSETS)/kwok),,.tools/bin/kubernetes)
 
@@ -61,10 +62,10 @@ ROOM := $(shell df --output=avail --block-size=1G /dev/shm 2> /dev/null | tail -
 PYTEST := $(if $(filter-out 0 1 2 3 4 5 6 7,$(ROOM)),TMPDIR=/dev/shm) \
   $(PYTHON) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-test: .venv/.installed $(TOOLS) $(KUBERNETES) ## Run all tests
+test: .venv/.installed $(TOOLS) $(PROMTOOL) $(KUBERNETES) ## Run all tests
 	$(PYTEST) tests
 
-test-fast: .venv/.installed $(TOOLS) ## Run all but those that take long or need a cluster, on one PostgreSQL
+test-fast: .venv/.installed $(TOOLS) $(PROMTOOL) ## Run all but those that take long or need a cluster, on one PostgreSQL
 	$(PYTEST) -m "not long" --postgres 18 tests
 
 check: .venv/.installed $(TOOLS) ## Lint, type-check, and see that generated files are current
@@ -87,7 +88,7 @@ bench: .venv/.installed $(TOOLS) $(KUBERNETES) ## Measure, each against a baseli
 generate: .venv/.installed ## Write the generated files again
 	$(PYTHON) -m docs.generate
 
-tools: $(TOOLS) ## Build helm and actionlint from their Go modules
+tools: $(TOOLS) $(PROMTOOL) ## Build helm, actionlint and promtool from their Go modules
 
 lock: .venv/.installed ## Lock the dependencies of pyproject.toml again
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
@@ -111,6 +112,12 @@ $(TOOLS) &: tools/go.mod tools/go.sum
 	  -X helm.sh/helm/v3/pkg/chartutil.k8sVersionMinor=$$minor \
 	  -X helm.sh/helm/v3/pkg/lint/rules.k8sVersionMinor=$$minor" tool
 	touch $(TOOLS)
+
+# Without the clients of two dozen clouds, whose targets it could discover.
+$(PROMTOOL): tools/promtool/go.mod tools/promtool/go.sum
+	CGO_ENABLED=0 go build -C tools/promtool -trimpath -tags remove_all_sd -o ../../$@ -ldflags "-s -w" \
+	  github.com/prometheus/prometheus/cmd/promtool
+	touch $@
 
 # One binary, called by six names. The linker sets the versions that the programs say they are.
 .tools/bin/kubernetes: $(addprefix tools/cluster/,go.mod go.sum main.go)

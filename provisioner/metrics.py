@@ -1,4 +1,4 @@
-"""All metrics of the service; docs/provisioner.md lists them with the alerts they deserve."""
+"""All metrics of the service; docs/provisioner.md lists them, docs/alerts.md the alerts on them."""
 
 from prometheus_client import Counter, Gauge, Histogram
 

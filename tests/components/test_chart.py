@@ -74,7 +74,9 @@ def render(helm: Path) -> Render:
 def template(
     helm: Path, values: Values, namespace: str = PROJECT
 ) -> subprocess.CompletedProcess[str]:
-    target = ("--namespace", namespace, "--values", "-")
+    """Values with `monitoring` are for a cluster that has the Prometheus Operator."""
+    operator = ("--api-versions", "monitoring.coreos.com/v1") if "monitoring" in values else ()
+    target = ("--namespace", namespace, "--values", "-", *operator)
     return run(helm, "template", RELEASE, CHART, *target, stdin=json.dumps(values))
 
 
@@ -106,7 +108,7 @@ def everything(values: Values) -> Values:
         "image": values["image"] | {"digest": DIGEST},
         "secretChecksum": "0a" * 32,
         "networkPolicy": {"allowFrom": [peer]},
-        "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+        "monitoring": {"labels": {"release": "prometheus"}},
         "automation": {"jobs": JOBS},
     }
 
@@ -168,8 +170,8 @@ class TestRenderedManifests:
         self, render: Render, values: Values, minor: str, complete: bool
     ) -> None:
         objects = render(everything(values) if complete else values)
-        builtin = [item for item in objects if item["kind"] != "ServiceMonitor"]
-        assert len(builtin) == (9 + 2 + len(JOBS) if complete else 9)
+        builtin = [item for item in objects if "monitoring.coreos.com" not in item["apiVersion"]]
+        assert len(builtin) == (9 + 3 + len(JOBS) if complete else 9)
         for item in builtin:
             assert kubernetes_validate.validate(item, minor, strict=True) == minor
 
@@ -185,9 +187,9 @@ class TestRenderedManifests:
             for item in render(everything(values))
         }
         own = ["ConfigMap", "Deployment", "NetworkPolicy", "PodDisruptionBudget"]
-        own += ["Service", "ServiceAccount", "ServiceMonitor"]
+        own += ["PrometheusRule", "Service", "ServiceAccount", "ServiceMonitor"]
         jobs = {"CronJob": ["sweep", "count-all-the-things"], "Job": ["test"]}
-        jobs |= {kind: ["jobs"] for kind in ("ConfigMap", "NetworkPolicy")}
+        jobs |= {"ConfigMap": ["jobs", "dashboards"], "NetworkPolicy": ["jobs"]}
         assert found == {(kind, PROJECT, RELEASE) for kind in own} | {
             (kind, values["instancesNamespace"], RELEASE) for kind in ("Role", "RoleBinding")
         } | {(kind, PROJECT, f"{RELEASE}-{name}") for kind, names in jobs.items() for name in names}
@@ -198,6 +200,7 @@ class TestRenderedManifests:
             assert labels.pop("app.kubernetes.io/version")
             assert labels.pop("helm.sh/chart").startswith("instance-provisioner-")
             labels.pop("release", "")
+            labels.pop("grafana_dashboard", "")
             assert labels == {
                 "app.kubernetes.io/name": "instance-provisioner",
                 "app.kubernetes.io/instance": RELEASE,
@@ -516,8 +519,21 @@ class TestValues:
         assert pod_template(objects)["spec"]["terminationGracePeriodSeconds"] == 90
         assert container(objects)["resources"] == resources
 
+    def test_nothing_needs_the_prometheus_operator(self, render: Render, values: Values) -> None:
+        assert not [item for item in render(values) if "monitoring" in item["apiVersion"]]
+
+    def test_alerts_and_dashboards(self, render: Render, values: Values) -> None:
+        objects = render(everything(values))
+        rule = only(objects, "PrometheusRule")
+        assert rule["metadata"]["labels"]["release"] == "prometheus"
+        assert rule["spec"] == yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())
+        dashboards = only(objects, "ConfigMap", f"{RELEASE}-dashboards")
+        assert dashboards["metadata"]["labels"]["grafana_dashboard"] == "1"
+        assert [json.loads(text)["uid"] for text in dashboards["data"].values()] == [
+            "mindroom-instances"
+        ]
+
     def test_service_monitor(self, render: Render, values: Values) -> None:
-        assert "ServiceMonitor" not in {item["kind"] for item in render(values)}
         objects = render(everything(values))
         monitor, service = only(objects, "ServiceMonitor"), only(objects, "Service")
         assert monitor["metadata"]["labels"]["release"] == "prometheus"
@@ -565,7 +581,6 @@ class TestValues:
                 f"{AT_PEER}/namespaceSelector/matchLabels': min",
             ),
             (PEERS, [{"ipBlock": {}}], f"{AT_PEER}': additional properties 'ipBlock'"),
-            ("serviceMonitor.enabled", "yes", "at '/serviceMonitor/enabled': got string"),
             ("automation.jobs.Sweep", JOBS["sweep"], "invalid propertyName 'Sweep'"),
             ("automation.jobs.sweep", {"schedule": "0 0 * * *"}, f"{AT_JOB}': missing property"),
             ("automation.jobs.sweep", JOBS["sweep"] | {"schedule": "@daily"}, f"{AT_JOB}/schedule"),
@@ -577,7 +592,7 @@ class TestValues:
             ("automation.jobs.sweep", JOBS["sweep"] | {"sql": " \n"}, f"{AT_JOB}/sql"),
             ("automation.jobs.sweep", JOBS["sweep"] | {"image": "x"}, f"{AT_JOB}': additional"),
             ("automation.resources.limits.cpu", 1, "at '/automation/resources/limits/cpu': got"),
-            ("serviceMonitor.labels", {"a": 1}, "at '/serviceMonitor/labels/a': got number"),
+            ("monitoring.labels", {"a": 1}, "at '/monitoring/labels/a': got number"),
         ],
     )
     def test_wrong_value_is_refused(
