@@ -25,6 +25,10 @@ USER_FUNCTIONS = (
 )
 """The functions that run as who calls them: they show what that role may read, and no more."""
 
+USER_ACTIONS = ("start_instance",)
+"""The functions by which a user changes own rows.  They run as who calls them, too: what that role
+may not write, a trigger writes behind what it may."""
+
 SERVICE_FUNCTIONS = (
     "track_usage",
     "record_usage",
@@ -39,13 +43,14 @@ SERVICE_FUNCTIONS = (
     "verify_api_key",
     "export_account",
     "erase_account",
+    "follow_subscriptions",
 )
 """The functions that run as their owner, for services only."""
 
 STRIPE_FUNCTIONS = ("handle_stripe_event", "handle_stripe_object")
 """The functions for Stripe's events, which run as their owner: for stripe_handler, service_role."""
 
-FUNCTIONS = (*USER_FUNCTIONS, *SERVICE_FUNCTIONS, *STRIPE_FUNCTIONS)
+FUNCTIONS = (*USER_FUNCTIONS, *USER_ACTIONS, *SERVICE_FUNCTIONS, *STRIPE_FUNCTIONS)
 """Every function of the schema public; each name stands for one."""
 
 Privileges = Mapping[str, tuple[str, ...]]
@@ -255,7 +260,9 @@ class Access:
 
 API_ROLES: Mapping[str, Access] = {
     "anon": Access(_tables_of("anon")),
-    "authenticated": Access(_tables_of("authenticated"), USER_FUNCTIONS, rows="own"),
+    "authenticated": Access(
+        _tables_of("authenticated"), (*USER_FUNCTIONS, *USER_ACTIONS), rows="own"
+    ),
     "service_role": Access(_tables_of("service_role"), FUNCTIONS),
 }
 """The roles that requests through Supabase's API take; Supabase brings them."""
@@ -293,6 +300,7 @@ SERVICES: Mapping[str, Service] = {
             "calculate_storage_usage",
             "cleanup_expired_data",
             "auto_pause_inactive_instances",
+            "follow_subscriptions",
         ),
     ),
     # It asks by functions alone, so no policy concerns it; and instances wait for its answers.

@@ -22,6 +22,7 @@ SCHEDULES: Mapping[str, str] = {
     "calculate_storage_usage": "10 * * * *",
     "cleanup_expired_data": "30 2 * * *",
     "auto_pause_inactive_instances": "40 */6 * * *",
+    "follow_subscriptions": "20 * * * *",
 }
 """Job -> when it runs: cron syntax, UTC.  What it runs is in sql/jobs/, a file of that name."""
 

@@ -1697,6 +1697,99 @@ set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
 values (0, 'migrations', '0030_erasures.sql', 'ca211febfab757af50f88af5df4d908919d5d8d225c1720931967f1cdc088ad6', NULL, '1.0.0');
 
+-- migrations/0031_subscription_ends.sql
+
+-- What happens when a subscription ends: its instances stop, are kept for a while, and are removed. And
+-- how many instances a plan has.
+-- Limits stay far below 2^31.
+-- squawk-ignore-file prefer-bigint-over-int
+
+alter table private.tiers
+  add column max_instances integer not null default 1,
+  add column grace_days integer not null default 3,
+  add column instance_retention_days integer not null default 7,
+  add constraint tiers_ends_known check (
+    max_instances >= -1 and grace_days >= 0 and instance_retention_days >= 0
+  ) not valid;
+
+comment on column private.tiers.max_instances is 'Instances of an account; -1 = unlimited.';
+comment on column private.tiers.grace_days is
+  'Days past the end of its period or trial after which a subscription counts as ended when Stripe says nothing.';
+comment on column private.tiers.instance_retention_days is
+  'How long the instances of an ended subscription are kept, stopped, before they are removed.';
+
+alter table public.subscriptions add column unpaid boolean not null default false;
+alter table private.stripe_subscriptions add column unpaid boolean not null default false;
+
+comment on column public.subscriptions.unpaid is
+  'past_due, and Stripe has given up collecting: the entitlement has ended.';
+comment on column private.stripe_subscriptions.unpaid is 'Stripe''s status unpaid, which is past_due here.';
+
+alter table public.instances
+  add column stop_reason text,
+  add column remove_after timestamptz,
+  add constraint instances_stop_reason_known check (
+    stop_reason in ('unused', 'subscription ended')
+  ) not valid,
+  -- squawk-ignore ban-drop-constraint
+  drop constraint instances_times_readable,
+  add constraint instances_times_readable check (
+    least(
+      last_health_check, last_active_at, provisioned_at, started_at, stopped_at, deprovisioned_at,
+      remove_after, created_at, updated_at
+    ) >= '0001-01-02 00:00+00'
+    and greatest(
+      last_health_check, last_active_at, provisioned_at, started_at, stopped_at, deprovisioned_at,
+      remove_after, created_at, updated_at
+    ) <= '9999-12-31 00:00+00'
+  ) not valid;
+
+comment on column public.instances.stop_reason is
+  'Why the platform stopped it; null where somebody asked for it.';
+comment on column public.instances.remove_after is
+  'The account''s subscription has ended: when the instance is removed, unless another one begins; null = it is kept.';
+
+
+reset session authorization;
+reset all;
+set client_encoding = 'UTF8';
+set client_connection_check_interval = '2s';
+set lock_timeout = '5s';
+set statement_timeout = '15min';
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'migrations', '0031_subscription_ends.sql', '10faac8470b437cc8ffe590345b684eee034e3b16949f1c23fac9c665725bcb1', NULL, '1.0.0');
+
+-- migrations/0032_rows_of_subscription_ends.sql
+
+-- What each tier has of 0031_subscription_ends.sql.
+
+update private.tiers
+   set max_instances = given.max_instances,
+       grace_days = given.grace_days,
+       instance_retention_days = given.instance_retention_days
+  from (
+    values
+      ('free', 1, 3, 7),
+      ('starter', 5, 3, 30),
+      ('professional', 25, 7, 60),
+      ('enterprise', -1, 14, 90)
+  ) as given (tier, max_instances, grace_days, instance_retention_days)
+ where tiers.tier = given.tier;
+
+alter table private.tiers validate constraint tiers_ends_known;
+alter table public.instances validate constraint instances_stop_reason_known;
+alter table public.instances validate constraint instances_times_readable;
+
+
+reset session authorization;
+reset all;
+set client_encoding = 'UTF8';
+set client_connection_check_interval = '2s';
+set lock_timeout = '5s';
+set statement_timeout = '15min';
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'migrations', '0032_rows_of_subscription_ends.sql', '0f039950454befe4c821e1558195089998ce0312fbc7577d77c112a5354974b7', NULL, '1.0.0');
+
 -- repeatable/10_shared.sql
 
 -- What the tables' own files build on: timestamps, who is acting, the audit log.
@@ -2154,6 +2247,88 @@ begin
 end
 $$;
 
+-- Of what Stripe says nothing the clock decides, but not of past_due: there Stripe is still trying, and
+-- says how it ends.
+create or replace function private.has_ended(plan public.subscriptions, grace_days integer) returns boolean
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return case
+    when plan.status = 'cancelled' or plan.unpaid then true
+    when plan.status = 'past_due' then false
+    else coalesce(
+      now() >= case
+                 when plan.status = 'active' then plan.current_period_end
+                 else coalesce(plan.trial_ends_at, plan.current_period_end)
+               end + grace_days * interval '24 hours',
+      false
+    )
+  end;
+end
+$$;
+
+-- Those that somebody else stopped stay so, and those for which the plan has no room, whose time of
+-- removal is lifted all the same.
+create or replace function private.resume_instances(account uuid) returns integer
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+declare
+  room integer;
+  kept uuid[];
+begin
+  if not exists (
+    select from public.instances
+     where account_id = account
+       and remove_after is not null
+       and status not in ('deprovisioning', 'deprovisioned')
+  ) then
+    return 0;
+  end if;
+  perform from public.accounts where id = account for no key update;  -- as above
+  select case when tiers.max_instances <> -1 then greatest(tiers.max_instances - active.number, 0) end
+    into room
+    from public.subscriptions as plan
+    join private.tiers using (tier)
+   cross join lateral (
+     select count(*)::integer
+       from public.instances
+      where account_id = account and status in ('provisioning', 'running', 'maintenance')
+   ) as active (number)
+   where plan.account_id = account and plan.in_force and not private.has_ended(plan, tiers.grace_days);
+  if not found then
+    return 0;
+  end if;
+  with lifted as (
+    update public.instances
+       set remove_after = null
+     where account_id = account
+       and remove_after is not null
+       and status not in ('deprovisioning', 'deprovisioned')
+    returning id
+  )
+  select array_agg(id) into kept from lifted;
+  update public.instances
+     set status = 'running'
+   where id in (
+     select id
+       from public.instances
+      where id = any (kept) and status = 'stopped' and stop_reason = 'subscription ended'
+      order by coalesce(last_active_at, created_at) desc, id
+      limit room
+   );
+  return cardinality(kept);
+end
+$$;
+
+create or replace function private.resume_instances_of_plan() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform private.resume_instances(new.account_id);
+  return null;
+end
+$$;
+
 -- A customer whose row is gone would still be charged.
 create or replace function private.keep_billed_subscription() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp
@@ -2178,6 +2353,12 @@ comment on function private.choose_subscription_in_force() is
   'Whatever may change which subscription is in force resolves it again.';
 comment on function private.resize_instances() is
   'A new tier sets the resource limits of the instances, except those that are being removed.';
+comment on function private.has_ended(public.subscriptions, integer) is
+  'Has the entitlement of a subscription ended? Cancelled or unpaid; or past its period or trial for longer than the tier''s days of grace, unless past_due.';
+comment on function private.resume_instances(uuid) is
+  'Starts an account''s instances that were stopped because its subscription had ended, as many as the plan allows, the last used first, and plans no removal any more: if the subscription has not ended. How many instances had one planned.';
+comment on function private.resume_instances_of_plan() is
+  'A subscription that is in force again starts the instances that its end had stopped.';
 comment on function private.keep_billed_subscription() is
   'Refuses to delete a subscription that Stripe still bills.';
 
@@ -2187,6 +2368,9 @@ revoke all on function
   private.put_subscription_in_force(uuid),
   private.choose_subscription_in_force(),
   private.resize_instances(),
+  private.has_ended(public.subscriptions, integer),
+  private.resume_instances(uuid),
+  private.resume_instances_of_plan(),
   private.keep_billed_subscription()
 from public, anon, authenticated, service_role;
 
@@ -2230,12 +2414,25 @@ create or replace trigger subscriptions_resize_instances
   for each row when (old.tier is distinct from new.tier)
   execute function private.resize_instances();
 
+create or replace trigger subscriptions_resume_instances
+  after update on public.subscriptions
+  for each row when (
+    new.in_force
+    and (
+      old.in_force is distinct from new.in_force
+      or old.status is distinct from new.status
+      or old.unpaid is distinct from new.unpaid
+      or old.live_until is distinct from new.live_until
+    )
+  )
+  execute function private.resume_instances_of_plan();
+
 create or replace trigger subscriptions_audit
   after insert or update or delete on public.subscriptions
   for each row execute function private.audit_change(
     'subscription', 'billing',
     'tier status max_messages_per_day max_storage_gb max_agents max_platforms max_team_members features '
-    'stripe_price_id trial_started_at trial_ends_at current_period_start current_period_end cancelled_at',
+    'unpaid stripe_price_id trial_started_at trial_ends_at current_period_start current_period_end cancelled_at',
     'storage_used_gb live_until in_force'
   );
 
@@ -2298,7 +2495,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '21_subscriptions.sql', 'c81ecdd4a26923b56a7ddc460827ee40fe42fb10ae43e4befdcab5d17a2f1441', NULL, '1.0.0');
+values (0, 'repeatable', '21_subscriptions.sql', '4f42b4d3b373279fd7289fe4f967c1ee6f7ac9208434f20032ff73a766421ae2', NULL, '1.0.0');
 
 -- repeatable/22_instances.sql
 
@@ -2386,6 +2583,9 @@ begin
             );
   end if;
 
+  if old.status = 'stopped' and new.status <> 'deprovisioning' then
+    new.stop_reason := null;
+  end if;
   if new.status = 'running' then
     new.provisioned_at := coalesce(new.provisioned_at, now());
     if old.status in ('provisioning', 'stopped') then
@@ -2433,6 +2633,29 @@ begin
             hint = 'Remove agents or upgrade the plan (max_agents of the subscription).';
   end if;
   return null;
+end
+$$;
+
+-- A smaller plan stops none that is there. The caller has locked the account.
+create or replace function private.check_instance_number(account uuid, statuses text[]) returns void
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+declare
+  counted constant bigint := (
+    select count(*) from public.instances where account_id = account and status = any (statuses)
+  );
+  max_instances constant integer := (
+    select tiers.max_instances
+      from public.subscriptions
+      join private.tiers using (tier)
+     where account_id = account and in_force
+  );
+begin
+  if max_instances <> -1 and counted >= max_instances then
+    raise exception 'account % has % instances, the plan allows %', account, counted, max_instances
+      using errcode = 'check_violation',
+            hint = 'Remove or stop one of them, or upgrade the plan.';
+  end if;
 end
 $$;
 
@@ -2520,6 +2743,8 @@ comment on function private.check_status_transition() is
   'The status goes only along private.instance_status_transitions, and its timestamps with it.';
 comment on function private.check_instance_config() is
   'config and app_config are objects; config has no more agents than the plan allows or there were.';
+comment on function private.check_instance_number(uuid, text[]) is
+  'Refuses one more instance in one of these statuses than an account''s plan allows.';
 comment on function private.check_first_status() is
   'A new instance is provisioning, or was removed long ago. Only the table''s owner adds one that exists already (docs/migrating.md).';
 comment on function private.check_subdomain() is
@@ -2537,6 +2762,7 @@ revoke all on function
   private.apply_tier_resources(),
   private.check_status_transition(),
   private.check_instance_config(),
+  private.check_instance_number(uuid, text[]),
   private.check_first_status(),
   private.check_subdomain(),
   private.release_subdomain(),
@@ -2699,7 +2925,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '22_instances.sql', '4a783263944b683fbf44387f681256c4cdf628334f4ee96e6bfea2ff0d1a46e8', NULL, '1.0.0');
+values (0, 'repeatable', '22_instances.sql', 'b79e5d0c2b612aa1a772f56154b26921d21edf8638ca7aa1482b78c7cf1bcf22', NULL, '1.0.0');
 
 -- repeatable/23_usage_metrics.sql
 
@@ -3470,6 +3696,8 @@ returns table (
   deprovisioned_at timestamptz,
   created_at timestamptz,
   updated_at timestamptz,
+  stop_reason text,
+  remove_after timestamptz,
   tier text,
   subscription_status text
 )
@@ -3553,7 +3781,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '50_user_functions.sql', '05678ed57e88e9160a3cad8aaf5956fc47ae3d331369e08a5bc10120b04ca485', NULL, '1.0.0');
+values (0, 'repeatable', '50_user_functions.sql', '96c99b9bb6d39b0421238f8a2c06729af0e752f31965ec597f85c075e6bcf067', NULL, '1.0.0');
 
 -- repeatable/51_usage_functions.sql
 
@@ -4185,8 +4413,12 @@ create or replace trigger instances_notify_update
   )
   execute function private.notify_instance();
 
-create or replace function private.set_instance_status(instance_id uuid, status text, reason text)
-returns boolean
+-- Without stop_reason there would be two, and a call could mean either.
+-- squawk-ignore ban-drop-function
+drop function if exists private.set_instance_status(uuid, text, text);
+create or replace function private.set_instance_status(
+  instance_id uuid, status text, reason text, stop_reason text default null
+) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
@@ -4195,7 +4427,8 @@ declare
 begin
   perform set_config('mindroom.audit_reason', coalesce(reason, ''), true);
   update public.instances as instance
-     set status = set_instance_status.status
+     set status = set_instance_status.status,
+         stop_reason = coalesce(set_instance_status.stop_reason, instance.stop_reason)
    where instance.id = set_instance_status.instance_id
      and instance.status <> set_instance_status.status;
   changed := found;
@@ -4222,7 +4455,7 @@ begin
   perform
     from public.accounts
    where id = (select account_id from public.subscriptions where id = provision_instance.subscription_id)
-     for share;
+     for no key update;
   select * into plan
     from public.subscriptions as subscription
    where subscription.id = provision_instance.subscription_id
@@ -4236,6 +4469,9 @@ begin
       using errcode = 'object_not_in_prerequisite_state',
             hint = 'It must be active or trialing, and not past its period or trial.';
   end if;
+  perform private.check_instance_number(
+    plan.account_id, array['provisioning', 'running', 'stopped', 'failed', 'maintenance']
+  );
 
   loop
     -- A letter first, as a Helm release wants it; 48 random bits.
@@ -4274,6 +4510,75 @@ begin
     return false;
   end if;
   return private.set_instance_status(deprovision_instance.instance_id, 'deprovisioning', reason);
+end
+$$;
+
+-- Runs behind an update of the config that leaves it as it is: users may update their own, so the one
+-- door asks row-level security, and needs no right of its own (decision 0019).
+create or replace function private.start_instance() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+  plan public.subscriptions;
+begin
+  perform from public.accounts where id = new.account_id for no key update;
+  select * into plan from public.subscriptions where account_id = new.account_id and in_force;
+  if plan.live_until > now() is not true then
+    raise exception 'the subscription of instance % (%) is not live', new.id, plan.status
+      using errcode = 'object_not_in_prerequisite_state',
+            hint = 'It must be active or trialing, and not past its period or trial.';
+  end if;
+  perform private.check_instance_number(
+    new.account_id, array['provisioning', 'running', 'maintenance']
+  );
+  update public.instances set status = 'running', remove_after = null where id = new.id;
+  return null;
+end
+$$;
+
+create or replace trigger instances_start
+  after update of config on public.instances
+  for each row when (
+    new.status = 'stopped' and current_setting('mindroom.start_instance', true) = new.id::text
+  )
+  execute function private.start_instance();
+
+create or replace function public.start_instance(instance_id uuid) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  current_status text;
+begin
+  if instance_id is null then
+    raise exception 'instance_id must not be null'
+      using errcode = 'null_value_not_allowed', hint = 'Pass the id of an instance.';
+  end if;
+  -- The account first, as in private.adopt_plan().
+  perform
+    from public.accounts
+   where id = (select account_id from public.instances where id = start_instance.instance_id)
+     for no key update;
+  select status into current_status
+    from public.instances
+   where id = start_instance.instance_id
+     for no key update;
+  if not found then
+    raise exception 'no instance %', start_instance.instance_id
+      using errcode = 'no_data_found', hint = 'Pass the id of an instance of your own.';
+  end if;
+  if current_status in ('provisioning', 'running') then
+    return false;
+  end if;
+  if current_status <> 'stopped' then
+    raise exception 'instance % is %, not stopped', start_instance.instance_id, current_status
+      using errcode = 'object_not_in_prerequisite_state',
+            hint = 'Only a stopped instance can be started.';
+  end if;
+  perform set_config('mindroom.start_instance', start_instance.instance_id::text, true);
+  update public.instances set config = config where id = start_instance.instance_id;
+  perform set_config('mindroom.start_instance', '', true);
+  return true;
 end
 $$;
 
@@ -4377,22 +4682,29 @@ $$;
 
 comment on function public.provision_instance(uuid, jsonb) is
   'A new instance in provisioning, with unique names and the tier''s resources; refused without a live subscription. Notifies the channel instances on commit.';
+comment on function public.start_instance(uuid) is
+  'Starts a stopped instance, if the account''s subscription is live and the plan allows one more that runs; true if this call started it, false if it was running.';
+comment on function private.start_instance() is
+  'Starts the instance that public.start_instance() asks for.';
 comment on function public.deprovision_instance(uuid, text) is
   'Starts the removal of an instance; true if this call started it, false if it was under way.';
 comment on function public.update_instance_health(uuid, text, jsonb, text) is
   'Records the health of an instance; audited when it becomes critical or ceases to be. An error_message stays until another one is given or the instance is healthy.';
 comment on function public.calculate_storage_usage(uuid) is
   'GB now used by an instance. Updates the day''s peak, and the total of the account''s plan over all instances that are not deprovisioned.';
-comment on function private.set_instance_status(uuid, text, text) is
-  'Sets a status and tells the audit log why; true if it was another one.';
+comment on function private.set_instance_status(uuid, text, text, text) is
+  'Sets a status and tells the audit log why, and the user where the platform stops it; true if it was another one.';
 
 revoke all on function
-  private.set_instance_status(uuid, text, text),
+  private.set_instance_status(uuid, text, text, text),
+  private.start_instance(),
+  public.start_instance(uuid),
   public.provision_instance(uuid, jsonb),
   public.deprovision_instance(uuid, text),
   public.update_instance_health(uuid, text, jsonb, text),
   public.calculate_storage_usage(uuid)
 from public, anon, authenticated, service_role;
+grant execute on function public.start_instance(uuid) to authenticated, service_role;
 grant execute on function
   public.provision_instance(uuid, jsonb),
   public.deprovision_instance(uuid, text),
@@ -4408,7 +4720,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '52_instance_functions.sql', '5cb7173eb380488d615fb69e1c2301a5a3d3e13fcc166af4d6da08a6ad8d85c3', NULL, '1.0.0');
+values (0, 'repeatable', '52_instance_functions.sql', '22d57a13803f03f157987a484a48a58a7321a6d8fae9e99fddfd1fec8a0088fd', NULL, '1.0.0');
 
 -- repeatable/53_automation_functions.sql
 
@@ -4540,10 +4852,96 @@ begin
      order by instance.id
        for no key update of instance skip locked
   loop
-    if private.set_instance_status(idle.id, 'stopped', format('unused for %s days', idle.days)) then
+    if private.set_instance_status(
+      idle.id, 'stopped', format('unused for %s days', idle.days), 'unused'
+    ) then
       return next idle.id;
     end if;
   end loop;
+end
+$$;
+
+-- The accounts are locked first: of a plan that changes meanwhile, what comes second sees the other. Those
+-- that somebody holds are left for the next call. Instances in maintenance are left to who works on them.
+create or replace function public.follow_subscriptions() returns jsonb
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+  batch constant integer := 200;
+  accounts uuid[];
+  stopped integer;
+  removed integer := 0;
+  resumed integer := 0;
+  expired record;
+  account uuid;
+begin
+  accounts := array(
+    select id
+      from public.accounts
+     where id in (
+       select instance.account_id
+         from public.instances as instance
+         join public.subscriptions as plan on plan.account_id = instance.account_id and plan.in_force
+         join private.tiers using (tier)
+        where instance.status not in ('maintenance', 'deprovisioning', 'deprovisioned')
+          and case
+                when private.has_ended(plan, tiers.grace_days)
+                then instance.status in ('provisioning', 'running')
+                     or instance.remove_after is null
+                     or instance.remove_after <= now()
+                else instance.remove_after is not null
+              end
+     )
+     order by id
+     limit batch
+       for no key update skip locked
+  );
+
+  perform set_config('mindroom.audit_reason', 'the subscription has ended', true);
+  update public.instances as instance
+     set status = case
+           when instance.status in ('provisioning', 'running') then 'stopped' else instance.status
+         end,
+         stop_reason = case
+           when instance.status in ('provisioning', 'running') then 'subscription ended'
+           else instance.stop_reason
+         end,
+         remove_after = coalesce(
+           instance.remove_after, now() + tiers.instance_retention_days * interval '24 hours'
+         )
+    from public.subscriptions as plan
+    join private.tiers using (tier)
+   where instance.account_id = any (accounts)
+     and plan.account_id = instance.account_id
+     and plan.in_force
+     and private.has_ended(plan, tiers.grace_days)
+     and instance.status not in ('maintenance', 'deprovisioning', 'deprovisioned')
+     and (instance.status in ('provisioning', 'running') or instance.remove_after is null);
+  get diagnostics stopped = row_count;
+
+  perform set_config('mindroom.audit_reason', 'the subscription is in force again', true);
+  foreach account in array accounts loop
+    resumed := resumed + private.resume_instances(account);
+  end loop;
+  perform set_config('mindroom.audit_reason', '', true);
+
+  for expired in
+    select instance.id, tiers.instance_retention_days as days
+      from public.instances as instance
+      join public.subscriptions as plan on plan.account_id = instance.account_id and plan.in_force
+      join private.tiers using (tier)
+     where instance.account_id = any (accounts)
+       and instance.status not in ('maintenance', 'deprovisioning', 'deprovisioned')
+       and instance.remove_after <= now()
+     order by instance.id
+  loop
+    if public.deprovision_instance(
+      expired.id, format('kept for %s days after the subscription had ended', expired.days)
+    ) then
+      removed := removed + 1;
+    end if;
+  end loop;
+  return jsonb_build_object('stopped', stopped, 'removed', removed, 'resumed', resumed);
 end
 $$;
 
@@ -4551,14 +4949,18 @@ comment on function public.cleanup_expired_data() is
   'Removes what private.retention has no more time for, for about a second; how many rows per table. Call it until all are 0.';
 comment on function public.auto_pause_inactive_instances() is
   'Stops running instances that were unused for their tier''s pause_after_idle_days; which.';
+comment on function public.follow_subscriptions() is
+  'Brings the instances of some hundred accounts to what their subscriptions say: of one that has ended they are stopped, and removed after the tier''s instance_retention_days; of one that is in force again they are started. How many of each. Call it until all are 0.';
 
 revoke all on function
   public.cleanup_expired_data(),
-  public.auto_pause_inactive_instances()
+  public.auto_pause_inactive_instances(),
+  public.follow_subscriptions()
 from public, anon, authenticated, service_role;
 grant execute on function
   public.cleanup_expired_data(),
-  public.auto_pause_inactive_instances()
+  public.auto_pause_inactive_instances(),
+  public.follow_subscriptions()
 to service_role;
 
 
@@ -4569,7 +4971,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '53_automation_functions.sql', '966b5d0d1c420b4cc61a1d6084adda099ad6d479d5e7f28522e3bf31c6231cf6', NULL, '1.0.0');
+values (0, 'repeatable', '53_automation_functions.sql', 'ba015ff65b999106568147c6e56149fa8bf4dd6ae27aa8d9d8c05e7c63c41f35', NULL, '1.0.0');
 
 -- repeatable/54_stripe_snapshots.sql
 
@@ -4717,6 +5119,7 @@ begin
       using errcode = 'invalid_parameter_value',
             hint = 'Teach private.read_stripe_subscription what it means, then replay the event.';
   end if;
+  snapshot.unpaid := stripe_status = 'unpaid';
   snapshot.begun := stripe_status not in ('incomplete', 'incomplete_expired');
 
   select item, known.tier
@@ -4839,7 +5242,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '54_stripe_snapshots.sql', 'cbe8c697beecc4c73d4d4a20240d84223517d2b25bc60656f6fd4d694f80c5b5', NULL, '1.0.0');
+values (0, 'repeatable', '54_stripe_snapshots.sql', '6e1854c78c02350523e45287535f8e4e52cf1962a1f4762892a2e222b7c82848', NULL, '1.0.0');
 
 -- repeatable/55_stripe_functions.sql
 
@@ -4851,10 +5254,13 @@ values (0, 'repeatable', '54_stripe_snapshots.sql', 'cbe8c697beecc4c73d4d4a20240
 
 -- ---- writing
 
+-- Its columns are others than before.
+-- squawk-ignore ban-drop-function
+drop function if exists private.rank_stripe_subscriptions(uuid);
 -- The caller has locked the account.
-create or replace function private.rank_stripe_subscriptions(account uuid)
+create function private.rank_stripe_subscriptions(account uuid)
 returns table (
-  subscription_id text, customer_id text, in_force boolean, tier text, status text, price_id text,
+  subscription_id text, customer_id text, in_force boolean, tier text, status text, unpaid boolean, price_id text,
   trial_started_at timestamptz, trial_ends_at timestamptz, period_start timestamptz, period_end timestamptz,
   cancelled_at timestamptz
 )
@@ -4893,6 +5299,7 @@ begin
     )
     select subscription_id, customer_id, in_force, known_tier,
            case when in_force then status else 'cancelled' end,
+           in_force and unpaid,
            price_id, trial_started_at, trial_ends_at, period_start, period_end,
            case when in_force or status = 'cancelled' then cancelled_at else greatest(created_at, best_created_at) end
       from ranked;
@@ -4931,10 +5338,10 @@ begin
       left join public.subscriptions as plan on plan.stripe_subscription_id = ranked.subscription_id
      where plan.id is null
         or (
-          plan.tier, plan.status, plan.stripe_price_id, plan.trial_started_at, plan.trial_ends_at,
+          plan.tier, plan.status, plan.unpaid, plan.stripe_price_id, plan.trial_started_at, plan.trial_ends_at,
           plan.current_period_start, plan.current_period_end, plan.cancelled_at
         ) is distinct from (
-          ranked.tier, ranked.status, ranked.price_id, ranked.trial_started_at, ranked.trial_ends_at,
+          ranked.tier, ranked.status, ranked.unpaid, ranked.price_id, ranked.trial_started_at, ranked.trial_ends_at,
           ranked.period_start, ranked.period_end, ranked.cancelled_at
         )
      order by ranked.in_force  -- the one that is no longer in force makes room first
@@ -4942,11 +5349,11 @@ begin
     changed := changed or change.status is distinct from change.status_before;
     if change.id is null then
       insert into public.subscriptions (
-        account_id, stripe_subscription_id, tier, status, stripe_price_id,
+        account_id, stripe_subscription_id, tier, status, unpaid, stripe_price_id,
         trial_started_at, trial_ends_at, current_period_start, current_period_end, cancelled_at
       )
       values (
-        account, change.subscription_id, change.tier, change.status, change.price_id,
+        account, change.subscription_id, change.tier, change.status, change.unpaid, change.price_id,
         change.trial_started_at, change.trial_ends_at, change.period_start, change.period_end,
         change.cancelled_at
       );
@@ -4954,6 +5361,7 @@ begin
       update public.subscriptions
          set tier = change.tier,
              status = change.status,
+             unpaid = change.unpaid,
              stripe_price_id = change.price_id,
              trial_started_at = change.trial_started_at,
              trial_ends_at = change.trial_ends_at,
@@ -5224,6 +5632,7 @@ begin
        set observed_at = snapshot.observed_at,
            event_id = snapshot.event_id,
            status = snapshot.status,
+           unpaid = snapshot.unpaid,
            begun = snapshot.begun,
            tier = snapshot.tier,
            price_id = snapshot.price_id,
@@ -5238,8 +5647,8 @@ begin
     perform private.record_stripe_prices(object, seen_at);
   end if;
   outcome := 'applied';
-  only_renewed := (snapshot.status, snapshot.begun, snapshot.cancelled_at, false)
-                  is not distinct from (known.status, known.begun, known.cancelled_at, known.tier is null);
+  only_renewed := (snapshot.status, snapshot.unpaid, snapshot.begun, snapshot.cancelled_at, false)
+                  is not distinct from (known.status, known.unpaid, known.begun, known.cancelled_at, known.tier is null);
 end
 $$;
 
@@ -5434,7 +5843,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '55_stripe_functions.sql', '0c09a6fc013c0c44865b91bb0bb1f2302243df159f0bca2e99f7c7cb8bb108f1', NULL, '1.0.0');
+values (0, 'repeatable', '55_stripe_functions.sql', 'f2728b36868fe8d6a727d8e29828173df628763a53109ea1534d8f0c6045074f', NULL, '1.0.0');
 
 -- repeatable/56_gateway_functions.sql
 

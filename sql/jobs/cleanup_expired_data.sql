@@ -11,7 +11,7 @@ begin
   end loop;
 
   -- Where this database has pg_cron and this role may read of its runs: the newest 1,000 of the
-  -- platform's jobs stay, about a month. A run that never began has no time to go by.
+  -- platform's jobs stay, about three weeks. A run that never began has no time to go by.
   if exists (
     select from pg_catalog.pg_namespace
      where nspname = 'cron' and has_schema_privilege(oid, 'USAGE')

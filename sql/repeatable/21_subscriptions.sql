@@ -116,6 +116,88 @@ begin
 end
 $$;
 
+-- Of what Stripe says nothing the clock decides, but not of past_due: there Stripe is still trying, and
+-- says how it ends.
+create or replace function private.has_ended(plan public.subscriptions, grace_days integer) returns boolean
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return case
+    when plan.status = 'cancelled' or plan.unpaid then true
+    when plan.status = 'past_due' then false
+    else coalesce(
+      now() >= case
+                 when plan.status = 'active' then plan.current_period_end
+                 else coalesce(plan.trial_ends_at, plan.current_period_end)
+               end + grace_days * interval '24 hours',
+      false
+    )
+  end;
+end
+$$;
+
+-- Those that somebody else stopped stay so, and those for which the plan has no room, whose time of
+-- removal is lifted all the same.
+create or replace function private.resume_instances(account uuid) returns integer
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+declare
+  room integer;
+  kept uuid[];
+begin
+  if not exists (
+    select from public.instances
+     where account_id = account
+       and remove_after is not null
+       and status not in ('deprovisioning', 'deprovisioned')
+  ) then
+    return 0;
+  end if;
+  perform from public.accounts where id = account for no key update;  -- as above
+  select case when tiers.max_instances <> -1 then greatest(tiers.max_instances - active.number, 0) end
+    into room
+    from public.subscriptions as plan
+    join private.tiers using (tier)
+   cross join lateral (
+     select count(*)::integer
+       from public.instances
+      where account_id = account and status in ('provisioning', 'running', 'maintenance')
+   ) as active (number)
+   where plan.account_id = account and plan.in_force and not private.has_ended(plan, tiers.grace_days);
+  if not found then
+    return 0;
+  end if;
+  with lifted as (
+    update public.instances
+       set remove_after = null
+     where account_id = account
+       and remove_after is not null
+       and status not in ('deprovisioning', 'deprovisioned')
+    returning id
+  )
+  select array_agg(id) into kept from lifted;
+  update public.instances
+     set status = 'running'
+   where id in (
+     select id
+       from public.instances
+      where id = any (kept) and status = 'stopped' and stop_reason = 'subscription ended'
+      order by coalesce(last_active_at, created_at) desc, id
+      limit room
+   );
+  return cardinality(kept);
+end
+$$;
+
+create or replace function private.resume_instances_of_plan() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform private.resume_instances(new.account_id);
+  return null;
+end
+$$;
+
 -- A customer whose row is gone would still be charged.
 create or replace function private.keep_billed_subscription() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp
@@ -140,6 +222,12 @@ comment on function private.choose_subscription_in_force() is
   'Whatever may change which subscription is in force resolves it again.';
 comment on function private.resize_instances() is
   'A new tier sets the resource limits of the instances, except those that are being removed.';
+comment on function private.has_ended(public.subscriptions, integer) is
+  'Has the entitlement of a subscription ended? Cancelled or unpaid; or past its period or trial for longer than the tier''s days of grace, unless past_due.';
+comment on function private.resume_instances(uuid) is
+  'Starts an account''s instances that were stopped because its subscription had ended, as many as the plan allows, the last used first, and plans no removal any more: if the subscription has not ended. How many instances had one planned.';
+comment on function private.resume_instances_of_plan() is
+  'A subscription that is in force again starts the instances that its end had stopped.';
 comment on function private.keep_billed_subscription() is
   'Refuses to delete a subscription that Stripe still bills.';
 
@@ -149,6 +237,9 @@ revoke all on function
   private.put_subscription_in_force(uuid),
   private.choose_subscription_in_force(),
   private.resize_instances(),
+  private.has_ended(public.subscriptions, integer),
+  private.resume_instances(uuid),
+  private.resume_instances_of_plan(),
   private.keep_billed_subscription()
 from public, anon, authenticated, service_role;
 
@@ -192,12 +283,25 @@ create or replace trigger subscriptions_resize_instances
   for each row when (old.tier is distinct from new.tier)
   execute function private.resize_instances();
 
+create or replace trigger subscriptions_resume_instances
+  after update on public.subscriptions
+  for each row when (
+    new.in_force
+    and (
+      old.in_force is distinct from new.in_force
+      or old.status is distinct from new.status
+      or old.unpaid is distinct from new.unpaid
+      or old.live_until is distinct from new.live_until
+    )
+  )
+  execute function private.resume_instances_of_plan();
+
 create or replace trigger subscriptions_audit
   after insert or update or delete on public.subscriptions
   for each row execute function private.audit_change(
     'subscription', 'billing',
     'tier status max_messages_per_day max_storage_gb max_agents max_platforms max_team_members features '
-    'stripe_price_id trial_started_at trial_ends_at current_period_start current_period_end cancelled_at',
+    'unpaid stripe_price_id trial_started_at trial_ends_at current_period_start current_period_end cancelled_at',
     'storage_used_gb live_until in_force'
   );
 

@@ -82,6 +82,9 @@ begin
             );
   end if;
 
+  if old.status = 'stopped' and new.status <> 'deprovisioning' then
+    new.stop_reason := null;
+  end if;
   if new.status = 'running' then
     new.provisioned_at := coalesce(new.provisioned_at, now());
     if old.status in ('provisioning', 'stopped') then
@@ -129,6 +132,29 @@ begin
             hint = 'Remove agents or upgrade the plan (max_agents of the subscription).';
   end if;
   return null;
+end
+$$;
+
+-- A smaller plan stops none that is there. The caller has locked the account.
+create or replace function private.check_instance_number(account uuid, statuses text[]) returns void
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+declare
+  counted constant bigint := (
+    select count(*) from public.instances where account_id = account and status = any (statuses)
+  );
+  max_instances constant integer := (
+    select tiers.max_instances
+      from public.subscriptions
+      join private.tiers using (tier)
+     where account_id = account and in_force
+  );
+begin
+  if max_instances <> -1 and counted >= max_instances then
+    raise exception 'account % has % instances, the plan allows %', account, counted, max_instances
+      using errcode = 'check_violation',
+            hint = 'Remove or stop one of them, or upgrade the plan.';
+  end if;
 end
 $$;
 
@@ -216,6 +242,8 @@ comment on function private.check_status_transition() is
   'The status goes only along private.instance_status_transitions, and its timestamps with it.';
 comment on function private.check_instance_config() is
   'config and app_config are objects; config has no more agents than the plan allows or there were.';
+comment on function private.check_instance_number(uuid, text[]) is
+  'Refuses one more instance in one of these statuses than an account''s plan allows.';
 comment on function private.check_first_status() is
   'A new instance is provisioning, or was removed long ago. Only the table''s owner adds one that exists already (docs/migrating.md).';
 comment on function private.check_subdomain() is
@@ -233,6 +261,7 @@ revoke all on function
   private.apply_tier_resources(),
   private.check_status_transition(),
   private.check_instance_config(),
+  private.check_instance_number(uuid, text[]),
   private.check_first_status(),
   private.check_subdomain(),
   private.release_subdomain(),

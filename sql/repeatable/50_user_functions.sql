@@ -70,6 +70,8 @@ returns table (
   deprovisioned_at timestamptz,
   created_at timestamptz,
   updated_at timestamptz,
+  stop_reason text,
+  remove_after timestamptz,
   tier text,
   subscription_status text
 )

@@ -47,8 +47,12 @@ create or replace trigger instances_notify_update
   )
   execute function private.notify_instance();
 
-create or replace function private.set_instance_status(instance_id uuid, status text, reason text)
-returns boolean
+-- Without stop_reason there would be two, and a call could mean either.
+-- squawk-ignore ban-drop-function
+drop function if exists private.set_instance_status(uuid, text, text);
+create or replace function private.set_instance_status(
+  instance_id uuid, status text, reason text, stop_reason text default null
+) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
@@ -57,7 +61,8 @@ declare
 begin
   perform set_config('mindroom.audit_reason', coalesce(reason, ''), true);
   update public.instances as instance
-     set status = set_instance_status.status
+     set status = set_instance_status.status,
+         stop_reason = coalesce(set_instance_status.stop_reason, instance.stop_reason)
    where instance.id = set_instance_status.instance_id
      and instance.status <> set_instance_status.status;
   changed := found;
@@ -84,7 +89,7 @@ begin
   perform
     from public.accounts
    where id = (select account_id from public.subscriptions where id = provision_instance.subscription_id)
-     for share;
+     for no key update;
   select * into plan
     from public.subscriptions as subscription
    where subscription.id = provision_instance.subscription_id
@@ -98,6 +103,9 @@ begin
       using errcode = 'object_not_in_prerequisite_state',
             hint = 'It must be active or trialing, and not past its period or trial.';
   end if;
+  perform private.check_instance_number(
+    plan.account_id, array['provisioning', 'running', 'stopped', 'failed', 'maintenance']
+  );
 
   loop
     -- A letter first, as a Helm release wants it; 48 random bits.
@@ -136,6 +144,75 @@ begin
     return false;
   end if;
   return private.set_instance_status(deprovision_instance.instance_id, 'deprovisioning', reason);
+end
+$$;
+
+-- Runs behind an update of the config that leaves it as it is: users may update their own, so the one
+-- door asks row-level security, and needs no right of its own (decision 0019).
+create or replace function private.start_instance() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+  plan public.subscriptions;
+begin
+  perform from public.accounts where id = new.account_id for no key update;
+  select * into plan from public.subscriptions where account_id = new.account_id and in_force;
+  if plan.live_until > now() is not true then
+    raise exception 'the subscription of instance % (%) is not live', new.id, plan.status
+      using errcode = 'object_not_in_prerequisite_state',
+            hint = 'It must be active or trialing, and not past its period or trial.';
+  end if;
+  perform private.check_instance_number(
+    new.account_id, array['provisioning', 'running', 'maintenance']
+  );
+  update public.instances set status = 'running', remove_after = null where id = new.id;
+  return null;
+end
+$$;
+
+create or replace trigger instances_start
+  after update of config on public.instances
+  for each row when (
+    new.status = 'stopped' and current_setting('mindroom.start_instance', true) = new.id::text
+  )
+  execute function private.start_instance();
+
+create or replace function public.start_instance(instance_id uuid) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  current_status text;
+begin
+  if instance_id is null then
+    raise exception 'instance_id must not be null'
+      using errcode = 'null_value_not_allowed', hint = 'Pass the id of an instance.';
+  end if;
+  -- The account first, as in private.adopt_plan().
+  perform
+    from public.accounts
+   where id = (select account_id from public.instances where id = start_instance.instance_id)
+     for no key update;
+  select status into current_status
+    from public.instances
+   where id = start_instance.instance_id
+     for no key update;
+  if not found then
+    raise exception 'no instance %', start_instance.instance_id
+      using errcode = 'no_data_found', hint = 'Pass the id of an instance of your own.';
+  end if;
+  if current_status in ('provisioning', 'running') then
+    return false;
+  end if;
+  if current_status <> 'stopped' then
+    raise exception 'instance % is %, not stopped', start_instance.instance_id, current_status
+      using errcode = 'object_not_in_prerequisite_state',
+            hint = 'Only a stopped instance can be started.';
+  end if;
+  perform set_config('mindroom.start_instance', start_instance.instance_id::text, true);
+  update public.instances set config = config where id = start_instance.instance_id;
+  perform set_config('mindroom.start_instance', '', true);
+  return true;
 end
 $$;
 
@@ -239,22 +316,29 @@ $$;
 
 comment on function public.provision_instance(uuid, jsonb) is
   'A new instance in provisioning, with unique names and the tier''s resources; refused without a live subscription. Notifies the channel instances on commit.';
+comment on function public.start_instance(uuid) is
+  'Starts a stopped instance, if the account''s subscription is live and the plan allows one more that runs; true if this call started it, false if it was running.';
+comment on function private.start_instance() is
+  'Starts the instance that public.start_instance() asks for.';
 comment on function public.deprovision_instance(uuid, text) is
   'Starts the removal of an instance; true if this call started it, false if it was under way.';
 comment on function public.update_instance_health(uuid, text, jsonb, text) is
   'Records the health of an instance; audited when it becomes critical or ceases to be. An error_message stays until another one is given or the instance is healthy.';
 comment on function public.calculate_storage_usage(uuid) is
   'GB now used by an instance. Updates the day''s peak, and the total of the account''s plan over all instances that are not deprovisioned.';
-comment on function private.set_instance_status(uuid, text, text) is
-  'Sets a status and tells the audit log why; true if it was another one.';
+comment on function private.set_instance_status(uuid, text, text, text) is
+  'Sets a status and tells the audit log why, and the user where the platform stops it; true if it was another one.';
 
 revoke all on function
-  private.set_instance_status(uuid, text, text),
+  private.set_instance_status(uuid, text, text, text),
+  private.start_instance(),
+  public.start_instance(uuid),
   public.provision_instance(uuid, jsonb),
   public.deprovision_instance(uuid, text),
   public.update_instance_health(uuid, text, jsonb, text),
   public.calculate_storage_usage(uuid)
 from public, anon, authenticated, service_role;
+grant execute on function public.start_instance(uuid) to authenticated, service_role;
 grant execute on function
   public.provision_instance(uuid, jsonb),
   public.deprovision_instance(uuid, text),

@@ -126,10 +126,96 @@ begin
      order by instance.id
        for no key update of instance skip locked
   loop
-    if private.set_instance_status(idle.id, 'stopped', format('unused for %s days', idle.days)) then
+    if private.set_instance_status(
+      idle.id, 'stopped', format('unused for %s days', idle.days), 'unused'
+    ) then
       return next idle.id;
     end if;
   end loop;
+end
+$$;
+
+-- The accounts are locked first: of a plan that changes meanwhile, what comes second sees the other. Those
+-- that somebody holds are left for the next call. Instances in maintenance are left to who works on them.
+create or replace function public.follow_subscriptions() returns jsonb
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+  batch constant integer := 200;
+  accounts uuid[];
+  stopped integer;
+  removed integer := 0;
+  resumed integer := 0;
+  expired record;
+  account uuid;
+begin
+  accounts := array(
+    select id
+      from public.accounts
+     where id in (
+       select instance.account_id
+         from public.instances as instance
+         join public.subscriptions as plan on plan.account_id = instance.account_id and plan.in_force
+         join private.tiers using (tier)
+        where instance.status not in ('maintenance', 'deprovisioning', 'deprovisioned')
+          and case
+                when private.has_ended(plan, tiers.grace_days)
+                then instance.status in ('provisioning', 'running')
+                     or instance.remove_after is null
+                     or instance.remove_after <= now()
+                else instance.remove_after is not null
+              end
+     )
+     order by id
+     limit batch
+       for no key update skip locked
+  );
+
+  perform set_config('mindroom.audit_reason', 'the subscription has ended', true);
+  update public.instances as instance
+     set status = case
+           when instance.status in ('provisioning', 'running') then 'stopped' else instance.status
+         end,
+         stop_reason = case
+           when instance.status in ('provisioning', 'running') then 'subscription ended'
+           else instance.stop_reason
+         end,
+         remove_after = coalesce(
+           instance.remove_after, now() + tiers.instance_retention_days * interval '24 hours'
+         )
+    from public.subscriptions as plan
+    join private.tiers using (tier)
+   where instance.account_id = any (accounts)
+     and plan.account_id = instance.account_id
+     and plan.in_force
+     and private.has_ended(plan, tiers.grace_days)
+     and instance.status not in ('maintenance', 'deprovisioning', 'deprovisioned')
+     and (instance.status in ('provisioning', 'running') or instance.remove_after is null);
+  get diagnostics stopped = row_count;
+
+  perform set_config('mindroom.audit_reason', 'the subscription is in force again', true);
+  foreach account in array accounts loop
+    resumed := resumed + private.resume_instances(account);
+  end loop;
+  perform set_config('mindroom.audit_reason', '', true);
+
+  for expired in
+    select instance.id, tiers.instance_retention_days as days
+      from public.instances as instance
+      join public.subscriptions as plan on plan.account_id = instance.account_id and plan.in_force
+      join private.tiers using (tier)
+     where instance.account_id = any (accounts)
+       and instance.status not in ('maintenance', 'deprovisioning', 'deprovisioned')
+       and instance.remove_after <= now()
+     order by instance.id
+  loop
+    if public.deprovision_instance(
+      expired.id, format('kept for %s days after the subscription had ended', expired.days)
+    ) then
+      removed := removed + 1;
+    end if;
+  end loop;
+  return jsonb_build_object('stopped', stopped, 'removed', removed, 'resumed', resumed);
 end
 $$;
 
@@ -137,12 +223,16 @@ comment on function public.cleanup_expired_data() is
   'Removes what private.retention has no more time for, for about a second; how many rows per table. Call it until all are 0.';
 comment on function public.auto_pause_inactive_instances() is
   'Stops running instances that were unused for their tier''s pause_after_idle_days; which.';
+comment on function public.follow_subscriptions() is
+  'Brings the instances of some hundred accounts to what their subscriptions say: of one that has ended they are stopped, and removed after the tier''s instance_retention_days; of one that is in force again they are started. How many of each. Call it until all are 0.';
 
 revoke all on function
   public.cleanup_expired_data(),
-  public.auto_pause_inactive_instances()
+  public.auto_pause_inactive_instances(),
+  public.follow_subscriptions()
 from public, anon, authenticated, service_role;
 grant execute on function
   public.cleanup_expired_data(),
-  public.auto_pause_inactive_instances()
+  public.auto_pause_inactive_instances(),
+  public.follow_subscriptions()
 to service_role;

@@ -142,6 +142,7 @@ begin
       using errcode = 'invalid_parameter_value',
             hint = 'Teach private.read_stripe_subscription what it means, then replay the event.';
   end if;
+  snapshot.unpaid := stripe_status = 'unpaid';
   snapshot.begun := stripe_status not in ('incomplete', 'incomplete_expired');
 
   select item, known.tier

@@ -6,10 +6,13 @@
 
 -- ---- writing
 
+-- Its columns are others than before.
+-- squawk-ignore ban-drop-function
+drop function if exists private.rank_stripe_subscriptions(uuid);
 -- The caller has locked the account.
-create or replace function private.rank_stripe_subscriptions(account uuid)
+create function private.rank_stripe_subscriptions(account uuid)
 returns table (
-  subscription_id text, customer_id text, in_force boolean, tier text, status text, price_id text,
+  subscription_id text, customer_id text, in_force boolean, tier text, status text, unpaid boolean, price_id text,
   trial_started_at timestamptz, trial_ends_at timestamptz, period_start timestamptz, period_end timestamptz,
   cancelled_at timestamptz
 )
@@ -48,6 +51,7 @@ begin
     )
     select subscription_id, customer_id, in_force, known_tier,
            case when in_force then status else 'cancelled' end,
+           in_force and unpaid,
            price_id, trial_started_at, trial_ends_at, period_start, period_end,
            case when in_force or status = 'cancelled' then cancelled_at else greatest(created_at, best_created_at) end
       from ranked;
@@ -86,10 +90,10 @@ begin
       left join public.subscriptions as plan on plan.stripe_subscription_id = ranked.subscription_id
      where plan.id is null
         or (
-          plan.tier, plan.status, plan.stripe_price_id, plan.trial_started_at, plan.trial_ends_at,
+          plan.tier, plan.status, plan.unpaid, plan.stripe_price_id, plan.trial_started_at, plan.trial_ends_at,
           plan.current_period_start, plan.current_period_end, plan.cancelled_at
         ) is distinct from (
-          ranked.tier, ranked.status, ranked.price_id, ranked.trial_started_at, ranked.trial_ends_at,
+          ranked.tier, ranked.status, ranked.unpaid, ranked.price_id, ranked.trial_started_at, ranked.trial_ends_at,
           ranked.period_start, ranked.period_end, ranked.cancelled_at
         )
      order by ranked.in_force  -- the one that is no longer in force makes room first
@@ -97,11 +101,11 @@ begin
     changed := changed or change.status is distinct from change.status_before;
     if change.id is null then
       insert into public.subscriptions (
-        account_id, stripe_subscription_id, tier, status, stripe_price_id,
+        account_id, stripe_subscription_id, tier, status, unpaid, stripe_price_id,
         trial_started_at, trial_ends_at, current_period_start, current_period_end, cancelled_at
       )
       values (
-        account, change.subscription_id, change.tier, change.status, change.price_id,
+        account, change.subscription_id, change.tier, change.status, change.unpaid, change.price_id,
         change.trial_started_at, change.trial_ends_at, change.period_start, change.period_end,
         change.cancelled_at
       );
@@ -109,6 +113,7 @@ begin
       update public.subscriptions
          set tier = change.tier,
              status = change.status,
+             unpaid = change.unpaid,
              stripe_price_id = change.price_id,
              trial_started_at = change.trial_started_at,
              trial_ends_at = change.trial_ends_at,
@@ -379,6 +384,7 @@ begin
        set observed_at = snapshot.observed_at,
            event_id = snapshot.event_id,
            status = snapshot.status,
+           unpaid = snapshot.unpaid,
            begun = snapshot.begun,
            tier = snapshot.tier,
            price_id = snapshot.price_id,
@@ -393,8 +399,8 @@ begin
     perform private.record_stripe_prices(object, seen_at);
   end if;
   outcome := 'applied';
-  only_renewed := (snapshot.status, snapshot.begun, snapshot.cancelled_at, false)
-                  is not distinct from (known.status, known.begun, known.cancelled_at, known.tier is null);
+  only_renewed := (snapshot.status, snapshot.unpaid, snapshot.begun, snapshot.cancelled_at, false)
+                  is not distinct from (known.status, known.unpaid, known.begun, known.cancelled_at, known.tier is null);
 end
 $$;
 

@@ -1,6 +1,6 @@
 -- The functions: who may run them, and as whom they run.
 
--- check: The functions of public are exactly those of the contract, by their signatures; users execute the first six, service_role all, PUBLIC and anon none.
+-- check: The functions of public are exactly those of the contract, by their signatures; users execute the first seven, service_role all, PUBLIC and anon none.
 with expected (name, for_roles) as (
   values
     ('get_user_instance(user_id uuid)', '{authenticated,service_role}'),
@@ -9,6 +9,7 @@ with expected (name, for_roles) as (
     ('check_user_permission(user_id uuid, permission text)', '{authenticated,service_role}'),
     ('check_usage_limits(instance_id uuid)', '{authenticated,service_role}'),
     ('get_billing_metrics(account_id uuid, start_date date, end_date date)', '{authenticated,service_role}'),
+    ('start_instance(instance_id uuid)', '{authenticated,service_role}'),
     ('track_usage(instance_id uuid, agent text, tool text, platform text, message_type text)', '{service_role}'),
     ('record_usage(instance_id uuid, events jsonb)', '{service_role}'),
     ('provision_instance(subscription_id uuid, config jsonb)', '{service_role}'),
@@ -22,6 +23,7 @@ with expected (name, for_roles) as (
     ('erase_account(account_id uuid)', '{service_role}'),
     ('instance_of_token(token_hash text)', '{service_role}'),
     ('verify_api_key(key_hash text, instance_id uuid, permission text)', '{service_role}'),
+    ('follow_subscriptions()', '{service_role}'),
     ('handle_stripe_event(event jsonb)', '{service_role}'),
     ('handle_stripe_object(object jsonb, observed_at timestamp with time zone)', '{service_role}')
 ),

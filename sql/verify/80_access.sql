@@ -32,6 +32,7 @@ expected_privilege (kind, name, role, privilege, columns) as (
     ('routine', 'calculate_storage_usage', 'instance_provisioner', 'EXECUTE', '{}'),
     ('routine', 'cleanup_expired_data', 'instance_provisioner', 'EXECUTE', '{}'),
     ('routine', 'auto_pause_inactive_instances', 'instance_provisioner', 'EXECUTE', '{}'),
+    ('routine', 'follow_subscriptions', 'instance_provisioner', 'EXECUTE', '{}'),
     ('routine', 'record_usage', 'instance_gateway', 'EXECUTE', '{}'),
     ('routine', 'instance_of_token', 'instance_gateway', 'EXECUTE', '{}'),
     ('routine', 'verify_api_key', 'instance_gateway', 'EXECUTE', '{}'),

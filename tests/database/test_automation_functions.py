@@ -46,6 +46,8 @@ def test_an_unused_instance_of_the_free_tier_is_stopped_and_that_is_said_once(
     assert len(said(db, "instance.updated")) == paused
     if paused:
         assert said(db, "instance.updated")[0]["reason"] == "unused for 7 days"
+        reason = "select stop_reason from instances where id = %s"
+        assert db.one(reason, ANN.instance) == "unused"
 
 
 def test_who_starts_a_paused_instance_has_days_again(db: Db) -> None:

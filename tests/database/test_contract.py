@@ -57,6 +57,8 @@ CALLS = {
     ),
     "export_account(account_id => %(ann)s)": "jsonb",
     "erase_account(account_id => %(ann)s)": "jsonb",
+    "start_instance(instance_id => %(instance)s)": "boolean",
+    "follow_subscriptions()": "jsonb",
     "handle_stripe_event(event => %(event)s)": "text",
     "handle_stripe_object(object => %(object)s, observed_at => now())": "text",
 }

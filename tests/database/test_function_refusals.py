@@ -41,6 +41,8 @@ REFUSED = [
     ("provision_instance({subscription}, null)", NullValueNotAllowed),
     ("provision_instance({nobody})", NoDataFound),
     ("provision_instance({subscription}, '[]')", CheckViolation),
+    ("start_instance(null)", NullValueNotAllowed),
+    ("start_instance({nobody})", NoDataFound),
     ("deprovision_instance(null)", NullValueNotAllowed),
     ("deprovision_instance({nobody})", NoDataFound),
     ("update_instance_health(null, 'healthy')", NullValueNotAllowed),
@@ -93,7 +95,12 @@ def test_no_function_is_led_astray_by_objects_that_stand_in_its_way(db: Db) -> N
     db.run("select public.calculate_storage_usage(%s)", ANN.instance)
     new = db.one("select public.provision_instance(%s)", ANN.subscription)
     db.run("select public.deprovision_instance(%s)", new)
-    for job in ("reset_daily_usage", "cleanup_expired_data", "auto_pause_inactive_instances"):
+    for job in (
+        "reset_daily_usage",
+        "cleanup_expired_data",
+        "auto_pause_inactive_instances",
+        "follow_subscriptions",
+    ):
         db.run(f"select public.{job}()")
     db.run("set local search_path = public")
     assert usage(db, "messages_sent") == (1,)
@@ -123,6 +130,10 @@ ATTACKS = [
     "select provision_instance('{ann}')",
     "select deprovision_instance('{ann}')",
     "select cleanup_expired_data()",
+    "select follow_subscriptions()",
+    "select private.start_instance()",
+    "select private.resume_instances('{ann}')",
+    "update instances set status = 'running'",
 ]
 
 

@@ -34,6 +34,7 @@ STATEMENTS = [
     "update public.usage_metrics set usage_date = '2026-01-01', limit_exceeded = true",
     "select public.reset_daily_usage()",
     "select public.auto_pause_inactive_instances()",
+    "select public.follow_subscriptions()",
     "select public.cleanup_expired_data()",
     f"""insert into public.instances (account_id, subscription_id, app_name, subdomain)
         values ('{ANN.account}', '{ANN.subscription}', 'a', 'a')""",
@@ -41,6 +42,8 @@ STATEMENTS = [
         values ('{ANN.account}', '{ANN.subscription}', 'b', 'b', 'running')""",
     "update public.instances set status = 'stopped'",
     """update public.instances set config = '{"agents": {"a": {}}}'""",
+    f"select pg_catalog.set_config('mindroom.start_instance', '{ANN.instance}', true)",
+    "update public.instances set config = '{}'",
     "update public.subscriptions set tier = 'enterprise'",
     f"select public.handle_stripe_event('{EVENT % ANN.account}')",
     f"select public.handle_stripe_event('{EVENT.replace('evt_1', 'evt_2') % ANN.account}')",
@@ -209,6 +212,7 @@ def test_each_would_without_its_own_search_path(hostile: Db) -> None:
         "private.check_api_key_permissions()",
         "private.check_ticket_status()",
         "private.release_subdomain()",  # names nothing that is looked up
+        "private.resume_instances_of_plan()",
     }
 
 

@@ -208,7 +208,8 @@ class Stripe:
             ends = item.get("current_period_end") or obj["current_period_end"]
             status = STATUSES[obj["status"]] if obj is best else "cancelled"
             tier = item["price"]["id"].removeprefix("price_")
-            wanted[obj["id"]] = (tier, status, datetime.fromtimestamp(ends, UTC))
+            unpaid = obj is best and obj["status"] == "unpaid"
+            wanted[obj["id"]] = (tier, status, unpaid, datetime.fromtimestamp(ends, UTC))
         return wanted
 
 
@@ -248,7 +249,7 @@ def reconcile(db: Db, stripe: Stripe) -> None:
         assert outcome in ("applied", "stale")
 
 
-COLUMNS = "tier, status, current_period_end"
+COLUMNS = "tier, status, unpaid, current_period_end"
 
 
 def test_one_reconciliation_makes_it_what_stripe_is_whatever_was_delivered(db: Db) -> None:
