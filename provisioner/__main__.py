@@ -96,7 +96,7 @@ async def _run_tasks(context: Context, stopping: asyncio.Event) -> None:
 def main() -> int:
     """Run the service; returns the exit code."""
     try:
-        settings = load()
+        settings = load(Settings)
         log.configure(settings.log_level)
         asyncio.run(serve(settings))
     except (SettingsError, ConfigError) as error:

@@ -5,7 +5,7 @@ import os
 import socket
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
@@ -34,6 +34,10 @@ def _database_url(value: SecretStr) -> SecretStr:
     except ProgrammingError:
         raise ValueError("must be postgresql://USER:PASSWORD@HOST:PORT/DATABASE") from None
     return value
+
+
+DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]
+LogLevel = Annotated[str, AfterValidator(_known_level)]
 
 
 class SettingsError(Exception):
@@ -69,7 +73,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True)
 
-    database_url: Annotated[SecretStr, AfterValidator(_database_url)]
+    database_url: DatabaseUrl
     api_token: Annotated[SecretStr, AfterValidator(_long_enough)]
     base_domain: Annotated[
         str, Field(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$")
@@ -80,7 +84,7 @@ class Settings(BaseSettings):
     helm: str = "helm"
     host: str = "0.0.0.0"  # noqa: S104 - in a pod, whose NetworkPolicy restricts access
     port: Annotated[int, Field(ge=0, lt=65536)] = 8080
-    log_level: Annotated[str, AfterValidator(_known_level)] = "info"
+    log_level: LogLevel = "info"
     workers: Annotated[int, Field(gt=0)] = 4
     resync_seconds: Annotated[float, Field(gt=0)] = 60
     keepalive_seconds: Annotated[float, Field(gt=0)] = 15
@@ -108,14 +112,17 @@ class Settings(BaseSettings):
         return digest.hexdigest()
 
 
-def load() -> Settings:
+S = TypeVar("S", bound=BaseSettings)
+
+
+def load(kind: type[S]) -> S:
     """The settings of this process.
 
     Raises:
         SettingsError: names every variable that is missing or wrong, and never its value.
     """
     try:
-        return Settings()  # type: ignore[call-arg]  # from the environment
+        return kind()
     except ValidationError as error:
         problems = [
             f"{str(problem['loc'][0]).upper()}: {_description(problem['type'], problem['msg'])}"

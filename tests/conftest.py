@@ -131,6 +131,7 @@ LONG = (
     "migrate/adoption",
     "ops/tunnel",
     "provisioner/api",
+    "provisioner/gateway",
     "provisioner/scale",
     "embedded/cluster",
     "program/new_table",

@@ -10,6 +10,7 @@ import migrate
 from components import ROOT
 from components.automation import SCHEDULES
 from policies.rules import RULES
+from provisioner.gateway.settings import Settings as GatewaySettings
 from provisioner.settings import Settings
 
 SOURCES = [
@@ -41,6 +42,16 @@ def test_provisioner_document_names_every_metric_and_setting() -> None:
     settings = {name.upper() for name in Settings.model_fields}
     elsewhere = {"INSTANCE_CHART", "HELM", "HOST", "PORT"}  # as the image has them
     assert settings - elsewhere <= set(re.findall(r"`([A-Z_]+)`", document))
+
+
+def test_gateway_document_names_every_metric_and_setting() -> None:
+    document = text("docs/gateway.md")
+    metrics = set(re.findall(r"`(gateway_[a-z_]+)", document))
+    assert metrics == set(
+        re.findall(r'"(gateway_[a-z_]+)"', text("provisioner/gateway/metrics.py"))
+    )
+    settings = {name.upper() for name in GatewaySettings.model_fields}
+    assert settings <= set(re.findall(r"`([A-Z_]+)`", document))
 
 
 def test_outputs_document_is_the_contract() -> None:
