@@ -8,19 +8,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
+import httpx2
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from psycopg.types.json import Jsonb
 
 from components import ROOT
-from tests.support.customers import ANN, Db, usage
+from tests.support.customers import Db, customer_of_its_own
+from tests.support.gateways import running_gateway
+from tests.support.platforms import Platform
 from tests.support.plugin import DAY, NOON, TOKEN, Answer, Gateway, Instance, envelope_of, load
 
 
@@ -438,40 +441,93 @@ def test_a_message_costs_less_than_5_ms(instance: Instance, gateway: Gateway) ->
 
 STEPS = st.lists(
     st.one_of(
-        st.tuples(st.just("message"), st.integers(0, 30)),
-        st.tuples(st.just("answer"), st.integers(0, 30)),
-        st.just(("send", 0)),
-        st.just(("crash", 0)),
-        st.tuples(st.just("gateway"), st.sampled_from([0, 200, 401, 429, 503])),
+        st.tuples(st.sampled_from(["message", "answer"]), st.integers(0, 30)),
+        st.tuples(st.sampled_from(["send", "crash", "rotate"]), st.just(0)),
+        st.tuples(st.just("gateway"), st.sampled_from([0, 200, 429, 503])),
     ),
     max_size=60,
 )
 
 
+@dataclass
+class Known:
+    """An instance that a gateway of the platform knows by its token.
+
+    Attributes:
+        port: the gateway's.
+    """
+
+    db: Db
+    plan: UUID
+    id: UUID
+    port: int
+
+    def rotate(self, token: str) -> None:
+        self.db.run(
+            """insert into private.instance_secrets (instance_id, name, value)
+               values (%s, 'PLATFORM_USAGE_TOKEN', %s)
+               on conflict (instance_id, name) do update set value = excluded.value""",
+            self.id,
+            token,
+        )
+
+    def allow(self, messages: int) -> None:
+        self.db.update("subscriptions", self.plan, max_messages_per_day=messages)
+
+    def forget(self) -> None:
+        self.db.run("delete from usage_metrics where instance_id = %s", self.id)
+
+    @property
+    def counted(self) -> tuple[int, int]:
+        """Messages received and sent, of all days."""
+        query = """select coalesce(sum(messages_received), 0), coalesce(sum(messages_sent), 0)
+                   from usage_metrics where instance_id = %s"""
+        [(received, sent)] = self.db.run(query, self.id)
+        return received, sent
+
+
+@pytest.fixture(scope="module")
+def known(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Known]:
+    url, log = platform.service_url("instance_gateway"), tmp_path_factory.mktemp("gateway") / "log"
+    with running_gateway(url, log) as gateway, customer_of_its_own(platform) as (db, plan, id):  # noqa: A001
+        yield Known(db, plan, id, gateway.port)
+
+
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(STEPS)
 def test_the_days_counters_are_the_distinct_messages(
-    db: Db, tmp_path: Path, steps: list[tuple[str, int]]
+    known: Known, tmp_path: Path, steps: list[tuple[str, int]]
 ) -> None:
-    """For random histories of messages, crashes, retries and outages.
+    """For random histories of messages, crashes, retries, outages and rotated tokens.
 
-    0: the gateway counts a batch, and its answer is lost.
+    Status 0: the gateway counts a batch, and its answer is lost.
     """
     volume = tmp_path / uuid4().hex
     volume.mkdir()
-    db.run("delete from usage_metrics where instance_id = %s", ANN.instance)
+    known.forget()
     status = 200
 
-    def record(events: list[dict[str, Any]]) -> Answer:
-        if status not in (0, 200):
-            return status, {}, {}
-        query = "select to_jsonb(r) from record_usage(%s, %s) r"
-        return status, {}, db.one(query, ANN.instance, Jsonb(events))
+    def pass_on(events: list[dict[str, Any]]) -> Answer:
+        if status in (429, 503):
+            return status, {"Retry-After": "1"}, {}
+        answer = httpx2.post(
+            f"http://127.0.0.1:{known.port}/v1/usage",
+            json={"events": events},
+            headers={"Authorization": f"Bearer {front.token}"},
+        )
+        return status and answer.status_code, {}, answer.content
 
-    with Gateway(answer=record).serving() as gateway:
-        instance = Instance(volume, gateway.port, now=time.time())
+    with Gateway(answer=pass_on).serving() as front:
+        instance = Instance(volume, front.port, now=time.time())
         received, sent = set(), set()
-        for step, value in [*steps, ("gateway", 200)]:
+
+        def rotate() -> None:
+            front.token = uuid4().hex
+            known.rotate(front.token)
+            instance.token_file.write_text(front.token)
+
+        rotate()
+        for step, value in [*steps, ("gateway", 200), ("rotate", 0)]:
             if step == "message":
                 received.add(value)
                 instance.receive(f"${volume.name}-q{value}")
@@ -482,8 +538,34 @@ def test_the_days_counters_are_the_distinct_messages(
                 instance.send()
             elif step == "crash":
                 instance.start()
+            elif step == "rotate":
+                rotate()
             else:
                 status = value
         assert instance.send() == 2
         assert instance.buffered == 0
-    assert usage(db, "sum(messages_received), sum(messages_sent)") == (len(received), len(sent))
+    assert known.counted == (len(received), len(sent))
+
+
+def test_the_gateway_refuses_a_bad_event_and_sets_the_limit(known: Known, tmp_path: Path) -> None:
+    known.forget()
+    known.rotate(TOKEN)
+    known.allow(2)
+    instance = Instance(tmp_path, known.port, now=time.time())
+    instance.receive("$1")
+    instance.answer("$" + "e" * 255)
+    instance.answer("$2")
+    instance.send()
+    instance.send()
+    assert instance.buffered == 0
+    assert known.counted == (1, 1)
+
+    assert instance.receive("$3")
+    instance.send()
+    assert not instance.receive("$4")
+    assert "00:00 UTC" in instance.sent[0]
+    known.allow(10)
+    instance.now += 30
+    instance.send()
+    assert instance.receive("$5")
+    assert known.counted == (2, 1)
