@@ -20,7 +20,7 @@ help: ## Show this list
 
 up: .venv/.installed $(if $(CLUSTER),$(KUBERNETES)) ## Bring the dev platform up; REFRESH=1 repairs what was changed by hand, CLUSTER=1 deploys to the cluster
 	@$(PYTHON) -m dev up $(OPTIONS)
-	$(if $(CLUSTER),@$(PYTHON) -m dev provisioner)
+	$(if $(CLUSTER),@$(PYTHON) -m dev services)
 
 demo: .venv/.installed ## Play a customer's life on the platform of make up CLUSTER=1
 	@$(PYTHON) -m dev demo

@@ -13,7 +13,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
@@ -22,8 +22,6 @@ import pytest
 import yaml
 
 from dev import __main__ as dev
-from dev.provisioner import ready_url_of
-from dev.provisioner import stop as stop_provisioner
 from embedded.cluster import Cluster
 from embedded.errors import UserError
 from embedded.postgres import Server, embedded_bin
@@ -125,7 +123,8 @@ def clone(directory: Path, **environment: str) -> Iterator[Clone]:
     try:
         yield made
     finally:
-        stop_provisioner(directory / ".state" / "provisioner")
+        for service in (dev.PROVISIONER, dev.GATEWAY):
+            replace(service, directory=directory / ".state" / service.directory.name).stop()
         made.server.destroy()
         made.cluster.destroy()
 
@@ -330,8 +329,9 @@ def deploys_to_a_cluster(fresh: Clone, nothing_changed: str) -> None:
     assert "started a Kubernetes cluster" in fresh.run("up", "--cluster")
     assert fresh.cluster.kubectl(*ready) == "2"
     assert nothing_changed in fresh.run("up", "--cluster")
-    fresh.run("provisioner")
-    assert "stopped the provisioner\nstopped the cluster" in fresh.run("cluster-down")
+    fresh.run("services")
+    stopped = fresh.run("cluster-down")
+    assert "stopped the provisioner\nstopped the gateway\nstopped the cluster" in stopped
     assert "the cluster was not running\nstopped PostgreSQL" in fresh.run("down")
     assert str(fresh.cluster.kubeconfig) in fresh.run("cluster")
     assert fresh.cluster.kubectl(*ready) == "2"
@@ -486,11 +486,12 @@ def test_password_is_that_of_the_url_or_of_pgpass_or_none_that_is_needed(
 
 
 def test_demo_needs_a_provisioner_that_answers(tmp_path: Path) -> None:
+    provisioner = replace(dev.PROVISIONER, directory=tmp_path)
     with pytest.raises(UserError, match="was not started"):
-        ready_url_of(tmp_path)
+        _ = provisioner.ready_url
     (tmp_path / "port").write_text("9")
     with pytest.raises(UserError, match=r"not ready at http://127\.0\.0\.1:9") as caught:
-        ready_url_of(tmp_path)
+        _ = provisioner.ready_url
     assert caught.value.remedy.startswith("make up CLUSTER=1")
 
 
