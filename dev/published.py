@@ -39,7 +39,7 @@ import os, uvicorn
 from mindroom.constants import resolve_primary_runtime_paths, write_startup_manifest
 paths = resolve_primary_runtime_paths(process_env=dict(os.environ))
 manifest = write_startup_manifest(paths.storage_root, paths, public_runtime=True)
-os.environ["MINDROOM_SANDBOX_STARTUP_MANIFEST_PATH"] = str(manifest)
+os.environ |= {"MINDROOM_SANDBOX_STARTUP_MANIFEST_PATH": str(manifest)}
 uvicorn.run("mindroom.api.sandbox_runner_app:app", port=8766)
 """
 """What a script of the image does."""
