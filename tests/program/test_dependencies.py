@@ -15,6 +15,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 GROUPS = PROJECT["dependency-groups"] | {"program": PROJECT["project"]["dependencies"]}
 FOLDERS = {path.name for path in ROOT.iterdir()}
 TESTS = {"tests", "bench"}
+ELSEWHERE = {"provisioner", "charts"}
+"""What runs in an image: the provisioner's, and that of MindRoom, which has what it needs."""
 
 
 def imported(folders: set[str]) -> set[str]:
@@ -36,7 +38,7 @@ def imported(folders: set[str]) -> set[str]:
 @pytest.mark.parametrize(
     ("folders", "groups"),
     [
-        (FOLDERS - TESTS - {"provisioner"}, ["program"]),
+        (FOLDERS - TESTS - ELSEWHERE, ["program"]),
         ({"provisioner"}, ["provisioner"]),
         (TESTS, ["program", "provisioner", "dev"]),
     ],
