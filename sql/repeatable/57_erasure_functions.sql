@@ -10,24 +10,25 @@ as $$
 declare
   owned record;
   found_rows jsonb;
-  export jsonb := '{}';
+  export jsonb := jsonb '{}';
 begin
   perform private.check_account(account_id);
   for owned in
-    select c.oid::regclass as name, c.relname::text as label,
+    select n.nspname as schema_name, c.relname as table_name,
            case when c.oid = 'public.accounts'::regclass then 'id' else 'account_id' end as key
       from pg_class as c
+      join pg_namespace as n on n.oid = c.relnamespace
       join pg_attribute as a on a.attrelid = c.oid and not a.attisdropped
-     where c.relnamespace in ('public'::regnamespace, 'private'::regnamespace)
+     where n.nspname in ('public', 'private')
        and c.relkind in ('r', 'p') and not c.relispartition
        and (a.attname = 'account_id' or c.oid = 'public.accounts'::regclass and a.attname = 'id')
      order by c.relname
   loop
     execute format(
-      'select coalesce(jsonb_agg(to_jsonb(owned)), ''[]'') from %s as owned where %I = $1',
-      owned.name, owned.key
+      'select coalesce(jsonb_agg(to_jsonb(owned)), ''[]'') from %I.%I as owned where %I = $1',
+      owned.schema_name, owned.table_name, owned.key
     ) into found_rows using account_id;
-    export := export || jsonb_build_object(owned.label, found_rows);
+    export := export || jsonb_build_object(owned.table_name, found_rows);
   end loop;
   return export;
 end
