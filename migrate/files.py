@@ -13,7 +13,7 @@ from pathlib import Path
 from embedded.errors import with_remedy
 from migrate import forbidden
 from migrate.errors import FilesError
-from migrate.parser import Script, parse
+from migrate.script import Script, parse
 
 PLATFORM = "platform"
 """The folder with what a plain PostgreSQL lacks and a hosted one has; repeatable files."""

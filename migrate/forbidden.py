@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from embedded.errors import with_remedy
-from migrate.statements import ParseError, Piece, Statement, postgast
+from migrate.parser import ParseError, Piece, Statement, postgast
 
 _CONTROL = {
     "START": "START TRANSACTION",

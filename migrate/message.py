@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
-from migrate.statements import Piece, Statement, split
+from migrate.parser import Piece, Statement, split
 
 _MARK = ";show role"
 """A statement that changes nothing, and has a row, before which no later notice is read."""

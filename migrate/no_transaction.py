@@ -24,6 +24,7 @@ from migrate import ledger
 from migrate.errors import MigrateError
 from migrate.files import VERSIONED, File
 from migrate.forbidden import outside_transaction
+from migrate.parser import Statement
 from migrate.report import FailedFilesError, Report, report_notice
 from migrate.session import (
     DISCARD_SESSION_OBJECTS,
@@ -36,7 +37,6 @@ from migrate.session import (
     send,
     translated_errors,
 )
-from migrate.statements import Statement
 
 _SETTING = re.compile(r"(set|reset|select\s+(pg_catalog\.)?set_config)\b", re.IGNORECASE)
 

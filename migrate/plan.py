@@ -11,8 +11,8 @@ from embedded.errors import with_remedy
 from migrate import files, ledger, no_transaction
 from migrate.connection import ANOTHER_ENCODING
 from migrate.files import PLATFORM, REPEATABLE, VERSIONED, File, Tree
+from migrate.parser import Piece
 from migrate.session import Connection, translated_errors
-from migrate.statements import Piece
 
 _BYTES = re.compile(r"0x[0-9a-f]{2}( 0x[0-9a-f]{2})*")
 

@@ -8,8 +8,8 @@ import psycopg
 from psycopg.errors import Diagnostic
 
 from migrate.files import VERSIONED, File
+from migrate.parser import Piece, Statement
 from migrate.session import is_broken
-from migrate.statements import Piece, Statement
 
 _DO_BLOCK_LINE = re.compile(r"PL/pgSQL function inline_code_block line (\d+)")
 _QUOTE = re.compile(r"\$\w*\$|[eE]?'")

@@ -19,6 +19,7 @@ from migrate.errors import (
 from migrate.files import VERIFY, VERSIONED, File, Tree, raise_if_any, sql_problems
 from migrate.ledger import RecordedCatalog
 from migrate.lock import LOCK_WAIT, lock
+from migrate.parser import Statement
 from migrate.report import FailedFilesError
 from migrate.session import (
     SESSION_SETTINGS,
@@ -27,7 +28,6 @@ from migrate.session import (
     send,
     translated_errors,
 )
-from migrate.statements import Statement
 
 _ROWS_SHOWN = 20
 

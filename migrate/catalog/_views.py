@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from migrate.statements import postgast
+from migrate.parser import postgast
 
 _PREFIX = re.compile(rb'("([^"]|"")*"|[^."]+)\.')
 

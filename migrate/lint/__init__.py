@@ -34,7 +34,7 @@ def lint(
     Raises:
         FilesError: the parser refuses a file.
     """
-    # Here, because of what it imports: see postgast of migrate/statements.py.
+    # Here, because of what it imports: see postgast of migrate/parser.py.
     from migrate.lint._reader import Reader
 
     reader = Reader()

@@ -7,7 +7,7 @@ from migrate.catalog import left_by
 from migrate.files import File
 from migrate.lint._locks import HINDERS
 from migrate.lint._rules import NOT_ACKNOWLEDGEABLE, RULES, Finding
-from migrate.statements import Statement
+from migrate.parser import Statement
 
 _DIRECTIVE = re.compile(
     r"^[ \t]*((?:--|/\*)[ \t]*migrate:[ \t]*(.*))", re.MULTILINE | re.IGNORECASE

@@ -336,7 +336,7 @@ class Case:
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make a file of some lines one of several pieces."""
-    monkeypatch.setattr("migrate.parser._PIECE_SIZE", 64)
+    monkeypatch.setattr("migrate.script._PIECE_SIZE", 64)
 
 
 # --- the process is killed -------------------------------------------------------------------

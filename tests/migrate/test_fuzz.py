@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from migrate import catalog, files, ledger, parser, plan, run, verify
+from migrate import catalog, files, ledger, plan, run, script, verify
 from migrate.connection import connect
 from migrate.errors import FilesError
 from migrate.session import Connection
@@ -347,7 +347,7 @@ STARTS = ("", "-- migrate;\n", "/* $$ ;\n */\n", "\n\n")
 @contextmanager
 def blocks_of(size: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("migrate.parser._PIECE_SIZE", size)
+        patch.setattr("migrate.script._PIECE_SIZE", size)
         yield
 
 
@@ -393,7 +393,7 @@ def test_joined_statements_are_split_as_they_were(
         assert_split(text, placed, MARK + data.replace(b"\n", b"\r\n") if windows else data)
 
 
-@pytest.mark.parametrize("border", [parser._PIECE_SIZE, 2 * parser._PIECE_SIZE])
+@pytest.mark.parametrize("border", [script._PIECE_SIZE, 2 * script._PIECE_SIZE])
 def test_statements_across_the_border_of_two_blocks_are_whole(border: int) -> None:
     every = [(statement, ";\n") for statement in STATEMENTS]
     length = len(joined("", every)[0].encode())

@@ -19,7 +19,7 @@ from migrate.lint import _reader as reader
 from migrate.lint import lint
 from migrate.lint._privileges import Default
 from migrate.lint._rules import NOT_ACKNOWLEDGEABLE, Finding
-from migrate.statements import Statement
+from migrate.parser import Statement
 from tests.support.linting import (
     BEFORE,
     HURTS,

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from postgast import PgQueryError, parse, scan
 from postgast.pg_query_pb2 import C_COMMENT, SQL_COMMENT
 
-from migrate import files, parser
-from migrate.statements import Piece, Statement, split
+from migrate import files, script
+from migrate.parser import Piece, Statement, split
 from tests.support.files import (
     NO_STATEMENT,
     SOUND,
@@ -45,7 +45,7 @@ def test_a_file_without_a_statement_is_refused(text: str) -> None:
 )
 def test_a_comment_may_stand_wherever_there_may_be_a_space(text: str, comment: str) -> None:
     """PostgreSQL's parser outside of the server takes none between some words."""
-    first, second = parser.parse(text.replace("{}", comment).encode()).statements()
+    first, second = script.parse(text.replace("{}", comment).encode()).statements()
     assert first.text.startswith(text.partition(" {}")[0])
     assert second.text.startswith("select 2")
     assert second.kind == "SelectStmt"
@@ -271,7 +271,7 @@ def test_no_piece_ends_within_a_statement(astride: str) -> None:
 def cutting(block: int) -> Iterator[None]:
     """Files are cut into pieces of a few characters."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parser, "_PIECE_SIZE", block)
+        patch.setattr(script, "_PIECE_SIZE", block)
         yield
 
 

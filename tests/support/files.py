@@ -7,7 +7,7 @@ from pathlib import Path
 
 from migrate import files
 from migrate.files import File
-from migrate.statements import Statement
+from migrate.parser import Statement
 
 SOUND = "create table sound (a int);\n"
 
