@@ -78,7 +78,7 @@ class FilesProvider(DatabaseProvider):
                 if (known := plan.read(session, tree, [folder])).folders[0].recorded:
                     _refuse_older(olds, known)
                 planned = plan.check(session, tree, [folder])
-                if planned.work:
+                if planned.has_work:
                     made = adoption.compare(session, tree)
                     if made and not made.bundled:
                         print(f"{folder}: {made}")
@@ -89,7 +89,7 @@ class FilesProvider(DatabaseProvider):
             print(f"warning: what is pending in {folder}/ is not known: {error}")
             # Where the database does not exist, `up` must not end as if all were well.
             return DiffResult(changes=changed or "does not exist" in str(error))
-        return DiffResult(changes=changed or planned.work)
+        return DiffResult(changes=changed or planned.has_work)
 
     def create(self, props: dict[str, Any]) -> CreateResult:
         """Apply what is pending; a database that has it all is adopted as it is."""

@@ -236,7 +236,7 @@ def _status(options: argparse.Namespace) -> _Result:
     document = {"files": rows, "complete": found.complete, "problems": problems}
     if problems:
         return _Result(ERROR, "\n".join(lines), "error: " + "\n".join(problems), document)
-    return _Result(PENDING if found.work else UP_TO_DATE, "\n".join(lines), "", document)
+    return _Result(PENDING if found.has_work else UP_TO_DATE, "\n".join(lines), "", document)
 
 
 def _plan(options: argparse.Namespace) -> _Result:
@@ -279,7 +279,7 @@ def _plan_of_database(options: argparse.Namespace) -> _Result:
         else:
             drift = verify.drift(connection) if found.complete else []
         findings = lint(*found.linted, defaults=default_privileges(connection))
-        asked = options.rehearse and found.work
+        asked = options.rehearse and found.has_work
         rehearsed = _rehearse(tree, connection) if asked else _NOT_ASKED
     removed = [f"{folder.name}/{name}" for folder in found.folders for name in folder.removed]
     text = [
@@ -298,7 +298,7 @@ def _plan_of_database(options: argparse.Namespace) -> _Result:
         "findings": [asdict(finding) for finding in findings],
         "drift": [asdict(difference) for difference in drift],
     } | rehearsed.document
-    code = PENDING if found.work else DRIFT if drift else UP_TO_DATE
+    code = PENDING if found.has_work else DRIFT if drift else UP_TO_DATE
     code = ERROR if rehearsed.error else code
     return _Result(code, "\n".join(text) or "nothing to do", rehearsed.error, document)
 

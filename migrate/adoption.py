@@ -11,12 +11,19 @@ from dataclasses import dataclass
 
 from psycopg.sql import Identifier
 
-from migrate import catalog, ledger, no_transaction, plan
+from migrate import catalog, ledger, plan, progress
 from migrate.apply import apply_pending
 from migrate.errors import AdoptionError, Difference, MigrateError
 from migrate.files import PLATFORM, REPEATABLE, VERSIONED, File, Tree
 from migrate.ledger import RecordedCatalog
-from migrate.session import SESSION_SETTINGS, Connection, renew, send, translated_errors
+from migrate.session import (
+    SESSION_SETTINGS,
+    Connection,
+    OutdatedSessionError,
+    renew,
+    send,
+    translated_errors,
+)
 from migrate.throwaway import throwaway
 
 _OUTSIDE = re.compile(
@@ -69,8 +76,8 @@ def compare(connection: Connection, tree: Tree) -> Adoption | None:
     bundled = VERSIONED in known
     if bundled and recorded:
         return None
-    in_progress = recorded and recorded.drift is not None
-    if not bundled and (known or in_progress or no_transaction.begun(connection)):
+    in_progress = recorded and recorded.in_progress
+    if not bundled and (known or in_progress or progress.read(connection)):
         return None
     leave = catalog.left_to_others(tree)
     live = catalog.read(connection, leave)
@@ -121,7 +128,7 @@ def adopt(connection: Connection, tree: Tree) -> bool:
         send(connection, ledger.CREATE)
         if not found.bundled:
             files = (*tree[VERSIONED], *tree[REPEATABLE])
-            send(connection, "".join(map(ledger.record, files)))
+            send(connection, "".join(map(ledger.record_bundled, files)))
         ledger.complete_contents(connection, tree[REPEATABLE])
         ledger.record_catalog(connection, RecordedCatalog(found.expected, found.leave))
     return not found.bundled
@@ -176,6 +183,10 @@ def _make(
 def _apply(connection: Connection, tree: Tree, names: Sequence[str]) -> None:
     """Apply all files of folders to a database without any, as a run would."""
     applied: list[File] = []
-    while not apply_pending(connection, plan.check(connection, tree, names), applied):
-        renew(connection)
-        send(connection, SESSION_SETTINGS)
+    while True:
+        try:
+            apply_pending(connection, plan.check(connection, tree, names), applied)
+            return
+        except OutdatedSessionError:
+            renew(connection)
+            send(connection, SESSION_SETTINGS)

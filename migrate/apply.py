@@ -1,6 +1,8 @@
-"""Applying a plan: a file's statements and its ledger row in one transaction.
+"""Applying a plan: what commits together, and its rows in the ledger.
 
-The server is sent few and large messages, since each one costs a round trip: see `message.py`.
+That is one versioned file, or all pending repeatable files of a folder, unless one of those cannot:
+then each by itself.  A file without a transaction commits by the statement.  The server is sent few
+and large messages, since each one costs a round trip: see `message.py`.
 """
 
 import re
@@ -20,22 +22,24 @@ from migrate.plan import Plan
 from migrate.report import FailedFilesError, Report, Step, report_notice
 from migrate.session import (
     DISCARD_SESSION_OBJECTS,
-    NEW_SESSIONS,
+    SESSION_DEFAULTS,
     SESSION_SETTINGS,
     Connection,
+    OutdatedSessionError,
     StatementError,
     is_broken,
-    new_sessions,
     roll_back,
     send,
+    session_defaults,
 )
 
 _RETRIES = 4
-"""How often a file is tried again after a lock timeout, the wait doubling from one second."""
+"""How often what commits together is tried again after a lock timeout, the wait doubling from one
+second.  A file without a transaction is not: the next run goes on with it."""
 
 _OPENING = f"{DISCARD_SESSION_OBJECTS}begin;commit;begin;"
-"""Its commit ends the transaction that DISCARD_SESSION_OBJECTS has begun, in which SET TRANSACTION
-comes too late."""
+"""The statements of a message are a transaction, which the first `begin` turns into a block and
+`commit` ends: so that a file's SET TRANSACTION comes first in the next one."""
 
 _THIS_MESSAGE = "extract(epoch from clock_timestamp() - statement_timestamp()) * 1000"
 """Milliseconds since the server received the message."""
@@ -45,8 +49,8 @@ _INSERTS = re.compile(r"^insert\b", re.IGNORECASE | re.MULTILINE)
 
 def apply_pending(
     connection: Connection, found: Plan, applied: list[File], report: Report = lambda _: None
-) -> bool:
-    """Apply what is pending, up to the first file that changes what new sessions are given.
+) -> None:
+    """Apply what is pending.
 
     Args:
         connection: which holds the lock of the run.
@@ -54,31 +58,26 @@ def apply_pending(
         applied: what the run has applied before; what this applies is appended as it commits.
         report: is told of each step.
 
-    Returns:
-        False where a new session is needed to go on.
-
     Raises:
-        MigrateError: with what failed, what stands, and what to do.
+        OutdatedSessionError: the file applied last changed what sessions begin with.
+        MigrateError: with what failed, what is committed, and what to do.
     """
     total = len(applied) + len(found.pending)
-    given = new_sessions(connection)
+    defaults = session_defaults(connection)
     for folder in found.folders:
         for batch in _batches(folder.pending, together=not folder.versioned):
             report(Step("applying", batch[0].label, number=len(applied) + 1, total=total))
             started = time.monotonic()
-            now = _apply(connection, batch, applied, report)
-            if now is None:
-                return False
+            defaults_now = _apply_with_retries(connection, batch, applied, report)
             seconds = (time.monotonic() - started) / len(batch)
             for file in batch:
                 applied.append(file)
                 report(Step("applied", file.label, seconds, len(applied), total))
-            if now != given:
-                return False
+            if defaults_now != defaults:
+                raise OutdatedSessionError
         ledger.remove(connection, folder.name, folder.removed)
         for name in folder.removed:
             report(Step("unrecorded", f"{folder.name}/{name}"))
-    return True
 
 
 def _batches(pending: Sequence[File], *, together: bool) -> list[Sequence[File]]:
@@ -93,17 +92,17 @@ def _batches(pending: Sequence[File], *, together: bool) -> list[Sequence[File]]
     return [[file] for file in pending]
 
 
-def _apply(
+def _apply_with_retries(
     connection: Connection, batch: Sequence[File], applied: Sequence[File], report: Report
-) -> str | None:
+) -> str:
     """Apply files together, again after a lock timeout.  One without a transaction comes alone.
 
     Returns:
-        What new sessions are given afterwards; None where a file without a transaction has changed
-        that, and is to go on in a new session.
+        What a new session would begin with afterwards.
 
     Raises:
-        MigrateError: with what failed, what stands, and what to do.
+        OutdatedSessionError: a file without a transaction changed that, and is not at its end.
+        MigrateError: with what failed, what is committed, and what to do.
     """
     in_the_way: list[str] = []
     try:
@@ -120,24 +119,24 @@ def _apply(
         with blockers(connection) as in_the_way:
             return _attempt(connection, batch, report)
     except FailedFilesError as failed:
-        stands = _what_stands(connection, batch, failed)
+        done = _what_is_done(connection, batch, failed)
         committed = ", ".join(file.name for file in applied) or "nothing"
         raise MigrateError(
-            f"{failed}\n  {stands}\n  committed in this run: {committed}",
+            f"{failed}\n  {done}\n  committed in this run: {committed}",
             _remedy(failed.error, in_the_way),
         ) from failed.error
 
 
-def _attempt(connection: Connection, batch: Sequence[File], report: Report) -> str | None:
+def _attempt(connection: Connection, batch: Sequence[File], report: Report) -> str:
     if batch[0].script.transactional:
         return _in_one_transaction(connection, batch, report)
-    done = no_transaction.carry_out(connection, batch[0], report)
-    return new_sessions(connection) if done else None
+    no_transaction.carry_out(connection, batch[0], report)
+    return session_defaults(connection)
 
 
-def _what_stands(connection: Connection, batch: Sequence[File], failed: FailedFilesError) -> str:
+def _what_is_done(connection: Connection, batch: Sequence[File], failed: FailedFilesError) -> str:
     if not batch[0].script.transactional:
-        return no_transaction.standing(connection, failed)
+        return no_transaction.what_is_done(connection, failed)
     rolled_back = f"rolled back: {', '.join(file.name for file in batch)}"
     if is_broken(failed.error) and failed.statement is None:
         return f"unless it broke at the very commit, {rolled_back}"
@@ -157,7 +156,7 @@ def _in_one_transaction(connection: Connection, batch: Sequence[File], report: R
     """Apply files: all of them, or none.
 
     Returns:
-        What new sessions are given afterwards.
+        What a new session would begin with afterwards.
     """
     opening = _OPENING
     try:
@@ -165,18 +164,18 @@ def _in_one_transaction(connection: Connection, batch: Sequence[File], report: R
             started = time.monotonic()
             spans = file.script.spans
             for span, piece in zip(spans, file.script.pieces(), strict=True):
-                committing, closing = [file], ""
+                blamed, closing = [file], ""
                 if span is spans[-1]:
                     before = f"{(time.monotonic() - started) * 1000:.0f}"
                     row = ledger.record(file, f"{before} + {_THIS_MESSAGE}")
                     closing = f"\n;{SESSION_SETTINGS}{row}"
                     if file is batch[-1]:
-                        committing, closing = list(batch), f"{closing}{NEW_SESSIONS}commit"
-                # Much data is sent as it is: what a trigger says of it may be taken for that of the
-                # statement after.
+                        blamed, closing = list(batch), f"{closing}{SESSION_DEFAULTS}commit"
+                # Much data is sent as it is: what a trigger says may be taken for a notice of the
+                # statement before.
                 data = len(spans) > 1 and len(span.ends) == len(_INSERTS.findall(piece.text))
                 message = Message(piece, span.ends, opening, closing, marked=not data)
-                results = _send(connection, message, committing, report)
+                results = _send(connection, message, blamed, report)
                 opening = ""
         return (results[-2].get_value(0, 0) or b"").decode()  # the one before the commit's
     finally:
@@ -184,20 +183,20 @@ def _in_one_transaction(connection: Connection, batch: Sequence[File], report: R
 
 
 def _send(
-    connection: Connection, message: Message, committing: Sequence[File], report: Report
+    connection: Connection, message: Message, blamed: Sequence[File], report: Report
 ) -> list[PGresult]:
     """Send a message.
 
     Args:
         connection: to the database.
         message: a piece of the last of the files.
-        committing: the files that have failed where none of its statements has.
+        blamed: for what fails in none of its statements, such as the commit.
         report: is told of notices.
 
     Raises:
         FailedFilesError: with the statement that failed, and where in it.
     """
-    file, count = committing[-1], len(message.ends)
+    file, count = blamed[-1], len(message.ends)
 
     def tell(results: int, diagnostic: Diagnostic) -> None:
         if count:
@@ -209,10 +208,10 @@ def _send(
     except StatementError as failed:
         index = message.index(failed.done)
         if index >= count:
-            raise FailedFilesError(committing, None, None, failed.error) from failed.error
+            raise FailedFilesError(blamed, None, None, failed.error) from failed.error
         statement, offset = message.statements[index], failed.position
         if offset is not None:
             offset = message.offset(offset, statement)
         raise FailedFilesError([file], statement, offset, failed.error) from failed.error
     except psycopg.OperationalError as error:
-        raise FailedFilesError(committing, None, None, error) from error
+        raise FailedFilesError(blamed, None, None, error) from error

@@ -1,4 +1,4 @@
-"""What can go wrong, as messages for the person who has to act on them."""
+"""Errors for the operator: what is wrong, and what to do."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class MigrateError(UserError):
 
 
 class FilesError(MigrateError):
-    """Every problem that was found in the migration files, one line each."""
+    """Every problem that was found in the migration files, some with an excerpt below."""
 
     def __init__(self, problems: Sequence[str], committed: Sequence[str] | None = None) -> None:
         self.problems = list(problems)

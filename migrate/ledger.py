@@ -44,7 +44,7 @@ create table if not exists migrate.catalog (
 """
 """The DDL of the ledger; harmless where it exists.
 
-`content` is kept of repeatable files, whose present text is all that is left in git.
+`content` is kept of repeatable files: a checkout has only their present text.
 `progress` holds how far a file without a transaction has come.
 `catalog` holds what the last run left.  Its `in_progress` is null, unless a run is in
 progress or was interrupted: then it holds the drift that there was before that run.  `leave` is
@@ -97,15 +97,22 @@ def applications(connection: Connection) -> dict[str, tuple[datetime, str]]:
     return {label: (datetime.fromtimestamp(at / 1e6, UTC), by) for label, at, by in rows}
 
 
-def record(file: File, milliseconds: str | None = None) -> str:
+def record(file: File, milliseconds: str) -> str:
     """The statement that writes a file's row, in the transaction that applies the file.
 
     Args:
         file: what is applied.
-        milliseconds: an SQL expression for how long it takes; None in a script that does not tell,
-            and leaves out the texts of repeatable files, too.
+        milliseconds: an SQL expression for how long it took.
     """
-    content = None if milliseconds is None or file.folder.name == VERSIONED else file.text
+    return _row(file, milliseconds, None if file.folder.name == VERSIONED else file.text)
+
+
+def record_bundled(file: File) -> str:
+    """The same for a script that holds the file anyway: without its text, and with no time."""
+    return _row(file, "0", None)
+
+
+def _row(file: File, milliseconds: str, content: str | None) -> str:
     values = (file.folder.name, file.name, file.sha256, content, VERSION)
     again = """
 on conflict (folder, name) do update
@@ -114,7 +121,7 @@ set sha256 = excluded.sha256, content = excluded.content, applied_at = default,
     engine_version = excluded.engine_version"""
     return f"""\
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values ({milliseconds or 0}, {", ".join(map(sql.quote, values))}){again if content else ""};
+values ({milliseconds}, {", ".join(map(sql.quote, values))}){again if content else ""};
 """
 
 
@@ -160,18 +167,24 @@ def remove(connection: Connection, folder: str, names: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class RecordedCatalog:
-    """The catalog as a run leaves it.
+    """The row of `migrate.catalog`.
 
     Attributes:
         objects: object -> definition, as it should be.
-        leave: what the files leave to others.
-        drift: of a run that is in progress or was interrupted: object -> what there was before it
-            instead of the recorded definition, None for nothing.  None after a run's end.
+        leave: the objects that files leave to others.
+        drift_before: while a run is in progress or after it was interrupted: object -> what there
+            was before it instead of the recorded definition, None for nothing.  None after a
+            run's end.
     """
 
     objects: Mapping[str, str]
     leave: Sequence[str]
-    drift: Mapping[str, str | None] | None = None
+    drift_before: Mapping[str, str | None] | None = None
+
+    @property
+    def in_progress(self) -> bool:
+        """Whether a run is in progress, or was interrupted."""
+        return self.drift_before is not None
 
 
 def recorded_catalog(connection: Connection) -> RecordedCatalog | None:
@@ -186,8 +199,8 @@ def recorded_catalog(connection: Connection) -> RecordedCatalog | None:
 
 
 def record_catalog(connection: Connection, catalog: RecordedCatalog) -> None:
-    """Remember what a run leaves behind; or, with its `drift`, that a run is in progress."""
-    drift = None if catalog.drift is None else Jsonb(dict(catalog.drift))
+    """Record what a run leaves behind; or, with `drift_before`, that a run is in progress."""
+    drift = None if catalog.drift_before is None else Jsonb(dict(catalog.drift_before))
     connection.execute(
         """insert into migrate.catalog (objects, leave, in_progress) values (%s, %s, %s)
            on conflict (only_row) do update set objects = excluded.objects, leave = excluded.leave,

@@ -1,7 +1,7 @@
 """One message to the server: statements of a file, with what opens and closes their transaction.
 
 The server answers each statement of a message by a result, and stops at the first that fails.  Its
-notices carry no number.  Hence a mark stands between the statements of a file; that of a small file
+notices carry no number.  Hence a mark stands between the statements of a file.  A small file:
 
     create table customers (id int primary key);
     create index on customers (id);
@@ -11,10 +11,11 @@ is sent as one message:
     deallocate all;discard temp;close all;begin;commit;begin;   opening
     create table customers (id int primary key);show role;      a statement and the mark
     create index on customers (id);                             the last has none behind it
-    reset all; ... insert into migrate.ledger ...; commit       closing
+    reset all; ... insert into migrate.ledger ...; commit       closing, shortened
 
 A large file is sent in the pieces that its `Script` has: the first has the opening, the last the
-closing.
+closing.  Of several files that commit together the first has the opening, each its ledger row, and
+the last the commit.
 """
 
 from collections.abc import Sequence
@@ -25,7 +26,8 @@ from itertools import pairwise
 from migrate.parser import Piece, Statement, split
 
 _MARK = ";show role"
-"""A statement that changes nothing, and has a row, before which no later notice is read."""
+"""A statement that changes nothing, and has a row: a notice of statement i (from 0) is read when
+there are 2i - 1 or 2i results (see `send`)."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Message:
 
     Attributes:
         ends: where in the piece each of its statements ends, in characters.
-        opening, closing: SQL before and after it; empty in the middle of a large file.
+        opening, closing: SQL before and after it, a semicolon behind each statement of the opening;
+            empty in the middle of a large file.
         marked: whether the mark stands between its statements.
     """
 

@@ -8,7 +8,7 @@ from functools import cached_property
 import psycopg
 
 from embedded.errors import with_remedy
-from migrate import files, ledger, no_transaction
+from migrate import files, ledger, progress
 from migrate.connection import ANOTHER_ENCODING
 from migrate.files import PLATFORM, REPEATABLE, VERSIONED, File, Tree
 from migrate.parser import Piece
@@ -32,7 +32,7 @@ class Folder:
 
     @property
     def versioned(self) -> bool:
-        """Applied once and never edited, or applied again whenever edited."""
+        """True for migrations/, whose files are applied once and never edited."""
         return self.name == VERSIONED
 
     @property
@@ -98,7 +98,7 @@ class Plan:
         return pending, applied
 
     @property
-    def work(self) -> bool:
+    def has_work(self) -> bool:
         """Whether a run would do anything."""
         return not self.complete or any(folder.changes for folder in self.folders)
 
@@ -117,7 +117,7 @@ def read(
 def check(
     connection: Connection, tree: Tree, names: Sequence[str] = (VERSIONED, REPEATABLE)
 ) -> Plan:
-    """What a run would do, after all checks that need no more than this; reads only.
+    """What a run would do, after all checks that need no more than files and database.
 
     Args:
         connection: to a database that may have no ledger yet.
@@ -130,11 +130,11 @@ def check(
     """
     found = read(connection, tree, names)
     problems = [problem for folder in found.folders for problem in folder.problems]
-    if found.work:
+    if found.has_work:
         problems += files.sql_problems(found.pending)
         files.raise_if_any(problems)
         problems += _encoding_problems(connection, found.pending)
-        problems += no_transaction.problems(connection, names, found.pending)
+        problems += progress.problems(connection, names, found.pending)
     files.raise_if_any(problems)
     return found
 

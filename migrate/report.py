@@ -47,8 +47,9 @@ class Step:
     Attributes:
         event: "adopted" a database, "waiting" for another run, "applying", "retrying" after a lock
             timeout, "notice" of the server, "applied", or "unrecorded" a removed repeatable file.
-        subject: folder and name of the file; of "waiting", who holds the lock.
-        seconds: how long it took; of "retrying", until it is tried again.
+        subject: folder and name of the file; of "waiting", who holds the lock; of "adopted", what.
+        seconds: how long it took, on average of the files that commit together; of "retrying",
+            until it is tried again.
         number, total: which of how many pending files.
         detail: of "retrying", what the server said.
         notice: of "notice", what the server said.
@@ -102,7 +103,7 @@ class FailedFilesError(Exception):
 
     Attributes:
         files: the file that failed, or all that were to commit together.
-        statement: which of its statements; None when they failed at their commit.
+        statement: which of its statements; None when the commit failed, or the connection broke.
         offset: where in the statement, in characters from 0; None when the server did not say.
         error: what the server said.
     """

@@ -1,11 +1,24 @@
-"""A run: apply what is pending under the lock, and record the catalog that results."""
+"""A run: apply what is pending under the lock, and record the catalog that results.
+
+What is done, in this order, and what the next run does where this one is killed there:
+
+    plan        nothing pending and the record complete: there is no run, and no lock
+    lock        one run at a time; the server frees it when the connection is gone
+    adopt       a database that psql has made of the files gets its ledger
+    mark        the record says that a run is in progress, and which drift there was before it
+    apply       a file and its ledger row stand or fall together: the next run goes on behind it
+    record      the catalog as it is now; before that, the next run finds the mark and records
+
+A file may change what sessions begin with, such as their search_path.  The rest of the run is then
+done in a new session, from the top.
+"""
 
 from collections.abc import Sequence
 from contextlib import suppress
 
 import psycopg
 
-from migrate import adoption, catalog, ledger, no_transaction, plan
+from migrate import adoption, catalog, ledger, plan, progress
 from migrate.apply import apply_pending
 from migrate.errors import FilesError, LostError, MigrateError
 from migrate.files import REPEATABLE, VERSIONED, File, Tree
@@ -15,6 +28,7 @@ from migrate.report import Report, Step
 from migrate.session import (
     SESSION_SETTINGS,
     Connection,
+    OutdatedSessionError,
     StatementError,
     renew,
     send,
@@ -30,10 +44,6 @@ def up(
     wait: float = LOCK_WAIT,
 ) -> list[File]:
     """Apply what is pending, under the lock, and record the catalog that results.
-
-    A versioned file commits by itself, together with its ledger row; the repeatable files of a
-    folder commit together, unless one runs without a transaction.  A run that was cut off is
-    finished by the next.  A database that psql has made is adopted before.
 
     Args:
         connection: in autocommit mode, from `connect`.
@@ -52,10 +62,12 @@ def up(
     applied: list[File] = []
     try:
         with translated_errors():
-            while plan.check(connection, tree, names).work:
-                if _in_this_session(connection, tree, names, applied, report, wait):
+            while plan.check(connection, tree, names).has_work:
+                try:
+                    _run_in_session(connection, tree, names, applied, report, wait)
                     break
-                renew(connection)
+                except OutdatedSessionError:
+                    renew(connection)
     except LostError as error:
         raise LostError(error.reason, [file.name for file in applied]) from error
     except FilesError as error:
@@ -63,18 +75,19 @@ def up(
     return applied
 
 
-def _in_this_session(
+def _run_in_session(
     connection: Connection,
     tree: Tree,
     names: Sequence[str],
     applied: list[File],
     report: Report,
     wait: float,
-) -> bool:
-    """Apply what is pending; False where that takes a new session.
+) -> None:
+    """Lock, adopt, mark, apply and record.
 
-    It does after a file that changed what new sessions are given, such as their search_path, and
-    after another run was waited for, which may have done so.
+    Raises:
+        OutdatedSessionError: a file changed what sessions begin with; or another run was waited
+            for, which may have.
     """
     send(connection, SESSION_SETTINGS)
     waited = False
@@ -86,26 +99,26 @@ def _in_this_session(
 
     with lock(connection, wait, waiting):
         if waited:
-            return False
+            raise OutdatedSessionError
         if adoption.adopt(connection, tree):
             report(Step("adopted", "what psql had made"))
         found = plan.check(connection, tree, names)
-        if not found.work:
-            return True
+        if not found.has_work:
+            return
         send(connection, ledger.CREATE)
         ledger.complete_contents(connection, [f for folder in found.folders for f in folder.files])
-        no_transaction.forget_changed(connection, names, found.pending)
+        progress.forget_replaced(connection, names, found.pending)
         before = _recorded_before(connection, catalog.left_to_others(tree))
         ledger.record_catalog(connection, before)
         try:
-            done = apply_pending(connection, found, applied, report)
+            apply_pending(connection, found, applied, report)
+        except OutdatedSessionError:
+            raise
         except BaseException:
             with suppress(psycopg.Error, StatementError, MigrateError):
-                _record_result(connection, before)  # of the files, or of one, a part
+                _record_result(connection, before)  # of whatever part was applied
             raise
-        if done:
-            _record_result(connection, before)
-        return done
+        _record_result(connection, before)
 
 
 # Drift outlives a run.  An index that was dropped by hand is in the record and not in the live
@@ -116,13 +129,14 @@ def _in_this_session(
 def _recorded_before(connection: Connection, leave: Sequence[str]) -> RecordedCatalog:
     """What is recorded when a run begins: the catalog as it should be, and the drift from it.
 
-    The drift is what differs now; after a run that was interrupted, what differed before that one.
+    The drift is what differs now; if a run was interrupted, or goes on in a new session, what
+    differed when that began.
     """
     live = catalog.read(connection, leave)
     recorded = ledger.recorded_catalog(connection)
     if recorded is None:
-        return RecordedCatalog(live, leave, drift={})
-    objects, drift = catalog.without(recorded.objects, leave), recorded.drift
+        return RecordedCatalog(live, leave, drift_before={})
+    objects, drift = catalog.without(recorded.objects, leave), recorded.drift_before
     if drift is None:
         differences = catalog.differences(objects, live)
         drift = {difference.object: difference.found for difference in differences}
@@ -134,7 +148,7 @@ def _record_result(connection: Connection, before: RecordedCatalog) -> None:
     send(connection, SESSION_SETTINGS)
     live = catalog.read(connection, before.leave)
     expected = dict(live)
-    for name, found in (before.drift or {}).items():
+    for name, found in (before.drift_before or {}).items():
         if live.get(name) == found:
             expected.pop(name, None)
             if name in before.objects:

@@ -1,7 +1,7 @@
 """What a session on the database begins with, and sending it scripts.
 
-A script is any number of statements in one message.  Which of them failed, and where, and which
-had the server say something, is told by how many results came before.
+A script is any number of statements in one message.  Which of them failed, or had the server say
+something, is told by how many results came before.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,6 +19,11 @@ from migrate.errors import LostError, MigrateError
 
 Connection = psycopg.Connection[TupleRow]
 
+
+class OutdatedSessionError(Exception):
+    """What is left has to be done in a new session: this one began with other settings."""
+
+
 SESSION_SETTINGS = """\
 reset session authorization;
 reset all;
@@ -27,23 +32,26 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 """
-"""What every file begins with, whatever the one before it set.
+"""Sent when a session begins, and after the statements of each file, whatever that has set: so that
+its ledger row and the next file find them.
 
 The files are UTF-8, whatever PGCLIENTENCODING says.  The server sees within seconds that a run was
 killed, and lets its lock go.  No statement queues behind a lock for long and blocks all others; a
 file that needs longer says `set local statement_timeout = ...`."""
 
-NEW_SESSIONS = """\
+SESSION_DEFAULTS = """\
 select coalesce(string_agg(format('%s %s', setdatabase, setconfig), ' '), '')
 from (select setdatabase, setconfig from pg_db_role_setting
       where setdatabase in (0, (select oid from pg_database where datname = current_database()))
       and setrole in (0, (select oid from pg_roles where rolname = session_user))
       order by setdatabase, setrole) as s;
 """
-"""What `alter database ... set` and `alter role ... set` give a new session, as one text."""
+"""The settings that `alter database ... set` and `alter role ... set` make a session begin with, as
+one text.  A file that changes them is noticed by asking before and after it."""
 
 DISCARD_SESSION_OBJECTS = "deallocate all;discard temp;close all;"
-"""Takes away what the file before left in the session; no sooner, for its commit may need it."""
+"""Sent before the next file's statements: deferred triggers of the one before may use its temporary
+objects until the commit."""
 
 
 def is_broken(error: psycopg.Error) -> bool:
@@ -92,16 +100,20 @@ class StatementError(Exception):
         self.position = None if position is None else int(position) - 1
 
 
-def send(
-    connection: Connection, script: str, on_notice: Callable[[int, Diagnostic], None] | None = None
-) -> list[PGresult]:
+Tell = Callable[[int, Diagnostic], None]
+"""Is called with how many results the server has sent, and what it says."""
+
+
+def send(connection: Connection, script: str, on_notice: Tell | None = None) -> list[PGresult]:
     """Run any number of statements by one message; the server stops at the first that fails.
 
     Args:
         connection: to the database.
         script: the statements.
         on_notice: is called with each notice, and how many results were there when it was read.
-            It is of the next statement; or of the one after that, if that one has no rows.
+            libpq hands over a notice that follows a complete result before that result.  So after n
+            results it is of statement n, from 0; or of statement n + 1, if that one has no rows,
+            for libpq goes no further than the description of rows.
 
     Returns:
         The result of each statement.
@@ -141,7 +153,7 @@ def _receive(pgconn: PGconn, results: list[PGresult]) -> PQGen[None]:
 
 
 def renew(connection: Connection) -> None:
-    """Begin a new session in the same connection, with what new ones are given.
+    """Begin a new session in the same connection.
 
     Raises:
         psycopg.OperationalError: it cannot be reached any more.
@@ -161,7 +173,7 @@ def roll_back(connection: Connection) -> None:
         send(connection, "rollback")
 
 
-def new_sessions(connection: Connection) -> str:
-    """What new sessions are given, as `NEW_SESSIONS` has it."""
-    (result,) = send(connection, NEW_SESSIONS)
+def session_defaults(connection: Connection) -> str:
+    """What a new session would begin with, as `SESSION_DEFAULTS` has it."""
+    (result,) = send(connection, SESSION_DEFAULTS)
     return (result.get_value(0, 0) or b"").decode()

@@ -51,7 +51,7 @@ def drift(connection: Connection) -> list[Difference]:
         if VERSIONED in ledger.read(connection).digests:
             raise IncompleteRunError("no run has recorded what there is", "run `up`, which does")
         return []
-    if recorded.drift is not None:
+    if recorded.in_progress:
         raise IncompleteRunError
     return catalog.differences(recorded.objects, catalog.read(connection, recorded.leave))
 

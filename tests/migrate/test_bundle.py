@@ -67,7 +67,7 @@ def test_up_applies_nothing_to_a_database_made_from_the_bundle(
     assert checks_passed(database, directory) == 0
     with connect(database) as session:
         planned = plan.check(session, files.read_tree(directory))
-    assert (planned.work, planned.complete) == (False, True)
+    assert (planned.has_work, planned.complete) == (False, True)
     assert up(database, write(directory, tables(5))) == ["0005_t5.sql"]
 
 

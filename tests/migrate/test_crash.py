@@ -308,7 +308,7 @@ class Case:
             objects = catalog.read(session)
         assert self.whole.recorded
         assert self.whole.recorded.objects == objects
-        assert self.whole.recorded.drift is None
+        assert self.whole.recorded.drift_before is None
         assert self.whole.leftovers == []
 
     def reset(self) -> None:

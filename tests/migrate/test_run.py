@@ -113,7 +113,7 @@ def test_plan_names_what_up_would_apply_and_changes_nothing(database: str, tmp_p
     with connect(database) as session:
         planned = plan.check(session, files.read_tree(tmp_path))
     names = [name for folder in planned.folders for name in folder.changes]
-    assert (planned.work, planned.complete) == (True, True)
+    assert (planned.has_work, planned.complete) == (True, True)
     assert [file.name for file in planned.pending] == names
     assert names == ["0001_t1.sql", "0002_t2.sql", "a.sql"]
     assert query(database, "select nspname from pg_namespace where nspname = 'migrate'") == []

@@ -60,7 +60,7 @@ def incomplete(url: str, directory: Path) -> bool:
                 "  what to do: wait for it; or run `up`, which finishes it"
             )
         )
-        assert plan.check(session, tree).work
+        assert plan.check(session, tree).has_work
         return True
 
 
