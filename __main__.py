@@ -62,6 +62,7 @@ def main() -> None:
             image=config.provisioner_image,
             base_domain=config.base_domain,
             database_url=urls["instance_provisioner"],
+            gateway_database_url=urls["instance_gateway"],
             database_port=config.database_port,
             database_ca=config.database_ca,
             api_token=pulumi.Output.secret(config.provisioner_api_token.get_secret_value()),
@@ -90,6 +91,7 @@ def main() -> None:
     pulumi.export("service_database_urls", urls)
     pulumi.export("api_roles", list(API_ROLES))
     pulumi.export("instance_provisioner", provisioner.description)
+    pulumi.export("instance_gateway", provisioner.gateway)
     pulumi.export("automation", automation.description)
 
 

