@@ -18,7 +18,10 @@ CHECK = ROOT / "sql" / "verify" / "80_access.sql"
 
 
 class GivenByHandProvider(DatabaseProvider):
-    """Takes back what the services have beyond the authorization data; `given` is nothing."""
+    """Takes back what the services have beyond the authorization data.
+
+    The input `given` is always empty, so that whatever is found is a diff.
+    """
 
     def diff(self, _id: str, _olds: dict[str, Any], _news: dict[str, Any]) -> DiffResult:
         """Ask the database."""

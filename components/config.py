@@ -1,7 +1,7 @@
 """The stack's config: typed, cross-checked, all problems reported at once with the YAML to add.
 
-This is the only reader of stack config.  Names, descriptions and defaults of the keys are in
-Pulumi.yaml.
+Nothing else in the program reads stack config; the dynamic providers read the database's from it,
+in `session.py`.  Names, descriptions and defaults of the keys are in Pulumi.yaml.
 """
 
 import difflib

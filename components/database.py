@@ -7,8 +7,10 @@ import pulumi
 import pulumi_postgresql as postgresql
 
 from components.database_target import DatabaseTarget
+from components.providers import roles
 from components.schema import RepeatableSet
-from components.session import existing_on_server
+from migrate.connection import connect
+from migrate.errors import MigrateError
 from migrate.files import PLATFORM
 
 MAINTENANCE_DATABASE = "postgres"
@@ -36,6 +38,33 @@ class DatabaseArgs:
     target: DatabaseTarget
     connections: int
     protect: bool
+
+
+@dataclass(frozen=True)
+class ServerInventory:
+    """Names of the databases and roles that a server has before a run.
+
+    They are declared with `import_`: what Pulumi's state does not know of them, because it was
+    lost or a run was killed, is taken over and made as declared.
+    """
+
+    databases: frozenset[str] = frozenset()
+    roles: frozenset[str] = frozenset()
+
+
+def existing_on_server(to: DatabaseTarget) -> ServerInventory:
+    """Read the names.  A preview continues without, and the resources warn of what is unknown.
+
+    Raises:
+        pulumi.RunError: an `up` cannot reach the server, and would otherwise find nothing to do.
+    """
+    try:
+        with connect(to.url()) as connection:
+            return ServerInventory(*roles.on_server(connection))
+    except MigrateError as error:
+        if pulumi.runtime.is_dry_run():
+            return ServerInventory()
+        raise pulumi.RunError(str(error)) from None
 
 
 class Database(pulumi.ComponentResource):
@@ -97,7 +126,7 @@ class Database(pulumi.ComponentResource):
 
 
 def _max_connections(args: DatabaseArgs) -> int:
-    """What to limit a pool of pulumi-postgresql to.
+    """What to limit a pool of pulumi-postgresql to: (connections - 3) / 2 / databases / orders.
 
     It has a pool for each database and order of the parameters in its connection string, which are
     as many as parameters.  Sessions count twice there: it takes a new one for each question, and

@@ -1,4 +1,4 @@
-"""Schema: the SQL files of sql/, applied by the migration engine as three dynamic resources."""
+"""Schema: the SQL files of sql/, applied by the migration engine as dynamic resources."""
 
 import hashlib
 import json

@@ -1,50 +1,20 @@
-"""The dynamic providers' one session on the database, and what the server has before a run."""
+"""What all dynamic providers share: one session on the database, in their own process."""
 
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-import pulumi
 from pulumi.dynamic import ConfigureRequest, ResourceProvider
 
 from components.database_target import DatabaseTarget
-from components.providers import roles
 from migrate.connection import connect
 from migrate.errors import MigrateError
 from migrate.session import Connection, translated_errors
 
 _exclusive = threading.Lock()
 _open: dict[str, Connection] = {}
-
-
-@dataclass(frozen=True)
-class ServerInventory:
-    """Names of the databases and roles that a server has before a run.
-
-    They are declared with `import_`: what Pulumi's state does not know of them, because it was
-    lost or a run was killed, is taken over and made as declared.
-    """
-
-    databases: frozenset[str] = frozenset()
-    roles: frozenset[str] = frozenset()
-
-
-def existing_on_server(to: DatabaseTarget) -> ServerInventory:
-    """Read the names.  A preview continues without, and the resources warn of what is unknown.
-
-    Raises:
-        pulumi.RunError: an `up` cannot reach the server, and would otherwise find nothing to do.
-    """
-    try:
-        with connect(to.url()) as connection:
-            return ServerInventory(*roles.on_server(connection))
-    except MigrateError as error:
-        if pulumi.runtime.is_dry_run():
-            return ServerInventory()
-        raise pulumi.RunError(str(error)) from None
 
 
 class DatabaseProvider(ResourceProvider):

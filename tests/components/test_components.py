@@ -31,7 +31,7 @@ from components import PROJECT, ROOT, access
 from components import config as stack_config
 from components.authorization import ALL, GROUP, SERVICES, Service
 from components.automation import SCHEDULES
-from components.session import ServerInventory
+from components.database import ServerInventory
 from policies.rules import Resource, data_is_protected
 
 Properties = dict[str, Any]
