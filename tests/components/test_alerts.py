@@ -15,18 +15,20 @@ RULES = CHART / "files" / "alerts.yaml"
 TESTS = Path(__file__).parent / "alerts.yaml"
 RUNBOOK = ROOT / "docs" / "alerts.md"
 
-METRIC = re.compile(r"\b(provisioner_\w+?)(?:_bucket|_sum|_count)?\b(?=[{\[)\s]|$)")
+METRIC = re.compile(r"\b((?:provisioner|gateway)_\w+?)(?:_bucket|_sum|_count)?\b(?=[{\[)\s]|$)")
 
 
 def alerts() -> dict[str, str]:
     """Name -> expression."""
-    [group] = yaml.safe_load(RULES.read_text())["groups"]
-    return {rule["alert"]: rule["expr"] for rule in group["rules"]}
+    groups = yaml.safe_load(RULES.read_text())["groups"]
+    return {rule["alert"]: rule["expr"] for group in groups for rule in group["rules"]}
 
 
 def metrics() -> set[str]:
-    """What the provisioner tells Prometheus."""
-    return set(re.findall(r'"(provisioner_\w+)"', (ROOT / "provisioner/metrics.py").read_text()))
+    """What the provisioner and the gateway tell Prometheus."""
+    sources = ("provisioner/metrics.py", "provisioner/gateway/metrics.py")
+    text = "".join((ROOT / source).read_text() for source in sources)
+    return set(re.findall(r'"((?:provisioner|gateway)_\w+)"', text))
 
 
 def test_every_alert_is_shown_to_fire_and_not_to_fire() -> None:
