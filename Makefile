@@ -13,7 +13,7 @@ RENDERED := $(if $(CLUSTER),,--exclude '**kubernetes**')
 OPTIONS := $(if $(CLUSTER),--cluster) $(if $(REFRESH),--refresh $(RENDERED))
 
 .PHONY: help up demo preview preview-comment down clean cluster cluster-down migrate psql tunnel new-env \
-  test test-fast check bench tools lock generate
+  test test-fast test-published check bench tools lock lock-published generate
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 17
@@ -68,6 +68,9 @@ test: .venv/.installed $(TOOLS) $(PROMTOOL) $(KUBERNETES) ## Run all tests
 test-fast: .venv/.installed $(TOOLS) $(PROMTOOL) ## Run all but those that take long or need a cluster, on one PostgreSQL
 	$(PYTEST) -m "not long" --postgres 18 tests
 
+test-published: .venv/.installed $(TOOLS) ## Run the published MindRoom as the pods of an instance
+	$(PYTHON) -m pytest -m published tests/provisioner/test_published.py
+
 check: .venv/.installed $(TOOLS) ## Lint, type-check, and see that generated files are current
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -90,13 +93,19 @@ generate: .venv/.installed ## Write the generated files again
 
 tools: $(TOOLS) $(PROMTOOL) ## Build helm, actionlint and promtool from their Go modules
 
-lock: .venv/.installed ## Lock the dependencies of pyproject.toml again
+lock: .venv/.installed lock-published ## Lock the dependencies again, of pyproject.toml and of MindRoom
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	  --no-header --no-annotate --group provisioner --group dev pyproject.toml \
 	  --output-file requirements.txt
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	  --no-header --no-annotate --group provisioner --constraint requirements.txt \
 	  --output-file provisioner/requirements.txt
+
+PUBLISHED = $(shell $(PYTHON) -c 'from dev.published import PACKAGES; print(*PACKAGES)')
+
+lock-published: .venv/.installed
+	tr ' ' '\n' <<< "$(PUBLISHED)" | .venv/bin/uv pip compile --quiet --universal --python-version 3.12 \
+	  --generate-hashes --no-header --no-annotate --output-file dev/published.txt -
 
 .venv/.installed: requirements.txt
 	python3 -m venv .venv

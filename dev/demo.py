@@ -25,7 +25,7 @@ TIMEOUT = 120.0
 """Seconds that the provisioner may take for what was asked of it."""
 
 STARTED = 1_700_000_000
-RUNNING = {"backend": "Running", "frontend": "Running"}
+RUNNING = {"matrix": "Running", "mindroom": "Running"}
 AUDITED = {
     "account.created": 1,
     "subscription.created": 1,
@@ -362,11 +362,16 @@ class Demo:
         """MiB that the pods may use together."""
         listing = self.kubectl("get", "pods", f"-lmindroom.chat/instance={instance}", "-ojson")
         return sum(
-            int(container["resources"]["limits"]["memory"].removesuffix("Mi"))
+            _mebibytes(container["resources"]["limits"]["memory"])
             for pod in json.loads(listing)["items"]
             if "deletionTimestamp" not in pod["metadata"]
             for container in pod["spec"]["containers"]
         )
+
+
+def _mebibytes(quantity: str) -> int:
+    """A quantity as the API server writes it."""
+    return int(quantity[:-2]) * {"Mi": 1, "Gi": 1024}[quantity[-2:]]
 
 
 def _track(connection: psycopg.Connection, instance: str) -> bool:

@@ -30,6 +30,9 @@ from embedded.process import is_free, listener, spawn
 PACKAGES = ("mindroom[chromadb]==2026.10.589", "matrix-synapse==1.163.2")
 """The versions of charts/instance/values.yaml."""
 
+LOCK = ROOT / "dev" / "published.txt"
+"""These and all that they need, as `make lock` writes it."""
+
 ENVIRONMENT = ROOT / ".tools" / "published"
 TIMEOUT = 180.0
 """Seconds until the processes are ready, on a machine with much else to do."""
@@ -68,20 +71,21 @@ def environment() -> Path:
     Raises:
         UserError: there is no Python for them, or they cannot be installed.
     """
-    stamp = ENVIRONMENT / ".installed"
-    if stamp.exists() and stamp.read_text().split() == list(PACKAGES):
+    stamp = ENVIRONMENT / "lock.txt"
+    if stamp.exists() and stamp.read_bytes() == LOCK.read_bytes():
         return ENVIRONMENT / "bin"
     python = newer_python()
     if not python:
         raise UserError("MindRoom needs Python 3.12 or later, and none is here", "install it")
-    print(f"installing {' and '.join(PACKAGES)} once, into {ENVIRONMENT}", flush=True)
-    shutil.rmtree(ENVIRONMENT, ignore_errors=True)
+    print(f"installing MindRoom and Synapse once, into {ENVIRONMENT}", flush=True)
+    uv = [sys.executable, "-m", "uv", "--quiet"]
+    install = ["pip", "install", "--python", str(ENVIRONMENT), "--require-hashes", "-r", str(LOCK)]
     try:
-        subprocess.run([python, "-m", "venv", ENVIRONMENT], check=True)
-        subprocess.run([ENVIRONMENT / "bin" / "pip", "install", "--quiet", *PACKAGES], check=True)
+        subprocess.run([*uv, "venv", "--clear", "--python", python, ENVIRONMENT], check=True)
+        subprocess.run([*uv, *install], check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         raise UserError(f"MindRoom cannot be installed: {error}") from error
-    stamp.write_text("\n".join(PACKAGES))
+    shutil.copy(LOCK, stamp)
     return ENVIRONMENT / "bin"
 
 

@@ -66,7 +66,7 @@ class Summary:
     """What matters of a workload or a pod.
 
     Attributes:
-        component: such as "backend".
+        component: such as "mindroom".
         replicas: the desired pods of a workload; 0 for a pod itself.
         ready_replicas: its ready pods; 0 for a pod itself.
         problems: why it does not run.

@@ -2,13 +2,14 @@
 
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
+from provisioner.config import PLATFORM, as_yaml
 from provisioner.database import Database
 
 
@@ -20,7 +21,7 @@ class Instance:
         app_name: the Helm release.
         app_config: chart values of this instance alone.
         matrix_url: where its Matrix server was last; None without one.
-        config: the customer's configuration, as JSON text.
+        config: MindRoom's, as text that is JSON and YAML: the customer's with the platform's part.
         cpu_limit: cores.
         provisioned_at: when it ran for the first time; None if it never did.
         volume_retention_days: how long its tier keeps the volumes of a removed instance.
@@ -80,7 +81,7 @@ async def read(database: Database, instance_id: uuid.UUID) -> Instance | None:
             """
             select instance.id, instance.account_id, instance.app_name, instance.app_config,
                    instance.subdomain, instance.matrix_url, instance.status,
-                   instance.config::text as config,
+                   (instance.config || %s)::text as config,
                    instance.cpu_limit::float, instance.memory_limit_mb, instance.storage_limit_gb,
                    instance.provisioned_at, tiers.volume_retention_days,
                    instance.error_message, work.applied, work.held
@@ -90,9 +91,10 @@ async def read(database: Database, instance_id: uuid.UUID) -> Instance | None:
               join private.provisioning as work on work.instance_id = instance.id
              where instance.id = %s
             """,
-            [instance_id],
+            [Jsonb(PLATFORM), instance_id],
         )
-        return await cursor.fetchone()
+        instance = await cursor.fetchone()
+        return instance and replace(instance, config=as_yaml(instance.config))
 
 
 async def recorded_states(database: Database) -> list[RecordedState]:

@@ -197,7 +197,9 @@ def values(name: str) -> dict[str, object]:
         "resources": {"cpu": 1, "memoryMb": 2048, "storageGb": 10},
         "configName": f"{name}-config",
         "secretName": f"{name}-secrets",
+        "secretNames": [],
         "secretChecksum": "0" * 64,
+        "matrix": {"serverName": f"{name}.mindroom.test"},
     }
 
 
@@ -282,12 +284,12 @@ def failing(world: World) -> None:
     for tag, title in FAILING.items():
         with world.running(**times) as service:
             instance = world.provision()
-            backend = f"deployment/{world.settled(instance, 'running')['app_name']}-backend"
-            world.update(instance, app_config={"images": {"backend": f"mindroom/backend:{tag}"}})
+            mindroom = f"deployment/{world.settled(instance, 'running')['app_name']}-mindroom"
+            world.update(instance, app_config={"images": {"mindroom": f"mindroom/mindroom:{tag}"}})
             downtime, interruptions, was_ready = 0.0, 0, True
             last = began = time.monotonic()
             while last < began + FAILING_SECONDS / SCALE:
-                is_ready = bool(world.object(backend)["status"].get("readyReplicas"))
+                is_ready = bool(world.object(mindroom)["status"].get("readyReplicas"))
                 now = time.monotonic()
                 downtime += 0 if is_ready else now - last
                 interruptions += was_ready and not is_ready

@@ -214,11 +214,11 @@ def test_an_exception_names_a_resource_or_a_type(resource: str) -> None:
 # ---- the charts, which the provisioner installs, too
 
 IMAGES: dict[str, Values] = {
-    "instance": {"images": dict.fromkeys(("backend", "frontend", "matrix"), f"app{DIGEST}")},
+    "instance": {"images": dict.fromkeys(("mindroom", "matrix"), f"app{DIGEST}")},
     "instance-provisioner": {"image": {"repository": "app", "digest": DIGEST.strip("@")}},
 }
 OPTIONS: dict[str, Values] = {
-    "instance": {"matrix": {"enabled": True, "serverName": "matrix.example"}},
+    "instance": {"secretNames": ["OPENAI_API_KEY", "WEATHER_TOKEN"]},
     "instance-provisioner": {"automation": {"jobs": {"a": {"schedule": "0 0 * * *", "sql": "x"}}}},
 }
 
@@ -232,7 +232,7 @@ def test_charts_keep_every_policy(helm: Path, chart: str, *, pinned: bool) -> No
     assert rendered.returncode == 0, rendered.stderr
     resources = [of_manifest(each) for each in yaml.safe_load_all(rendered.stdout) if each]
     with_pods = [each for each in resources if list(each.containers)]
-    assert len(with_pods) == (4 if chart == "instance" else 3)  # the chart's test included
+    assert len(with_pods) == (3 if chart == "instance" else 4)  # the chart's test included
     refused_by = [name for each in resources for name in dict(problems(each))]
     assert refused_by == ([] if pinned else ["images-have-a-digest"] * len(with_pods))
 
@@ -328,12 +328,13 @@ class TestEngine:
         good, printed = preview(tmp_path, program=VIOLATIONS, policyExceptions=[])
         assert not good
         provisioner = "instance-provisioner:mindroom/instance-provisioner"
+        gateway = "instance-provisioner:mindroom/instance-gateway"
         jobs = {f"{provisioner}-{job.replace('_', '-')}" for job in SCHEDULES}
         data = {"database", "migrations", "repeatable", "verification", "mindroom-instances"}
         assert refusals(printed) == (
             {("no-grant-to-public", "to-public"), ("no-privileged-role", "almighty")}
             | {("data-is-protected", name) for name in data | {*SERVICES, "almighty"}}
-            | {("images-have-a-digest", name) for name in jobs | {provisioner, "bare"}}
+            | {("images-have-a-digest", name) for name in jobs | {provisioner, gateway, "bare"}}
             | {(name, "bare") for name in RULES if name.startswith("pods")}
             | {("no-secret-in-plain-text", "bare")}
         )

@@ -275,9 +275,9 @@ def test_limits_reach_the_pods(world: World, http: httpx2.Client) -> None:
     assert answer.status_code == 200
     assert answer.json()["memory_limit_mb"] == 3000
     assert answer.json()["cpu_limit"] == row["cpu_limit"]
-    backend = world.object(f"deployment/{row['app_name']}-backend")
-    [container] = backend["spec"]["template"]["spec"]["containers"]
-    assert container["resources"]["limits"]["memory"] == "2400Mi"
+    mindroom = world.object(f"deployment/{row['app_name']}-mindroom")
+    container, _ = mindroom["spec"]["template"]["spec"]["containers"]
+    assert container["resources"]["limits"]["memory"] == "1500Mi"
 
 
 @pytest.mark.parametrize(

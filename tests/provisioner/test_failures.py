@@ -14,6 +14,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 import yaml
 
+from provisioner.config import PLATFORM
 from tests.support.provisioning import (
     BASE_DOMAIN,
     PATIENCE,
@@ -25,8 +26,8 @@ from tests.support.provisioning import (
 )
 from tests.support.proxy import Proxy
 
-NOT_THERE = {"images": {"backend": "mindroom/backend:not-there"}}
-CRASHES = {"images": {"backend": "mindroom/backend:crashes"}}
+NOT_THERE = {"images": {"mindroom": "mindroom/mindroom:not-there"}}
+CRASHES = {"images": {"mindroom": "mindroom/mindroom:crashes"}}
 ALL = "deployments,statefulsets,services,ingresses,configmaps,secrets,networkpolicies,pvc"
 
 
@@ -51,7 +52,7 @@ def one_release(world: World, instance: UUID) -> None:
     statuses = world.releases()[world.row(instance)["app_name"]]
     assert statuses.count("deployed") == 1
     assert set(statuses) <= {"deployed", "superseded", "failed"}
-    assert len(world.objects("deployments", instance)) == 2
+    assert len(world.objects("deployments,statefulsets", instance)) == 2
 
 
 def killed_before_claim(world: World, service: Service) -> UUID:
@@ -159,7 +160,7 @@ def test_a_removal_ends_when_the_objects_are_gone_and_says_what_is_in_the_way(wo
         for obj in held:
             named = rf"{obj['kind']} {obj['metadata']['name']} \(finalizers? mindroom.test/wait"
             assert re.search(named, row["error_message"])
-        assert f"Pod {row['app_name']}-backend-" in row["error_message"]
+        assert f"Pod {row['app_name']}-mindroom-" in row["error_message"]
         for patch in patches:
             world.kubectl(*patch, finalizers % "[]")
         assert world.settled(instance, "deprovisioned")["error_message"] is None
@@ -314,7 +315,7 @@ def test_a_namespace_removed_by_hand_is_filled_again_when_it_is_back(world: Worl
         make_namespace(world)
         world.apply_rbac()
         world.settled(meanwhile, "running")
-        eventually(lambda: len(world.objects("deployments", instance)) == 2)
+        eventually(lambda: len(world.objects("deployments,statefulsets", instance)) == 2)
         world.settled(instance, "running")
         one_release(world, instance)
 
@@ -386,11 +387,11 @@ def test_a_new_instance_that_never_works_is_given_up_and_provisioned_again_on_re
             """insert into public.instances
                  (account_id, subscription_id, app_name, subdomain, app_config)
                values (%s, %s, 'never', 'never', %s) returning id""",
-            [account, subscription, '{"images": {"backend": "mindroom/backend:not-there"}}'],
+            [account, subscription, '{"images": {"mindroom": "mindroom/mindroom:not-there"}}'],
         )
         row = world.settled(new, "failed")
         assert row["error_message"].startswith(
-            "backend: ImagePullBackOff: the image mindroom/backend:not-there cannot be pulled"
+            "mindroom: ImagePullBackOff: the image mindroom/mindroom:not-there cannot be pulled"
         )
         claimed = service.events("claimed", instance_id=str(new))
         assert [event["attempt"] for event in claimed] == [1, 2]
@@ -445,7 +446,7 @@ def test_what_can_be_known_of_a_change_is_known_before_it_stops_anything(world: 
         name = world.settled(instance, "running")["app_name"]
 
         def generation() -> int:
-            return int(world.object(f"deployment/{name}-backend")["metadata"]["generation"])
+            return int(world.object(f"deployment/{name}-mindroom")["metadata"]["generation"])
 
         def refused(problem: str, **changes: Any) -> None:
             failures = len(service.events("failed", instance_id=str(instance)))
@@ -458,7 +459,7 @@ def test_what_can_be_known_of_a_change_is_known_before_it_stops_anything(world: 
             assert problem in row["error_message"]
             assert (row["status"], row["held"], generation()) == ("running", None, before)
 
-        refused("ImagePullBackOff: the image mindroom/backend:not-there", app_config=NOT_THERE)
+        refused("ImagePullBackOff: the image mindroom/mindroom:not-there", app_config=NOT_THERE)
         world.update(instance, app_config={})
         world.settled(instance, "running")
         refused("Unschedulable: 0/1 nodes are available", memory_limit_mb=2**23)
@@ -470,7 +471,7 @@ def test_what_can_be_known_of_a_change_is_known_before_it_stops_anything(world: 
         world.kubectl("delete", "resourcequota", "q")
         assert world.settled(instance, "running")["error_message"] is None
         assert generation() > last
-        assert len(world.objects("deployments", instance)) == 2
+        assert len(world.objects("deployments,statefulsets", instance)) == 2
 
 
 def test_a_volume_that_cannot_grow_blocks_nothing_else(world: World) -> None:
@@ -479,8 +480,7 @@ def test_a_volume_that_cannot_grow_blocks_nothing_else(world: World) -> None:
         world.cluster.kubectl("patch", "storageclass", "kwok", "-p", patch)
 
     def size() -> str:
-        [volume] = world.objects("pvc", instance)
-        return str(volume["spec"]["resources"]["requests"]["storage"])
+        return str(world.volume(instance)["spec"]["resources"]["requests"]["storage"])
 
     def health() -> tuple[str, list[str]]:
         row = world.row(instance)
@@ -493,23 +493,28 @@ def test_a_volume_that_cannot_grow_blocks_nothing_else(world: World) -> None:
         try:
             world.update(instance, storage_limit_gb=20, memory_limit_mb=3072, config={"rooms": {}})
             row = world.settled(instance, "running")
-            assert (row["error_message"], row["held"], size()) == (None, None, "10Gi")
-            pod = world.object(f"deployment/{name}-backend")["spec"]["template"]["spec"]
-            [config] = [each["configMap"]["name"] for each in pod["volumes"] if "configMap" in each]
-            assert world.object(f"configmap/{config}")["data"] == {"config.json": '{"rooms": {}}'}
-            [container] = pod["containers"]
-            assert container["resources"]["limits"]["memory"] == "2457Mi"
+            assert (row["error_message"], row["held"], size()) == (None, None, "7680Mi")
+            pod = world.object(f"deployment/{name}-mindroom")["spec"]["template"]["spec"]
+            assert json.loads(world.config(instance)) == {"rooms": {}} | PLATFORM
+            assert pod["containers"][0]["resources"]["limits"]["memory"] == "1536Mi"
             eventually(lambda: health()[0] == "degraded")
-            [problem] = health()[1]
-            assert problem.startswith("backend: CannotGrow: the volume has 10Gi and cannot have 20")
-            assert "only dynamically provisioned" in problem
-            assert problem.endswith("(allowVolumeExpansion), or move its data)")
+            for problem, start in zip(
+                health()[1],
+                (
+                    "matrix: CannotGrow: the volume has 2560Mi and cannot have 5120Mi",
+                    "mindroom: CannotGrow: the volume has 7680Mi and cannot have 15360Mi",
+                ),
+                strict=True,
+            ):
+                assert problem.startswith(start)
+                assert "only dynamically provisioned" in problem
+                assert problem.endswith("(allowVolumeExpansion), or move its data)")
             time.sleep(2 * RESYNC)
             assert len(service.events("claimed", instance_id=str(instance))) == 2
             assert len(service.events("volume cannot grow", volume=f"{name}-backend")) == 1
         finally:
             storage_class(grows=True)
-        eventually(lambda: size() == "20Gi")
+        eventually(lambda: size() == "15Gi")
         eventually(lambda: health() == ("healthy", []))
         assert world.row(instance)["due_at"] is None
         one_release(world, instance)
@@ -519,7 +524,7 @@ def test_a_change_that_never_works_interrupts_once_and_is_held(world: World) -> 
     """What ran before runs again, though a volume has grown, until something or somebody asks."""
     with world.running(HELM_TIMEOUT_SECONDS=4) as service:
         instance = world.provision()
-        backend = f"deployment/{world.settled(instance, 'running')['app_name']}-backend"
+        mindroom = f"deployment/{world.settled(instance, 'running')['app_name']}-mindroom"
 
         def failures() -> int:
             return len(service.events("failed", instance_id=str(instance)))
@@ -532,25 +537,27 @@ def test_a_change_that_never_works_interrupts_once_and_is_held(world: World) -> 
         world.update(instance, app_config=CRASHES, storage_limit_gb=20, config=config)
         row = eventually(lambda: row if (row := world.row(instance))["held"] else None)
         assert row["status"] == "running"
-        assert row["error_message"].startswith("backend: CrashLoopBackOff: ")
+        assert row["error_message"].startswith("mindroom: CrashLoopBackOff: ")
         eventually(lambda: world.row(instance)["health_status"] == "healthy")
-        restored = world.object(backend)
-        [container] = restored["spec"]["template"]["spec"]["containers"]
-        assert container["image"] == "mindroom/backend:0.1.0"
-        assert world.config(instance) == "{}"
-        [volume] = world.objects("pvc", instance)
-        assert volume["spec"]["resources"]["requests"]["storage"] == "20Gi"
+        restored = world.object(mindroom)
+        for container in restored["spec"]["template"]["spec"]["containers"]:
+            assert container["image"].startswith("ghcr.io/mindroom-ai/mindroom:")
+        assert json.loads(world.config(instance)) == PLATFORM
+        requests = world.volume(instance)["spec"]["resources"]["requests"]
+        assert requests["storage"] == "15Gi"
         one_release(world, instance)
 
         checked()
         assert failures() == 1
-        assert world.object(backend)["metadata"]["generation"] == restored["metadata"]["generation"]
+        assert (
+            world.object(mindroom)["metadata"]["generation"] == restored["metadata"]["generation"]
+        )
         assert world.row(instance)["error_message"] == row["error_message"]
         eventually(lambda: service.metric("provisioner_instances_held") == 1)
         shown = service.http.get(f"/api/v1/instances/{instance}").json()
         assert shown["held"]
-        world.kubectl("scale", backend, "--replicas=3")
-        eventually(lambda: world.object(backend)["spec"]["replicas"] == 1)
+        world.kubectl("scale", mindroom, "--replicas=3")
+        eventually(lambda: world.object(mindroom)["spec"]["replicas"] == 1)
 
         answer = service.http.post(
             "/api/v1/retry", params={"wait": PATIENCE}, json={"instance_id": str(instance)}
@@ -559,7 +566,7 @@ def test_a_change_that_never_works_interrupts_once_and_is_held(world: World) -> 
         world.update(instance, app_config={})
         row = world.settled(instance, "running")
         assert (row["error_message"], row["held"]) == (None, None)
-        assert json.loads(world.config(instance)) == config
+        assert json.loads(world.config(instance)) == config | PLATFORM
         one_release(world, instance)
 
 
@@ -577,14 +584,12 @@ def test_a_matrix_server_keeps_its_name_whatever_its_hosts_are(world: World) -> 
     """Synapse does not start with another name than its database was made with."""
 
     def named() -> tuple[str, str, str]:
-        """Its name, where clients find it, and the name that the backend is told."""
+        """Its name, where clients find it, and the name that MindRoom is told."""
         name = world.row(instance)["app_name"]
         data = world.object(f"configmap/{name}-matrix")["data"]
         homeserver = yaml.safe_load(data["homeserver.yaml"])
-        [backend] = world.object(f"deployment/{name}-backend")["spec"]["template"]["spec"][
-            "containers"
-        ]
-        told = {each["name"]: each.get("value") for each in backend["env"]}
+        pod = world.object(f"deployment/{name}-mindroom")["spec"]["template"]["spec"]
+        told = {each["name"]: each.get("value") for each in pod["containers"][0]["env"]}
         return (
             homeserver["server_name"],
             homeserver["public_baseurl"],
@@ -593,7 +598,7 @@ def test_a_matrix_server_keeps_its_name_whatever_its_hosts_are(world: World) -> 
 
     with world.running():
         instance = world.provision()
-        world.update(instance, subdomain="ada", app_config={"matrix": {"enabled": True}})
+        world.update(instance, subdomain="ada")
         name = f"{world.settled(instance, 'running')['app_name']}.{BASE_DOMAIN}"
         assert named() == (name, f"https://ada.{BASE_DOMAIN}/", name)
         world.update(instance, subdomain="eve")

@@ -9,11 +9,15 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+import yaml
 
+from provisioner.actions import TOKENS
+from provisioner.cluster import quantity
+from provisioner.config import PLATFORM
 from tests.support.provisioning import BASE_DOMAIN, RESYNC, Service, World, eventually
 
 WORKLOADS = "deployments,statefulsets"
-MATRIX = {"matrix": {"enabled": True}}
+WITHOUT_MATRIX = {"matrix": {"enabled": False}}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +58,7 @@ def replicas(world: World, instance: UUID) -> list[int]:
 def memory(world: World, instance: UUID) -> int:
     """MiB of all pods together."""
     return sum(
-        int(container["resources"]["limits"]["memory"].removesuffix("Mi"))
+        int(quantity(container["resources"]["limits"]["memory"])) // 2**20
         for workload in world.objects(WORKLOADS, instance)
         for container in workload["spec"]["template"]["spec"]["containers"]
     )
@@ -70,7 +74,7 @@ def test_a_new_row_becomes_a_release_that_runs(world: World, instance: UUID) -> 
     assert (row["frontend_url"], row["api_url"], row["matrix_url"]) == (
         f"https://{host}",
         f"https://{host}/api",
-        None,
+        f"https://{host}",
     )
     assert row["provisioned_at"]
     assert row["error_message"] is None
@@ -79,7 +83,7 @@ def test_a_new_row_becomes_a_release_that_runs(world: World, instance: UUID) -> 
     eventually(lambda: world.row(instance)["health_status"] == "healthy")
     [ingress] = world.objects("ingresses", instance)
     assert [rule["host"] for rule in ingress["spec"]["rules"]] == [host]
-    assert json.loads(world.config(instance)) == {"agents": {"ada": {}}}
+    assert json.loads(world.config(instance)) == {"agents": {"ada": {}}} | PLATFORM
 
 
 def test_its_tokens_are_in_the_database_and_in_its_secret_and_nowhere_else(
@@ -93,12 +97,13 @@ def test_its_tokens_are_in_the_database_and_in_its_secret_and_nowhere_else(
             [instance],
         )
     )
-    assert set(kept) == {"MINDROOM_API_TOKEN", "MATRIX_REGISTRATION_SHARED_SECRET"}
+    assert set(kept) == {*TOKENS, "MATRIX_SERVER_NAME"}
     assert secret(world, row) == kept
     values = [
         value
         for [value] in world.db.execute(
-            "select value from private.instance_secrets where instance_id = %s", [instance]
+            "select value from private.instance_secrets where instance_id = %s and name = any(%s)",
+            [instance, list(TOKENS)],
         )
     ]
     visible = (
@@ -115,21 +120,24 @@ def test_a_secret_that_is_added_reaches_the_pods(world: World, instance: UUID) -
     )
     eventually(lambda: "OPENAI_API_KEY" in secret(world, world.row(instance)))
     world.settled(instance, "running")
-    backend = f"{world.row(instance)['app_name']}-backend"
-    [old] = [deployment for deployment in before if deployment["metadata"]["name"] == backend]
-    new = world.object(f"deployment/{backend}")
+    [old], [new] = before, world.objects("deployments", instance)
     assert old["spec"]["template"] != new["spec"]["template"]
+    environment = {
+        each["name"]: each for each in new["spec"]["template"]["spec"]["containers"][0]["env"]
+    }
+    assert environment["OPENAI_API_KEY_FILE"]["value"] == "/etc/mindroom-secrets/OPENAI_API_KEY"
 
 
-def test_what_may_be_saved_as_config_reaches_the_backend_as_it_is(
+def test_what_may_be_saved_as_config_reaches_mindroom_as_it_is(
     world: World, instance: UUID
 ) -> None:
-    """Also what Helm's records have no room for, what YAML has no escape for, and large numbers."""
+    """Also what Helm's records have no room for, what YAML cannot hold, and large numbers."""
     config = {
         "room": 123456789012345678,
         "limit": 10**307,
         "text": 'é\u0085\u2028\ufeff\uffff\x7f\x01\U0001f600\U000e0001"\\{{ .Values }}',
         "deep": json.loads("[" * 400 + "]" * 400),
+        "plugins": [{**PLATFORM["plugins"][0], "enabled": False}, "./plugins/platform-usage", 1],
         "blob": "",
     }
     world.update(instance, config=config)
@@ -142,16 +150,19 @@ def test_what_may_be_saved_as_config_reaches_the_backend_as_it_is(
         world.settled(instance, "running")
         [[text]] = world.db.execute("select config::text from instances where id = %s", [instance])
         assert len(text.encode()) > 2**20 - 5000
-        assert world.config(instance) == text
+        found = world.config(instance)
+        for read in (json.loads(found), yaml.load(found, yaml.CSafeLoader)):
+            assert read == json.loads(text) | PLATFORM
     # What ran before may have to be restored.
-    assert len(world.objects("configmaps", instance)) == 2
+    names = [each["metadata"]["name"] for each in world.objects("configmaps", instance)]
+    assert len([name for name in names if "-config-" in name]) == 2
 
 
 def test_another_tier_resizes_the_pods_and_the_volumes(world: World, instance: UUID) -> None:
     before = memory(world, instance)
-    [volume] = world.objects("pvc", instance)
-    assert volume["spec"]["resources"]["requests"]["storage"] == "10Gi"
-    for tier, storage in (("professional", "50Gi"), ("free", "50Gi")):
+    size = world.volume(instance)["spec"]["resources"]["requests"]["storage"]
+    assert size == "7680Mi"
+    for tier, storage in (("professional", "38400Mi"), ("free", "38400Mi")):
         world.db.execute(
             """update public.subscriptions set tier = %s
                where id = (select subscription_id from public.instances where id = %s)""",
@@ -159,15 +170,16 @@ def test_another_tier_resizes_the_pods_and_the_volumes(world: World, instance: U
         )
         row = world.settled(instance, "running")
         assert 0.98 * row["memory_limit_mb"] < memory(world, instance) <= row["memory_limit_mb"]
-        [volume] = world.objects("pvc", instance)
-        assert volume["spec"]["resources"]["requests"]["storage"] == storage
+        requests = world.volume(instance)["spec"]["resources"]["requests"]
+        assert requests["storage"] == storage
     assert memory(world, instance) < before
 
 
 def test_a_stopped_instance_keeps_its_volumes_without_pods_and_starts_again(
     world: World, kept: UUID
 ) -> None:
-    [volume] = world.objects("pvc", kept)
+    volumes = [claim["metadata"]["uid"] for claim in world.objects("pvc", kept)]
+    assert len(volumes) == 2
     world.update(kept, status="stopped")
     world.settled(kept, "stopped")
     assert replicas(world, kept) == [0, 0]
@@ -176,16 +188,19 @@ def test_a_stopped_instance_keeps_its_volumes_without_pods_and_starts_again(
     world.update(kept, status="running")
     world.settled(kept, "running")
     assert replicas(world, kept) == [1, 1]
-    assert [claim["metadata"]["uid"] for claim in world.objects("pvc", kept)] == [
-        volume["metadata"]["uid"]
-    ]
+    assert [claim["metadata"]["uid"] for claim in world.objects("pvc", kept)] == volumes
     eventually(lambda: world.row(kept)["health_status"] == "healthy")
 
 
-def test_app_config_gives_it_a_matrix_server(world: World, instance: UUID) -> None:
-    world.update(instance, app_config=MATRIX)
+def test_app_config_takes_its_matrix_server_away_and_gives_it_back(
+    world: World, instance: UUID
+) -> None:
+    world.update(instance, app_config=WITHOUT_MATRIX)
     row = world.settled(instance, "running")
-    assert len(replicas(world, instance)) == 3
+    assert len(replicas(world, instance)) == 1
+    world.update(instance, app_config={})
+    row = world.settled(instance, "running")
+    assert len(replicas(world, instance)) == 2
     assert row["matrix_url"] == row["frontend_url"]
 
 
@@ -200,7 +215,7 @@ def test_app_config_cannot_take_another_instances_name(world: World, instance: U
 def test_a_removed_instance_leaves_only_volumes_for_as_long_as_its_tier_says(
     world: World, service: Service, tier: str, days: int
 ) -> None:
-    instance = world.provision(tier)
+    instance = world.provision(tier, app_config=WITHOUT_MATRIX)
     row = world.settled(instance, "running")
     world.db.execute("select public.deprovision_instance(%s, 'moved out')", [instance])
     world.settled(instance, "deprovisioned")
@@ -245,7 +260,7 @@ def test_an_erased_account_leaves_no_volume(world: World, service: Service) -> N
 def test_volumes_of_a_deleted_account_are_nobodys_and_deleted_when_they_expire(
     world: World, service: Service
 ) -> None:
-    instance = world.provision("starter")
+    instance = world.provision("starter", app_config=WITHOUT_MATRIX)
     name = world.settled(instance, "running")["app_name"]
     world.remove(instance)
     world.db.execute(
@@ -278,18 +293,18 @@ def test_volumes_of_a_deleted_account_are_nobodys_and_deleted_when_they_expire(
 @pytest.mark.parametrize(
     "damage",
     [
-        "delete deployment {name}-backend",
-        "delete service {name}-frontend",
+        "delete deployment {name}-mindroom",
+        "delete service {name}-matrix",
         "delete ingress {name}",
         "delete networkpolicy {name}",
         "delete configmap -l app.kubernetes.io/component=config,mindroom.chat/instance={id}",
         "delete secret {name}-secrets",
-        "scale deployment {name}-frontend --replicas=3",
-        "set image deployment/{name}-backend backend=another:image",
+        "scale statefulset {name}-matrix --replicas=3",
+        "set image deployment/{name}-mindroom mindroom=another:image",
     ],
 )
 def test_a_manual_change_is_reverted(world: World, kept: UUID, damage: str) -> None:
-    kinds = "deployments,services,ingresses,networkpolicies,configmaps,secrets"
+    kinds = f"{WORKLOADS},services,ingresses,networkpolicies,configmaps,secrets"
 
     def specs() -> list[Any]:
         return [
@@ -313,14 +328,14 @@ def test_a_manual_change_is_reverted(world: World, kept: UUID, damage: str) -> N
 
 
 def test_a_release_removed_by_hand_is_restored_with_its_volumes(world: World, kept: UUID) -> None:
-    [volume] = world.objects("pvc", kept)
+    volumes = [claim["metadata"]["uid"] for claim in world.objects("pvc", kept)]
     name = world.row(kept)["app_name"]
     world.kubectl("delete", "all,ingress,netpol,cm,secret", "-l", f"mindroom.chat/instance={kept}")
     world.kubectl("delete", "secret", "-l", f"owner=helm,name={name}")
     eventually(lambda: world.releases().get(name) == ["deployed"])
     world.settled(kept, "running")
     assert replicas(world, kept) == [1, 1]
-    assert world.objects("pvc", kept)[0]["metadata"]["uid"] == volume["metadata"]["uid"]
+    assert [claim["metadata"]["uid"] for claim in world.objects("pvc", kept)] == volumes
 
 
 def test_nothing_is_done_while_nothing_changes(
@@ -353,7 +368,7 @@ def test_an_instance_in_maintenance_is_left_alone(
     world: World, service: Service, kept: UUID
 ) -> None:
     world.update(kept, status="maintenance")
-    name = f"deployment/{world.row(kept)['app_name']}-frontend"
+    name = f"statefulset/{world.row(kept)['app_name']}-matrix"
     world.kubectl("scale", name, "--replicas=2")
     resynced(service)
     assert world.object(name)["spec"]["replicas"] == 2
@@ -376,21 +391,20 @@ def test_an_instance_on_dokku_is_ignored(world: World, service: Service) -> None
 
 
 HEALTH = [
-    # The backend's old pod ends before the new one starts, the frontend's goes on.
-    ("backend", "not-there", "critical", "ImagePullBackOff: the image an-image:not-there"),
-    ("frontend", "crashes", "degraded", "CrashLoopBackOff: "),
+    ("deployment", "mindroom", "not-there", "ImagePullBackOff: the image an-image:not-there"),
+    ("statefulset", "matrix", "crashes", "CrashLoopBackOff: "),
 ]
 
 
-@pytest.mark.parametrize(("component", "tag", "status", "reason"), HEALTH)
+@pytest.mark.parametrize(("kind", "component", "tag", "reason"), HEALTH)
 def test_health_says_why_and_what_to_do(
-    world: World, instance: UUID, component: str, tag: str, status: str, reason: str
+    world: World, instance: UUID, kind: str, component: str, tag: str, reason: str
 ) -> None:
     world.update(instance, status="maintenance")
-    name = f"deployment/{world.row(instance)['app_name']}-{component}"
+    name = f"{kind}/{world.row(instance)['app_name']}-{component}"
     world.kubectl("set", "image", name, f"{component}=an-image:{tag}")
     sick = eventually(
-        lambda: row if (row := world.row(instance))["health_status"] == status else None
+        lambda: row if (row := world.row(instance))["health_status"] == "critical" else None
     )
     eventually(
         lambda: [
@@ -411,7 +425,7 @@ def test_health_says_why_and_what_to_do(
             [instance],
         )
     ]
-    assert audited.count("critical") == (status == "critical")
+    assert audited.count("critical") == 1
 
 
 UNBOUND = {
@@ -427,7 +441,7 @@ UNBOUND = {
 HUGE = {"requests": {"memory": "5Ti"}, "limits": {"memory": "5Ti"}}
 UNSCHEDULABLE = [
     (
-        {"containers": [{"name": "frontend", "resources": HUGE}]},
+        {"containers": [{"name": "mindroom", "resources": HUGE}]},
         "1 Insufficient memory",
         "(no node has room: ",
     ),
@@ -445,12 +459,12 @@ def problems(world: World, instance: UUID, start: str) -> list[str]:
 
 
 def test_health_says_why_no_node_takes_a_pod(world: World, kept: UUID) -> None:
-    name = f"deployment/{world.row(kept)['app_name']}-frontend"
+    name = f"deployment/{world.row(kept)['app_name']}-mindroom"
     world.update(kept, status="maintenance")
     world.cluster.kubectl("apply", "-n", world.namespace, "-f-", stdin=json.dumps(UNBOUND))
     for spec, reason, advice in UNSCHEDULABLE:
         world.kubectl("patch", name, "-p", json.dumps({"spec": {"template": {"spec": spec}}}))
-        start = f"frontend: Unschedulable: 0/1 nodes are available: {reason}"
+        start = f"mindroom: Unschedulable: 0/1 nodes are available: {reason}"
         (found,) = eventually(partial(problems, world, kept, start))
         assert advice in found
     # Helm leaves in a list what others have put there.

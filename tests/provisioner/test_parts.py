@@ -10,6 +10,7 @@ from uuid import UUID
 
 import msgspec
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from lightkube.core.resource import NamespacedResource
@@ -17,16 +18,18 @@ from lightkube.resources.apps_v1 import Deployment
 from lightkube.resources.core_v1 import ConfigMap, PersistentVolumeClaim, Pod
 
 from components import ROOT
-from provisioner.actions import chart_values
+from provisioner.actions import TOKENS, chart_values
 from provisioner.advice import ADVICE, advice
 from provisioner.cluster import DELETE_AFTER, KubernetesObject, Metadata, fingerprint
+from provisioner.config import as_yaml
 from provisioner.health import CANNOT_GROW_LABEL, assess, summarize
+from provisioner.instance_secrets import checksum
 from provisioner.instances import Instance
 from provisioner.preflight import growth
 from provisioner.retry import backoff
 from provisioner.settings import Settings
 
-LABELS = {"app.kubernetes.io/component": "backend"}
+LABELS = {"app.kubernetes.io/component": "mindroom"}
 
 
 @pytest.fixture
@@ -36,7 +39,7 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> Settings:
         "API_TOKEN": "sixteen-bytes-or-more",
         "BASE_DOMAIN": "mindroom.test",
         "INSTANCES_NAMESPACE": "instances",
-        "INSTANCE_VALUES": '{"images": {"backend": "a:1", "frontend": "b:1"}, "host": "x.test"}',
+        "INSTANCE_VALUES": '{"images": {"mindroom": "a:1", "matrix": "b:1"}, "host": "x.test"}',
     }.items():
         monkeypatch.setenv(name, value)
     return Settings()  # type: ignore[call-arg]  # from the environment
@@ -45,7 +48,7 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> Settings:
 def deployment(wanted: int, ready: int | None, **status: Any) -> Deployment:
     return msgspec.convert(
         {
-            "metadata": {"name": "a-backend", "labels": LABELS},
+            "metadata": {"name": "a-mindroom", "labels": LABELS},
             "spec": {"replicas": wanted, "selector": {}, "template": {}},
             "status": ({} if ready is None else {"readyReplicas": ready}) | status,
         },
@@ -54,13 +57,13 @@ def deployment(wanted: int, ready: int | None, **status: Any) -> Deployment:
 
 
 def pod(**status: Any) -> Pod:
-    metadata = {"name": "a-backend-1", "labels": LABELS}
+    metadata = {"name": "a-mindroom-1", "labels": LABELS}
     return msgspec.convert({"metadata": metadata, "status": status}, Pod)
 
 
 def waiting(reason: str, message: str = "", **container: Any) -> Pod:
     state = {"state": {"waiting": {"reason": reason, "message": message}}}
-    required = {"name": "backend", "image": "an:image", "imageID": "", "restartCount": 1}
+    required = {"name": "mindroom", "image": "an:image", "imageID": "", "restartCount": 1}
     return pod(containerStatuses=[required | {"ready": False} | state | container])
 
 
@@ -108,7 +111,7 @@ def test_a_problem_comes_with_advice_and_makes_the_instance_critical(
     assert [
         line
         for line in health.details["problems"]
-        if line.startswith(f"backend: {problem}") and line.endswith(")")
+        if line.startswith(f"mindroom: {problem}") and line.endswith(")")
     ]
 
 
@@ -120,7 +123,7 @@ NO_USE = (
     " no new claims to deallocate, preemption: 0/3 nodes are available: "
     "1 Insufficient memory, 2 Preemption is not helpful for scheduling."
 )
-PODS = 'pods "a-backend-1" is forbidden: '
+PODS = 'pods "a-mindroom-1" is forbidden: '
 
 # As Kubernetes 1.36 writes them, and where it was otherwise, as 1.31 did.
 REASONS = [
@@ -303,7 +306,7 @@ def test_values_of_the_row_override_app_config_which_overrides_instance_values(
     instance = an_instance(
         status="stopped",
         app_config={
-            "images": {"backend": "a:2"},
+            "images": {"mindroom": "a:2"},
             "matrix": {"enabled": True, "serverName": "y.test"},
             "host": "y.test",
             "instanceId": "another",
@@ -311,8 +314,13 @@ def test_values_of_the_row_override_app_config_which_overrides_instance_values(
             "resources": {"cpu": 1000},
         },
     )
-    assert chart_values(settings, instance, "ada-secrets", "a checksum", "m.test") == {
-        "images": {"backend": "a:2", "frontend": "b:1"},
+    content = dict.fromkeys(TOKENS, "x") | {
+        "MATRIX_SERVER_NAME": "m.test",
+        "OPENAI_API_KEY": "a key",
+        "no-variable": "another",
+    }
+    assert chart_values(settings, instance, "ada-secrets", content) == {
+        "images": {"mindroom": "a:2", "matrix": "b:1"},
         "matrix": {"enabled": True, "serverName": "m.test"},
         "instanceId": str(UUID(int=1)),
         "accountId": str(UUID(int=2)),
@@ -321,8 +329,23 @@ def test_values_of_the_row_override_app_config_which_overrides_instance_values(
         "resources": {"cpu": 0.5, "memoryMb": 1024, "storageGb": 1},
         "configName": "ada-config-44136fa355b3678a",
         "secretName": "ada-secrets",
-        "secretChecksum": "a checksum",
+        "secretNames": ["OPENAI_API_KEY"],
+        "secretChecksum": checksum(content),
     }
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: (
+        st.lists(inner) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner)
+    ),
+)
+
+
+@given(JSON)
+def test_a_config_is_to_yaml_what_it_is_to_json(value: object) -> None:
+    config = as_yaml(json.dumps(value, ensure_ascii=False))
+    assert json.loads(config) == yaml.load(config, yaml.CSafeLoader) == value
 
 
 def test_a_trial_needs_what_the_new_pod_needs_more_than_the_old_one() -> None:

@@ -52,7 +52,7 @@ def test_two_replicas_provision_fifty_instances_once_each_and_are_idle_then(
     assert sorted(instance for of_service in claimed for instance in of_service) == sorted(rows)
     assert all(claimed)
     assert world.releases() == {row["app_name"]: ["deployed"] for row in rows.values()}
-    assert len(world.objects("deployments")) == 2 * INSTANCES
+    assert len(world.objects("deployments,statefulsets")) == 2 * INSTANCES
     for service in services:
         assert service.metric("provisioner_leases") == 0
 

@@ -286,14 +286,15 @@ class World:
         return dict(json.loads(self.kubectl("get", name, "-ojson")))
 
     def config(self, instance: UUID) -> str:
-        """What the backend of an instance reads."""
-        backend = self.object(f"deployment/{self.row(instance)['app_name']}-backend")
-        [name] = [
-            volume["configMap"]["name"]
-            for volume in backend["spec"]["template"]["spec"]["volumes"]
-            if "configMap" in volume
-        ]
+        """The config that the MindRoom of an instance reads."""
+        mindroom = self.object(f"deployment/{self.row(instance)['app_name']}-mindroom")
+        volume = mindroom["spec"]["template"]["spec"]["volumes"][0]
+        name = volume["projected"]["sources"][0]["configMap"]["name"]
         return str(self.object(f"configmap/{name}")["data"]["config.json"])
+
+    def volume(self, instance: UUID) -> dict[str, Any]:
+        """The claim of an instance's MindRoom."""
+        return self.object(f"pvc/{self.row(instance)['app_name']}-backend")
 
     def kubectl(self, *arguments: str) -> str:
         return self.cluster.kubectl(*arguments, "-n", self.namespace)

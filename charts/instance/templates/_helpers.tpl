@@ -1,6 +1,6 @@
 {{/*
 Every object is named after the release, and its component where it has one. A release name has at
-most 53 characters (Helm), so that the longest name, RELEASE-frontend, is still a DNS label.
+most 53 characters (Helm), so that the longest name, RELEASE-mindroom, is still a DNS label.
 
 Most templates take a list: the root context and a component's name.
 */}}
@@ -37,10 +37,10 @@ mindroom.chat/instance: {{ (index . 0).Values.instanceId | quote }}
 {{ ternary 0 1 .Values.paused }}
 {{- end }}
 
-{{/* A component's part of a whole number, rounded down: how the row's limits are split. */}}
+{{/* A container's part of a whole number, rounded down: how the row's limits are split. */}}
 {{- define "instance.part" -}}
-{{- $parts := dict "backend" 4 "frontend" 1 "matrix" (ternary 3 0 (index . 0).Values.matrix.enabled) -}}
-{{- $total := add $parts.backend $parts.frontend $parts.matrix -}}
+{{- $parts := dict "mindroom" 4 "sandbox" 2 "matrix" (ternary 2 0 (index . 0).Values.matrix.enabled) -}}
+{{- $total := add $parts.mindroom $parts.sandbox $parts.matrix -}}
 {{ div (mul (index . 2) (get $parts (index . 1))) $total | max 1 }}
 {{- end }}
 
@@ -57,10 +57,15 @@ limits:
   memory: {{ $memory }}Mi
 {{- end }}
 
+{{/* MindRoom's has the name that it was given when MindRoom was called the backend. */}}
+{{- define "instance.volumeName" -}}
+{{ (index . 0).Release.Name }}-{{ ternary "backend" (index . 1) (eq (index . 1) "mindroom") }}
+{{- end }}
+
 {{/* Kubernetes refuses to shrink a volume: after a change to a smaller tier it stays as it is. */}}
 {{- define "instance.volume" -}}
 {{- $root := index . 0 -}}
-{{- $name := include "instance.name" . -}}
+{{- $name := include "instance.volumeName" . -}}
 {{- $mebibytes := mul $root.Values.resources.storageGb 1024 -}}
 {{- if $root.Values.matrix.enabled }}
 {{- $mebibytes = div (mul $mebibytes (ternary 1 3 (eq (index . 1) "matrix"))) 4 -}}
@@ -136,24 +141,33 @@ securityContext:
     drop: [ALL]
 {{- end }}
 
-{{/* The argument is the path that answers when the container is well. */}}
+{{/* The arguments are the paths that answer when the container is alive, and when it is ready. */}}
 {{- define "instance.probes" -}}
 startupProbe:
   httpGet:
-    path: {{ . }}
+    path: {{ index . 0 }}
     port: http
   periodSeconds: 2
-  failureThreshold: 60
+  failureThreshold: 90
 livenessProbe:
   httpGet:
-    path: {{ . }}
+    path: {{ index . 0 }}
     port: http
   periodSeconds: 10
   timeoutSeconds: 3
+  failureThreshold: 6
 readinessProbe:
   httpGet:
-    path: {{ . }}
+    path: {{ index . 1 }}
     port: http
   periodSeconds: 5
   timeoutSeconds: 3
+{{- end }}
+
+{{/*
+Whether the ingress has the gateway check API keys: whether the class is that of ingress-nginx, whose
+annotations these are. Under any other nobody may use the OpenAI-compatible API.
+*/}}
+{{- define "instance.asksGateway" -}}
+{{- if and .Values.gateway.url (eq .Values.ingress.className "nginx") }}true{{ end -}}
 {{- end }}
