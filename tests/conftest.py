@@ -175,7 +175,9 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "published" not in config.option.markexpr:
+        items[:] = [item for item in items if not item.get_closest_marker("published")]
     rank = {name: number for number, name in enumerate(LONG)}
     items.sort(key=lambda item: rank.get(module(item.path), len(rank)))
 

@@ -21,6 +21,7 @@ PERMISSIONS = {
     ("deploy", "test"): {},
     ("deploy", "deploy"): {"id-token": "write"},
     ("drift", "drift"): {"id-token": "write", "issues": "write"},
+    ("published", "published"): {},
     ("preview", "check-and-test"): {},
     ("preview", "preview-dev"): {"pull-requests": "write"},
     ("preview", "preview"): {"id-token": "write", "pull-requests": "write"},
@@ -42,6 +43,7 @@ def test_each_runs_when_it_should_and_never_with_a_fork_s_code_and_our_secrets()
         "deploy": {"push": {"branches": ["main"]}},
         "drift": {"schedule": [{"cron": "37 3 * * *"}]},
         "preview": {"pull_request": ""},
+        "published": {"schedule": [{"cron": "17 4 * * *"}]},
     }
 
 

@@ -1,0 +1,207 @@
+"""The published MindRoom and Synapse, run as the pods that the chart makes of an instance's row.
+
+`make test-published` runs this; the packages are installed once, which takes minutes.
+"""
+
+import asyncio
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx2
+import psycopg
+import pytest
+import yaml
+from psycopg.types.json import Jsonb
+from pydantic import SecretStr
+
+from dev.in_process import HELM
+from dev.published import Chat, Pods, environment
+from embedded.errors import UserError
+from provisioner import instance_secrets, instances
+from provisioner.actions import chart_values, first_secrets
+from provisioner.config import PLATFORM
+from provisioner.database import Database
+from provisioner.settings import Settings
+from tests.support.gateways import running_gateway
+from tests.support.manifests import CHARTS, run
+from tests.support.platforms import Platform
+from tests.support.provisioning import BASE_DOMAIN, eventually
+
+pytestmark = pytest.mark.published
+
+PATIENCE = 120.0
+PLUGIN = PLATFORM["plugins"][0]
+
+
+def config(user: str) -> dict[str, Any]:
+    """A customer's, who would rather not be counted."""
+    return {
+        "agents": {"ada": {"display_name": "Ada", "role": "Answers.", "rooms": ["lobby"]}},
+        "models": {"default": {"provider": "synthetic", "id": "lorem"}},
+        "administrators": [user],
+        "room_defaults": {"invite_users": [user]},
+        "plugins": [
+            PLUGIN | {"enabled": False},
+            PLUGIN | {"hooks": {"count_or_refuse": {"enabled": False}}},
+            PLUGIN["path"],
+            {"path": "./plugins/another"},
+        ],
+    }
+
+
+@dataclass(frozen=True)
+class Provisioned:
+    """An instance as the provisioner would release it.
+
+    Attributes:
+        server: the name of its Matrix server.
+        secrets: the content of its Secret.
+        manifests: those of its release, and the Secret and ConfigMap that the release names.
+    """
+
+    id: UUID
+    server: str
+    secrets: Mapping[str, str]
+    manifests: list[dict[str, Any]]
+
+    @property
+    def user(self) -> str:
+        return f"@ann:{self.server}"
+
+
+def provisioned(
+    platform: Platform, db: psycopg.Connection, gateway: str, **config_more: object
+) -> Provisioned:
+    """A new customer's instance, whose row names her in its config."""
+    [[account]] = db.execute(
+        "insert into auth.users (id, email) values (gen_random_uuid(),"
+        " gen_random_uuid() || '@customers.example') returning id"
+    )
+    [[subscription]] = db.execute(
+        "insert into public.subscriptions (account_id, tier) values (%s, 'starter') returning id",
+        [account],
+    )
+    [[instance]] = db.execute("select public.provision_instance(%s)", [subscription])
+    [[name]] = db.execute("select app_name from public.instances where id = %s", [instance])
+    server = f"{name}.{BASE_DOMAIN}"
+    db.execute(
+        "update public.instances set config = %s where id = %s",
+        [Jsonb(config(f"@ann:{server}") | config_more), instance],
+    )
+    settings = Settings.model_construct(
+        database_url=SecretStr(platform.service_url("instance_provisioner")),
+        base_domain=BASE_DOMAIN,
+        instance_values={"gateway": {"url": gateway, "namespace": "platform"}},
+    )
+
+    async def look() -> tuple[instances.Instance, dict[str, str]]:
+        async with Database(settings) as database:
+            row = await instances.read(database, UUID(str(instance)))
+            assert row
+            first = first_secrets(settings, row)
+            return row, await instance_secrets.add_missing(database, row.id, first)
+
+    row, secrets = asyncio.run(look())
+    values = chart_values(settings, row, f"{name}-secrets", secrets)
+    command = ("template", name, CHARTS / "instance", "--namespace", "instances", "--values", "-")
+    rendered = run(HELM, *command, stdin=json.dumps(values))
+    assert rendered.returncode == 0, rendered.stderr
+    manifests = [each for each in yaml.safe_load_all(rendered.stdout) if each]
+    for kind, name, content in (
+        ("Secret", values["secretName"], {"stringData": secrets}),
+        ("ConfigMap", values["configName"], {"data": {"config.json": row.config}}),
+    ):
+        manifests.append({"kind": kind, "metadata": {"name": name}, **content})
+    assert secrets["MATRIX_SERVER_NAME"] == server
+    return Provisioned(row.id, server, secrets, manifests)
+
+
+@pytest.fixture(scope="module")
+def programs() -> Path:
+    return environment()
+
+
+@pytest.fixture(scope="module")
+def instance(
+    platform: Platform, connection: psycopg.Connection, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Provisioned]:
+    """With the instance gateway, which it reports to."""
+    log = tmp_path_factory.mktemp("gateway") / "log"
+    with running_gateway(platform.service_url("instance_gateway"), log) as gateway:
+        yield provisioned(platform, connection, f"http://127.0.0.1:{gateway.port}")
+
+
+def test_a_config_that_it_refuses_does_not_start_and_says_why(
+    platform: Platform, connection: psycopg.Connection, programs: Path, tmp_path: Path
+) -> None:
+    """What ran before runs on, which is the provisioner's part."""
+    instance = provisioned(platform, connection, "", no_such_key=True)
+    alone = [each for each in instance.manifests if each["kind"] != "StatefulSet"]
+    pods = Pods(alone, tmp_path, programs)
+    with pytest.raises(UserError, match="not ready"), pods.running():
+        pass
+    assert "Unknown key 'no_such_key'" in pods.log("mindroom").read_text()
+
+
+@pytest.fixture(scope="module")
+def pods(
+    instance: Provisioned, programs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Pods]:
+    with Pods(instance.manifests, tmp_path_factory.mktemp("pods"), programs).running() as pods:
+        yield pods
+
+
+def test_a_customer_writes_is_answered_is_counted_and_is_limited(
+    pods: Pods, instance: Provisioned, connection: psycopg.Connection
+) -> None:
+    def counted() -> list[tuple[int, int]]:
+        return connection.execute(
+            """select messages_received::int, messages_sent::int from public.usage_metrics
+               where instance_id = %s""",
+            [instance.id],
+        ).fetchall()
+
+    secret = instance.secrets["MATRIX_REGISTRATION_SHARED_SECRET"]
+    ann = Chat.register(pods.url("matrix"), "ann", secret)
+    assert ann.user == instance.user
+    ann.join(f"#lobby:{instance.server}", PATIENCE)
+    agent = f"@mindroom_ada:{instance.server}"
+    eventually(lambda: agent in ann.members(), PATIENCE)
+    before = len(ann.heard())
+    ann.say(f"{agent} Good morning.")
+    eventually(lambda: counted() == [(1, 1)], PATIENCE)
+    assert len(ann.heard()) == before + 1
+    # The answer to the next one is over the limit, and the gateway says so.
+    connection.execute(
+        """update public.subscriptions set max_messages_per_day = 3
+           where id = (select subscription_id from public.instances where id = %s)""",
+        [instance.id],
+    )
+    ann.say(f"{agent} And how are you?")
+    eventually(lambda: counted() == [(2, 2)], PATIENCE)
+    ann.say(f"{agent} Are you there?")
+    eventually(lambda: "used up" in ann.heard()[-1], PATIENCE)
+    assert counted() == [(2, 2)]
+
+
+def test_only_who_has_its_key_administers_it(pods: Pods, instance: Provisioned) -> None:
+    url = pods.url("mindroom")
+    key = {"Authorization": f"Bearer {instance.secrets['MINDROOM_API_KEY']}"}
+    agents = f"{url}/api/config/agents"
+    assert httpx2.get(agents, trust_env=False).status_code == 401
+    assert httpx2.get(agents, headers=key, trust_env=False).status_code == 200
+    # Without an ingress that asks the gateway, nobody has an API key that it takes.
+    assert httpx2.get(f"{url}/v1/models", headers=key, trust_env=False).status_code == 401
+
+
+@pytest.mark.usefixtures("pods")
+def test_its_sandbox_answers_who_has_its_token(instance: Provisioned) -> None:
+    url = "http://127.0.0.1:8766/api/sandbox-runner/workers"
+    token = instance.secrets["MINDROOM_SANDBOX_PROXY_TOKEN"]
+    given = {"x-mindroom-sandbox-token": token}
+    assert httpx2.get(url, trust_env=False).status_code == 401
+    assert eventually(lambda: httpx2.get(url, headers=given, trust_env=False).is_success, PATIENCE)
