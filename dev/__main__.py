@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from components import INSTANCES_NAMESPACE, ROOT
+from components import INSTANCES_NAMESPACE, NAMESPACE, ROOT
 from components.authorization import SERVICES
 from components.database_target import DatabaseTarget
 from dev.services import Service, provisioners_kubeconfig
@@ -149,6 +149,9 @@ def services(_options: list[str]) -> int:
             "API_TOKEN": config["provisionerApiToken"],
             "BASE_DOMAIN": config["baseDomain"],
             "INSTANCES_NAMESPACE": INSTANCES_NAMESPACE,
+            "INSTANCE_VALUES": json.dumps(
+                {"gateway": {"url": GATEWAY.url, "namespace": NAMESPACE}}
+            ),
             "HELM": str(HELM),
             "KUBECONFIG": str(provisioners_kubeconfig(PROVISIONER.directory, _cluster())),
         }

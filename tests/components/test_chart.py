@@ -569,7 +569,16 @@ class TestValues:
         assert only(objects, "ConfigMap")["data"] == {
             "BASE_DOMAIN": "mindroom.example",
             "GRACE_SECONDS": "45",
-            "INSTANCE_VALUES": '{"ingress":{"className":"nginx"}}',
+            "INSTANCE_VALUES": json.dumps(
+                {
+                    "gateway": {
+                        "namespace": "mindroom",
+                        "url": "http://instance-gateway.mindroom.svc:8081",
+                    },
+                    "ingress": {"className": "nginx"},
+                },
+                separators=(",", ":"),
+            ),
             "INSTANCES_NAMESPACE": "mindroom-instances",
             "LOG_LEVEL": "debug",
             "RESYNC_SECONDS": "3000000",
