@@ -14,6 +14,8 @@ request_duration = Histogram(
     registry=REGISTRY,
 )
 events = Counter("gateway_events_total", "Events by outcome", ["outcome"], registry=REGISTRY)
+for outcome in ("counted", "duplicate"):
+    events.labels(outcome)  # there from the start, as an alert expects
 keys = Counter(
     "gateway_keys_total", "API keys by what was said of them", ["outcome"], registry=REGISTRY
 )

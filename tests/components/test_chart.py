@@ -573,7 +573,7 @@ class TestValues:
                 {
                     "gateway": {
                         "namespace": "mindroom",
-                        "url": "http://instance-gateway.mindroom.svc:8081",
+                        "url": "http://instance-gateway.mindroom.svc.cluster.local:8081",
                     },
                     "ingress": {"className": "nginx"},
                 },
