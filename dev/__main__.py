@@ -169,6 +169,7 @@ def _url_for(role: str) -> str:
 def demo(_options: list[str]) -> int:
     """Play a customer's life on the platform of `up --cluster` and `services`."""
     from dev.demo import Demo  # spares other commands 0.05 s
+    from dev.published import environment, newer_python
 
     config, _ = _config()
     Demo(
@@ -176,8 +177,11 @@ def demo(_options: list[str]) -> int:
         _url_for("stripe_handler"),
         PROVISIONER.ready_url,
         config["provisionerApiToken"],
+        GATEWAY.ready_url,
         _cluster(),
         INSTANCES_NAMESPACE,
+        environment() if newer_python() else None,
+        STATE / "mindroom",
     ).play()
     return 0
 

@@ -1,16 +1,21 @@
 """A customer's life on the platform of `make up CLUSTER=1`: every step is real, shown and checked.
 
 The database is asked as who would ask it: the sign-up as Supabase's auth, Stripe's events as
-stripe_handler, messages as service_role, everything else by the provisioner's HTTP API. Whatever is
-not as it should be ends the demo with an error.
+stripe_handler, everything else by the provisioner's HTTP API. Her instance is the published
+MindRoom, run as its pods say, where this machine has a Python for it: she talks to her agent in
+Matrix. Elsewhere the demo tells the instance gateway what an instance would. Whatever is not as it
+should be ends the demo with an error.
 """
 
 import json
 import secrets
 import time
+from base64 import b64decode
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -18,11 +23,39 @@ import httpx2
 import psycopg
 from psycopg.types.json import Jsonb
 
+from dev.published import Chat, Pods
 from embedded.cluster import ClusterAccess
 from embedded.errors import UserError
 
 TIMEOUT = 120.0
 """Seconds that the provisioner may take for what was asked of it."""
+
+TALKED = 4
+"""Messages a day where MindRoom runs: a Matrix server takes ten of a user, then one each 5 s."""
+
+THINKING = "Thinking"
+"""In an answer that is not there yet."""
+
+CONFIG = {
+    "agents": {
+        "ada": {
+            "display_name": "Ada's agent",
+            "role": "Answers, in Latin",
+            "model": "default",
+            "rooms": ["lobby"],
+            "access": {"current_room_members": True},
+        }
+    },
+    # It needs no provider, and is quick.
+    "models": {
+        "default": {
+            "provider": "synthetic",
+            "id": "lorem",
+            "extra_kwargs": {"max_response_chars": 400, "chars_per_second": 4000},
+        }
+    },
+    "matrix_room_access": {"mode": "multi_user", "multi_user_join_rule": "public"},
+}
 
 STARTED = 1_700_000_000
 RUNNING = {"matrix": "Running", "mindroom": "Running"}
@@ -46,17 +79,24 @@ class Demo:
         stripe_handler: the URL of the role of that name.
         api: the provisioner's URL.
         token: the provisioner's API token.
+        gateway: the instance gateway's URL.
         cluster: an administrator's way into the cluster.
         namespace: of the instances.
+        mindroom: the directory of MindRoom's programs; None where they do not run.
+        directory: where MindRoom keeps its files meanwhile.
     """
 
     admin: str
     stripe_handler: str
     api: str
     token: str
+    gateway: str
     cluster: ClusterAccess
     namespace: str
+    mindroom: Path | None
+    directory: Path
     step: int = 0
+    by_hand: list[str] = field(default_factory=list)
     mark: str = field(default_factory=lambda: secrets.token_hex(4))
 
     def play(self) -> None:
@@ -68,8 +108,16 @@ class Demo:
         account = self.sign_up()
         subscription, limit = self.subscribe(account)
         instance, release = self.provision(account, subscription)
-        self.use_until_limit(instance, limit)
-        self.upgrade(instance)
+        if self.mindroom:
+            with self.mindroom_of(instance, self.mindroom) as pods:
+                chat = self.talk_until_limit(instance, subscription, pods)
+                self.upgrade(instance)
+                self.talk_on(chat)
+        else:
+            self.report_until_limit(instance, limit)
+            self.upgrade(instance)
+            within = self.report(instance, "after")["within_limits"]
+            self.check(within, "her messages are allowed again")
         self.stop_and_start(instance, release)
         self.deprovision(instance)
         self.show_audit_log(account)
@@ -120,7 +168,7 @@ class Demo:
             {
                 "account_id": str(account),
                 "subscription_id": str(subscription),
-                "config": {"agents": {"ada": {"model": "large"}}},
+                "config": CONFIG,
             },
         )
         instance, release = row["instance_id"], row["app_name"]
@@ -136,17 +184,73 @@ class Demo:
         self.wait("it is healthy", lambda: self.get(instance)["health_status"] == "healthy")
         return instance, release
 
-    def use_until_limit(self, instance: str, limit: int) -> None:
-        """Send as many messages as the plan allows, and one more."""
+    def report_until_limit(self, instance: str, limit: int) -> None:
+        """Report, as her instance would, as many messages as the plan allows, and one more."""
         self.begin(f"She uses it, until the limit of {limit} messages")
-        with self.as_service_role() as connection:
-            within = sum(_track(connection, instance) for _ in range(limit))
-            self.check(within == limit, f"{within} messages are within it")
-            self.check(not _track(connection, instance), "one more is reported to be over it")
-            usage = connection.execute(
-                "select messages_used, within_limits from public.check_usage_limits(%s)", [instance]
-            ).fetchone()
-            self.check(usage == (limit + 1, False), f"check_usage_limits says {usage}")
+        print(
+            "   left out: MindRoom itself, which needs Python 3.12; the demo reports in its place"
+        )
+        ids = [str(number) for number in range(limit)]
+        answer = self.report(instance, *ids)
+        self.check(
+            answer["within_limits"] and answer["messages_remaining"] == 0,
+            f"{answer['counted']} messages are within it",
+        )
+        answer = self.report(instance, *ids)
+        self.check(answer["counted"] == 0, "reported again, as after a crash, none counts twice")
+        answer = self.report(instance, "over")
+        self.check(
+            not answer["within_limits"],
+            f"one more is reported to be over it, until {answer['resets_at']}",
+        )
+        used = self.used(instance)
+        self.check(used == (limit + 1, False), f"check_usage_limits says {used}")
+
+    @contextmanager
+    def mindroom_of(self, instance: str, programs: Path) -> Iterator[Pods]:
+        """The published MindRoom and its Matrix server, running as the instance's pods say."""
+        kinds = "deployments,statefulsets,services,configmaps,secrets"
+        label = f"-lmindroom.chat/instance={instance}"
+        manifests = json.loads(self.kubectl("get", kinds, label, "-ojson"))["items"]
+        print("   MindRoom and its Matrix server start, as the pods say", flush=True)
+        with Pods(manifests, self.directory, programs).running() as pods:
+            yield pods
+
+    def talk_until_limit(self, instance: str, subscription: UUID, pods: Pods) -> Chat:
+        """Talk to the agent for as long as the plan allows it, and on."""
+        self.begin(f"She talks to her agent in Matrix, with {TALKED} messages a day for the demo")
+        self.rows(
+            "update public.subscriptions set max_messages_per_day = %s where id = %s returning id",
+            TALKED,
+            subscription,
+        )
+        self.by_hand.append("subscription.updated")
+        secret = self.secret(instance)
+        chat = Chat.register(pods.url("matrix"), "ada", secret["MATRIX_REGISTRATION_SHARED_SECRET"])
+        chat.join(f"#lobby:{secret['MATRIX_SERVER_NAME']}")
+        chat.agent = f"@mindroom_ada:{secret['MATRIX_SERVER_NAME']}"
+        self.check(chat.agent in chat.members(), f"{chat.user} is in a room with {chat.agent}")
+        for number in range(1, TALKED // 2 + 1):
+            self.ask(chat, f"{chat.agent} what is question {number}?")
+            self.wait_for_use(instance, 2 * number)
+        self.ask(chat, f"{chat.agent} what is beyond my plan?")
+        self.wait_for_use(instance, TALKED + 2)
+        told = len(chat.heard())
+        chat.say(f"{chat.agent} are you there?")
+        self.wait("she is told in the room", lambda: len(chat.heard()) > told)
+        print(f"         {chat.heard()[-1]}")
+        return chat
+
+    def talk_on(self, chat: Chat) -> None:
+        """Talk on, with the larger plan, which MindRoom hears of within half a minute."""
+        heard = len(chat.heard())
+
+        def answered() -> bool:
+            chat.say(f"{chat.agent} and now?")
+            time.sleep(5)
+            return len(chat.heard()) > heard
+
+        self.wait("her agent answers again", answered)
 
     def upgrade(self, instance: str) -> None:
         """Change to a larger plan, which the provisioner sees by itself."""
@@ -159,9 +263,6 @@ class Demo:
             row["memory_limit_mb"] == 4096 and before < after <= 4096,
             f"{before} MiB became {after} MiB, without a request to the provisioner",
         )
-        with self.as_service_role() as connection:
-            within = _track(connection, instance)
-        self.check(within, "her messages are within the limit again")
 
     def stop_and_start(self, instance: str, release: str) -> None:
         """Stop the instance and start it again, on the same volume."""
@@ -192,7 +293,9 @@ class Demo:
             label,
             r"-ojsonpath={.items[*].metadata.annotations.mindroom\.chat/delete-after}",
         )
-        self.check(until != "", f"but her volume, until {until}, as the plan says")
+        self.check(
+            until != "", f"but her volumes, until {until.partition(' ')[0]}, as the plan says"
+        )
 
     def show_audit_log(self, account: UUID) -> None:
         """Show what was recorded of all this."""
@@ -205,7 +308,7 @@ class Demo:
         for at, actor, action, details in entries:
             print(f"   {at}  {actor:<22}{action:<28}{_shorten(details)}")
         counts = Counter(action for _, _, action, _ in entries)
-        for action, expected in AUDITED.items():
+        for action, expected in (Counter(AUDITED) + Counter(self.by_hand)).items():
             self.check(counts[action] == expected, f"{action}: {counts[action]}")
 
     # ---- what is shown
@@ -265,6 +368,40 @@ class Demo:
         [[value]] = self.rows(query, *values)
         return value
 
+    def ask(self, chat: Chat, question: str) -> None:
+        """Write to an agent, who answers."""
+        heard = len(chat.heard())
+        chat.say(question)
+
+        def answered() -> bool:
+            return len(chat.heard()) > heard and THINKING not in chat.heard()[-1]
+
+        self.wait("her agent answers", answered)
+        print(f"         {chat.heard()[-1][:80]}")
+
+    def wait_for_use(self, instance: str, messages: int) -> None:
+        """Show that messages are counted."""
+        self.wait(f"{messages} messages are counted", lambda: self.used(instance)[0] == messages)
+
+    def used(self, instance: str) -> tuple[int, bool]:
+        """Messages of today, and whether one more is allowed."""
+        query = "select messages_used, within_limits from public.check_usage_limits(%s)"
+        [(messages, within)] = self.rows(query, UUID(instance))
+        return messages, within
+
+    def report(self, instance: str, *ids: str) -> dict[str, Any]:
+        """What the gateway answers to the instance that sent messages with these ids."""
+        message = {"type": "sent", "agent": "ada", "platform": "matrix"}
+        events = [message | {"id": event_id} for event_id in ids]
+        token = self.secret(instance)["PLATFORM_USAGE_TOKEN"]
+        return _request("POST", f"{self.gateway}/v1/usage", token, {"events": events})
+
+    def secret(self, instance: str) -> dict[str, str]:
+        """The instance's tokens."""
+        label = f"-lmindroom.chat/instance={instance}"
+        [secret] = json.loads(self.kubectl("get", "secrets", label, "-ojson"))["items"]
+        return {name: b64decode(value).decode() for name, value in secret["data"].items()}
+
     def as_service_role(self) -> psycopg.Connection:
         """A connection with the role that our own servers have through Supabase's API."""
         connection = psycopg.connect(self.admin, autocommit=True)
@@ -322,24 +459,7 @@ class Demo:
         Raises:
             UserError: it refuses, or does not answer.
         """
-        try:
-            answer = httpx2.request(
-                method,
-                f"{self.api}{path}",
-                json=body,
-                headers={"Authorization": f"Bearer {self.token}"},
-                timeout=30,
-                trust_env=False,
-            )
-        except httpx2.RequestError as error:
-            raise UserError(
-                f"{method} {path}: the provisioner at {self.api} does not answer: {error}",
-                "make up CLUSTER=1 starts it",
-            ) from error
-        if not answer.is_success:
-            raise UserError(f"{method} {path}: {answer.status_code} {answer.text}")
-        row: dict[str, Any] | list[dict[str, Any]] = answer.json()
-        return row[0] if isinstance(row, list) else row
+        return _request(method, f"{self.api}{path}", self.token, body)
 
     def get(self, instance: str) -> dict[str, Any]:
         """An instance as the provisioner's API shows it."""
@@ -374,12 +494,24 @@ def _mebibytes(quantity: str) -> int:
     return int(quantity[:-2]) * {"Mi": 1, "Gi": 1024}[quantity[-2:]]
 
 
-def _track(connection: psycopg.Connection, instance: str) -> bool:
-    """Count a message; returns whether it is within the limit."""
-    [within] = connection.execute(
-        "select public.track_usage(%s, agent => 'ada', platform => 'matrix')", [instance]
-    ).fetchone() or [None]
-    return within is True
+def _request(method: str, url: str, token: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+    try:
+        answer = httpx2.request(
+            method,
+            url,
+            json=body,
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=30,
+            trust_env=False,
+        )
+    except httpx2.RequestError as error:
+        raise UserError(
+            f"{method} {url}: the service does not answer: {error}", "make up CLUSTER=1 starts it"
+        ) from error
+    if not answer.is_success:
+        raise UserError(f"{method} {url}: {answer.status_code} {answer.text}")
+    row: dict[str, Any] | list[dict[str, Any]] = answer.json()
+    return row[0] if isinstance(row, list) else row
 
 
 def _shorten(details: Mapping[str, Any]) -> str:

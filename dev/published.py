@@ -301,11 +301,13 @@ class Chat:
     Attributes:
         url: of the server.
         user: her id, such as @ada:SERVER.
+        agent: the id of the agent that she talks to.
     """
 
     url: str
     user: str
     token: str
+    agent: str = ""
     room: str = ""
     sent: int = 0
 
