@@ -22,8 +22,8 @@ from embedded.postgres import Server
 from ops import tunnel
 from tests.support.bastions import NAME, OTHER_NAME, Bastion, make_certificates, require_packages
 from tests.support.engines import make_project
-from tests.support.migrating import query, wait_for
-from tests.support.platforms import SECRETS, copy_project, own_server, stack_config
+from tests.support.migrating import objects, query, wait_for
+from tests.support.platforms import PASSWORDS, SECRETS, copy_project, own_server, run, stack_config
 
 pytestmark = pytest.mark.postgres("15")  # the embedded one has no TLS
 
@@ -531,7 +531,7 @@ def deployed(postgres_bin: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 @pytest.mark.engine
 @pytest.mark.skipif(not shutil.which("pulumi"), reason="needs the Pulumi CLI on PATH")
 class TestPulumi:
-    """The real engine, with pulumi-postgresql, behind the bastion."""
+    """The real engine, with pulumi-postgresql, behind the bastion: on 15, elsewhere on 18."""
 
     def test_another_tunnel_on_another_port_changes_nothing(self, deployed: Site) -> None:
         deployed.pulumi("preview", "--diff", "--expect-no-changes")
@@ -540,6 +540,14 @@ class TestPulumi:
     def test_no_drift_is_found_by_a_refresh(self, deployed: Site) -> None:
         rendered = ("--exclude", "**kubernetes**")
         deployed.pulumi("refresh", "--yes", "--skip-preview", "--expect-no-changes", *rendered)
+
+    def test_engine_and_in_process_run_leave_the_same_catalog(
+        self, deployed: Site, tmp_path: Path
+    ) -> None:
+        url = deployed.server.url("made_in_process")
+        run(stack_config(url, tmp_path))
+        assert objects(url) == objects(deployed.server.url("deployed"))
+        query(deployed.server.url(), "drop database made_in_process with (force)")
 
     def test_state_and_outputs_know_the_real_server_only(self, deployed: Site) -> None:
         text = deployed.pulumi("stack", "export")
@@ -572,6 +580,8 @@ class TestPulumi:
         deployed.pulumi("destroy", "--yes", "--skip-preview")
         databases = query(deployed.server.url(), "select datname::text from pg_database")
         assert "deployed" not in databases
+        roles = query(deployed.server.url(), "select rolname::text from pg_roles")
+        assert not set(roles) & set(PASSWORDS)
 
     def test_another_name_than_the_certificates_is_refused(self, deployed: Site) -> None:
         deployed.pulumi("config", "set", "databaseHost", OTHER_NAME)

@@ -19,7 +19,7 @@ from components import PROJECT
 from tests.support.engines import Project, changes, make_project, verification
 from tests.support.migrating import objects, psql, query
 from tests.support.platforms import PASSWORDS, Hosted, sql_files, stack_config, supabase
-from tests.support.recovery import RENDERED
+from tests.support.recovery import RENDERED, lose_state
 
 pytestmark = [
     pytest.mark.engine,
@@ -171,12 +171,27 @@ def test_rotated_password_changes_its_role_only(life: Life) -> None:
     assert life.hosted.theirs() == life.theirs
 
 
+def test_lost_state_is_made_again_from_what_is_there(life: Life) -> None:
+    before = objects(life.hosted.url)
+    query(life.hosted.url, "insert into auth.users (id, email) values (default, 'kept@x.test')")
+    lose_state(life.project)
+    query(life.hosted.url, "alter role stripe_handler password 'forgotten'")
+    result = life.project.up()
+    assert changes(result)["import"] == len(ROLES)
+    assert set(changes(life.project.up())) == {"same"}
+    for url in result.outputs["service_database_urls"].value.values():
+        psycopg.connect(url).close()
+    assert query(life.hosted.url, "select email from public.accounts") == ["kept@x.test"]
+    assert objects(life.hosted.url) == before
+    assert life.hosted.theirs() == life.theirs
+
+
 def test_protected_stack_refuses_destroy(life: Life) -> None:
     with pytest.raises(automation.CommandError, match="protected"):
         life.project.stack.destroy(color="never")
     assert query(
         life.hosted.url, "select count(*) from pg_roles where rolname = any(%s)", ROLES
-    ) == [4]
+    ) == [len(ROLES)]
 
 
 def test_destroy_leaves_the_data_and_all_that_is_supabase_s(life: Life) -> None:

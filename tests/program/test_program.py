@@ -201,6 +201,7 @@ def test_deployed_to_a_cluster(deploy_to: ClusterAccess, database: str, tmp_path
     assert not list(tmp_path.rglob("*.yaml"))
 
 
+@pytest.mark.postgres("18")
 @pytest.mark.usefixtures("contexts")
 def test_a_cluster_that_does_not_answer(database: str, tmp_path: Path) -> None:
     config = stack_config(database, tmp_path, kubernetesContext="production", renderDirectory="")

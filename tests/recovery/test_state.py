@@ -12,7 +12,7 @@ from components.authorization import SERVICES
 from embedded.cluster import Cluster
 from embedded.postgres import Server
 from tests.support.engines import Project, changes, execute, live_catalog, make_project
-from tests.support.platforms import emulate_supabase, own_server, stack_config
+from tests.support.platforms import own_server, stack_config
 from tests.support.recovery import lose_state, whole
 
 pytestmark = [
@@ -21,8 +21,19 @@ pytestmark = [
 ]
 
 
-def test_lost_state_is_made_again_from_what_is_there(project: Project) -> None:
+def test_lost_state_is_made_again_from_what_is_there(project: Project, server: Server) -> None:
+    """From the database, too, unless it would have to be made anew."""
     before = live_catalog(project.url)
+    lose_state(project)
+    for statement in (
+        "alter database mindroom rename to kept",
+        "create database mindroom encoding 'LATIN1' locale 'C' template template0",
+    ):
+        execute(server.url(), statement)
+    with pytest.raises(automation.CommandError, match=r"may not be replaced(.|\n)*LATIN1"):
+        project.up()
+    for statement in ("drop database mindroom", "alter database kept rename to mindroom"):
+        execute(server.url(), statement)
     lose_state(project)
     execute(project.url, "alter role stripe_handler connection limit 3 password 'forgotten'")
     execute(project.url, "revoke update on public.subscriptions from stripe_handler")
@@ -35,39 +46,6 @@ def test_lost_state_is_made_again_from_what_is_there(project: Project) -> None:
         ).fetchone()
     assert found == (SERVICES["stripe_handler"].connection_limit, True)
     whole(project)
-
-
-def test_a_database_that_would_have_to_be_made_anew_is_left_alone(
-    project: Project, server: Server
-) -> None:
-    lose_state(project)
-    for statement in (
-        "alter database mindroom rename to kept",
-        "create database mindroom encoding 'LATIN1' locale 'C' template template0",
-    ):
-        execute(server.url(), statement)
-    with pytest.raises(automation.CommandError, match=r"may not be replaced(.|\n)*LATIN1"):
-        project.up()
-    for statement in ("drop database mindroom", "alter database kept rename to mindroom"):
-        execute(server.url(), statement)
-    lose_state(project)
-    project.up()
-    whole(project)
-
-
-def test_lost_state_of_a_hosted_project(postgres_bin: Path, tmp_path: Path) -> None:
-    directory = tmp_path / "project"
-    directory.mkdir()
-    with own_server(tmp_path, postgres_bin, "supabase_admin") as server:
-        url = emulate_supabase(server, grants_all=True)
-        config = stack_config(url, directory / "manifests", platform="supabase", protect=True)
-        hosted = make_project(directory, config, url)
-        hosted.up()
-        execute(url, "insert into auth.users (id, email) values (default, 'kept@x.test')")
-        lose_state(hosted)
-        execute(url, "alter role stripe_handler password 'forgotten'")
-        assert changes(hosted.up())["import"] == len(SERVICES)
-        whole(hosted)
 
 
 def test_rebuilt_cluster(
