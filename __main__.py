@@ -61,6 +61,7 @@ def main() -> None:
             render_directory=config.render_directory,
             image=config.provisioner_image,
             base_domain=config.base_domain,
+            measure=config.measure,
             database_url=urls["instance_provisioner"],
             gateway_database_url=urls["instance_gateway"],
             database_port=config.database_port,

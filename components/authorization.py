@@ -131,6 +131,7 @@ TABLES: Mapping[str, Mapping[str, Privileges]] = {
                 "cpu_used",
                 "memory_used_mb",
                 "storage_used_gb",
+                "measured_at",
             ),
         },
         "admin_dashboard": READ,
@@ -225,6 +226,7 @@ TABLES: Mapping[str, Mapping[str, Privileges]] = {
                 "leased_until",
                 "applied",
                 "held",
+                "volumes",
             )
         },
     },

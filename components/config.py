@@ -67,6 +67,7 @@ class Config(BaseModel):
     provisioner_api_token: SecretStr
     base_domain: str = Field(examples=["mindroom.example"])
     automation: Scheduler = Field(examples=["kubernetes"])
+    measure: Literal["kubelet", "none"] = Field("kubelet", examples=["none"])
     protect: bool = Field(examples=[True])
     policy_exceptions: Annotated[list[PolicyException], BeforeValidator(parse_exceptions)] = Field(
         [],

@@ -4,6 +4,7 @@ import hashlib
 import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import pulumi
 import yaml
@@ -33,6 +34,7 @@ class InstanceProvisionerArgs:
         render_directory: where to write the manifests instead; empty to deploy.
         image: repository:tag or repository@sha256:digest.
         base_domain: the domain under which instances get their subdomains.
+        measure: who tells what instances use.
         database_url: the service's own connection URL, a secret.
         gateway_database_url: the instance gateway's, a secret.
         database_port: the port in those URLs, for the network policies.
@@ -47,6 +49,7 @@ class InstanceProvisionerArgs:
     render_directory: str
     image: str
     base_domain: str
+    measure: Literal["kubelet", "none"]
     database_url: pulumi.Output[str]
     gateway_database_url: pulumi.Output[str]
     database_port: int
@@ -127,7 +130,7 @@ class InstanceProvisioner(pulumi.ComponentResource):
                 "secretChecksum": _checksum(contents[GATEWAY]),
             },
             "instancesNamespace": INSTANCES_NAMESPACE,
-            "config": {"baseDomain": args.base_domain},
+            "config": {"baseDomain": args.base_domain, "measure": args.measure},
             "networkPolicy": {"databasePort": args.database_port},
             "automation": {"jobs": args.jobs},
         }

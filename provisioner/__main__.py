@@ -17,6 +17,7 @@ from provisioner.context import Context
 from provisioner.database import Database
 from provisioner.health_watch import HealthWatch
 from provisioner.listener import Listener
+from provisioner.measure import Measure
 from provisioner.reachability import Reachability
 from provisioner.reconciler import Reconciler
 from provisioner.resync import Resync
@@ -83,6 +84,8 @@ async def _run_tasks(context: Context, stopping: asyncio.Event) -> None:
             group.create_task(resyncs.run(reconciler.wake.set)),
             group.create_task(notifications.run(reconciler.wake.set, resyncs.requested.set)),
         ]
+        if settings.measure == "kubelet":
+            background.append(group.create_task(Measure(context).run()))
         serving = group.create_task(server.serve())
         await reconciler.run(stopping)
         notifications.wake_all()

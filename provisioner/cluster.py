@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from http import HTTPStatus
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import httpx2
 import msgspec
@@ -26,6 +27,7 @@ from lightkube.models.meta_v1 import ObjectMeta
 from lightkube.resources.apps_v1 import Deployment, ReplicaSet, StatefulSet
 from lightkube.resources.core_v1 import (
     ConfigMap,
+    Node,
     PersistentVolumeClaim,
     Pod,
     Secret,
@@ -70,6 +72,10 @@ INTERRUPTED = ("pending-install", "pending-upgrade", "pending-rollback", "uninst
 KEPT_REVISIONS = 3
 """How many of Helm's records of a release stay, beside that of what ran before."""
 
+ADDRESS_TYPES = ("InternalIP", "ExternalIP", "InternalDNS", "Hostname")
+"""Of a node's addresses, the first of these is asked."""
+
+KUBELET_PORT = 10250
 METADATA_ONLY = {"Accept": "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"}
 TIMEOUT = httpx2.Timeout(10)
 POLL_SECONDS = 0.5
@@ -143,6 +149,24 @@ class KubernetesObject:
         return until if until.tzinfo else until.replace(tzinfo=UTC)
 
 
+class NodeAddress(NamedTuple):
+    """A node and where its kubelet listens; an empty URL where that is not known."""
+
+    name: str
+    url: str
+
+
+def _node_address(node: Any) -> NodeAddress:
+    status = node.status
+    addresses = {each.type: each.address for each in (status and status.addresses) or []}
+    host = next((addresses[kind] for kind in ADDRESS_TYPES if kind in addresses), None)
+    endpoint = status and status.daemonEndpoints and status.daemonEndpoints.kubeletEndpoint
+    port = (endpoint and endpoint.Port) or KUBELET_PORT
+    if host and ":" in host:
+        host = f"[{host}]"
+    return NodeAddress(node.metadata.name, f"https://{host}:{port}" if host else "")
+
+
 ObjectsByInstance = Mapping[str, list[KubernetesObject]]
 """Instance id -> its objects."""
 
@@ -186,7 +210,7 @@ class Cluster(AsyncClient):
     async def is_reachable(self) -> bool:
         """Whether the API server grants a request at this moment."""
         try:
-            await self._metadata(Secret, {INSTANCE_LABEL: "none"})
+            await self.metadata(Secret, {INSTANCE_LABEL: "none"})
         except CLUSTER_ERRORS:
             return False
         return True
@@ -217,14 +241,14 @@ class Cluster(AsyncClient):
     async def delete_configs(self, instance_id: str, *, all_but: Container[str]) -> None:
         """Delete the ConfigMaps with configs of an instance that have other names than these."""
         labels = {INSTANCE_LABEL: instance_id, COMPONENT_LABEL: CONFIG}
-        for metadata in await self._metadata(ConfigMap, labels):
+        for metadata in await self.metadata(ConfigMap, labels):
             if metadata.name not in all_but:
                 await self.delete_object(KubernetesObject(ConfigMap, metadata))
 
     async def delete_interrupted_revisions(self, release: str) -> None:
         """Delete Helm's records of interrupted runs; the next run adopts their objects."""
         labels = {"owner": "helm", "name": release, "status": INTERRUPTED}
-        for metadata in await self._metadata(Secret, labels):
+        for metadata in await self.metadata(Secret, labels):
             await self.delete_object(KubernetesObject(Secret, metadata))
 
     async def prune_revisions(self, release: str, *, but: int) -> int:
@@ -314,11 +338,11 @@ class Cluster(AsyncClient):
         On a node that does not answer they stay: they are not waited for any longer than a while.
         """
         labels = {INSTANCE_LABEL: instance_id, TRIAL_LABEL: None}
-        deployments = await self._metadata(Deployment, labels)
+        deployments = await self.metadata(Deployment, labels)
         for metadata in deployments:
             await self.delete_object(KubernetesObject(Deployment, metadata))
         deadline = time.monotonic() + TRIAL_SECONDS
-        while deployments and await self._metadata(Pod, labels):
+        while deployments and await self.metadata(Pod, labels):
             if time.monotonic() > deadline:
                 break
             await asyncio.sleep(TRIAL_POLL_SECONDS)
@@ -331,7 +355,7 @@ class Cluster(AsyncClient):
         """The objects of one instance or, by default, of all."""
         found = defaultdict(list)
         lists = await asyncio.gather(
-            *(self._metadata(kind, {INSTANCE_LABEL: instance_id}) for kind in kinds)
+            *(self.metadata(kind, {INSTANCE_LABEL: instance_id}) for kind in kinds)
         )
         for kind, items in zip(kinds, lists, strict=True):
             for metadata in items:
@@ -340,7 +364,7 @@ class Cluster(AsyncClient):
 
     async def releases(self) -> set[str]:
         """The names of all Helm releases."""
-        records = await self._metadata(Secret, {"owner": "helm"})
+        records = await self.metadata(Secret, {"owner": "helm"})
         return {record.labels["name"] for record in records}
 
     async def delete_remaining_objects(self, instance_id: str, retention_days: int) -> None:
@@ -395,13 +419,22 @@ class Cluster(AsyncClient):
         return ObjectMeta(name=name, namespace=self.namespace, labels={**labels, **managed})
 
     async def _revisions(self, release: str) -> dict[int, Metadata]:
-        records = await self._metadata(Secret, {"owner": "helm", "name": release})
+        records = await self.metadata(Secret, {"owner": "helm", "name": release})
         return {int(record.labels["version"]): record for record in records}
 
-    async def _metadata(
-        self, kind: type[NamespacedResource], labels: Mapping[str, Any]
+    async def nodes(self) -> list[NodeAddress]:
+        """All nodes."""
+        return [_node_address(node) async for node in self.list(Node)]
+
+    async def metadata(
+        self,
+        kind: type[NamespacedResource],
+        labels: Mapping[str, Any],
+        fields: Mapping[str, str] = MappingProxyType({}),
     ) -> list[Metadata]:
         """The metadata of all objects of a kind with these labels; None stands for any value.
+
+        Fields are those that the kind can be selected by.
 
         Content is not requested: Helm's records of a thousand releases would be a hundred
         megabytes.
@@ -410,7 +443,10 @@ class Cluster(AsyncClient):
         request = client.prepare_request(
             "list",
             kind,
-            params={"labelSelector": build_selector(dict(labels))},
+            params={
+                "labelSelector": build_selector(dict(labels)),
+                "fieldSelector": ",".join(f"{name}={value}" for name, value in fields.items()),
+            },
             headers=METADATA_ONLY,
         )
         response = await client.send(client.build_adapter_request(request))

@@ -1,11 +1,12 @@
 """The rows of instances, as the service's background tasks read and write them."""
 
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from psycopg import AsyncConnection
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
@@ -67,6 +68,28 @@ class RecordedState:
     due: bool
     held: bool
     secrets_checksum: str
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What an instance was measured to use.
+
+    Attributes:
+        cores: None leaves the last value.
+        memory_mb: mebibytes; None leaves the last value.
+        volumes: claim -> bytes, of those that were measured.
+        claims: all that it has: what was known of any other is forgotten.
+    """
+
+    id: uuid.UUID
+    cores: float | None
+    memory_mb: int | None
+    volumes: Mapping[str, int]
+    claims: Sequence[str]
+
+
+USAGES_AT_ONCE = 500
+"""Written by one statement."""
 
 
 async def read(database: Database, instance_id: uuid.UUID) -> Instance | None:
@@ -181,3 +204,74 @@ async def write_health(
             """,
             {"id": instance_id, "status": status, "details": Jsonb(details)},
         )
+
+
+async def write_usage(session: AsyncConnection, usages: Sequence[Usage]) -> None:
+    """Write what was measured; an instance that is not among them uses no CPU and memory.
+
+    Rows that somebody else holds keep their last values.
+    """
+    for first in range(0, len(usages), USAGES_AT_ONCE):
+        await session.execute(
+            """
+            with given as (
+              select *
+                from jsonb_to_recordset(%s)
+                       as given (
+                         id uuid, cores numeric, memory_mb integer, volumes jsonb, claims jsonb
+                       )
+            ),
+            free as (
+              select instance.id
+                from public.instances as instance
+               where instance.id in (select id from given) and instance.status <> 'deprovisioned'
+                 for no key update skip locked
+            ),
+            known as (
+              update private.provisioning as work
+                 set volumes = coalesce(
+                       (
+                         select jsonb_object_agg(key, value)
+                           from jsonb_each(work.volumes || given.volumes)
+                          where given.claims ? key
+                       ),
+                       '{}'
+                     )
+                from given
+                join free using (id)
+               where work.instance_id = given.id
+              returning given.*, work.volumes as all_volumes
+            )
+            update public.instances as instance
+               set cpu_used = coalesce(known.cores, instance.cpu_used),
+                   memory_used_mb = coalesce(known.memory_mb, instance.memory_used_mb),
+                   storage_used_gb = (
+                     select coalesce(sum(value::numeric), 0) / 1073741824
+                       from jsonb_each_text(known.all_volumes)
+                   ),
+                   measured_at = now()
+              from known
+             where instance.id = known.id
+            """,
+            [
+                Jsonb(
+                    [
+                        asdict(usage) | {"id": str(usage.id)}
+                        for usage in usages[first:][:USAGES_AT_ONCE]
+                    ]
+                )
+            ],
+        )
+    await session.execute(
+        """
+        update public.instances
+           set cpu_used = 0, memory_used_mb = 0
+         where id in (
+           select id
+             from public.instances
+            where (cpu_used, memory_used_mb) <> (0, 0) and id <> all (%s)
+              for no key update skip locked
+         )
+        """,
+        [[usage.id for usage in usages]],
+    )

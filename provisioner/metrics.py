@@ -36,4 +36,13 @@ orphans = Gauge("provisioner_orphans", "Releases and objects without a row, at t
 resync_time = Gauge(
     "provisioner_last_resync_timestamp_seconds", "Time of the last successful resync"
 )
+measure_time = Gauge(
+    "provisioner_last_measurement_timestamp_seconds",
+    "Time of the last measurement of all instances by this replica",
+)
+nodes = Gauge(
+    "provisioner_nodes",
+    "Nodes whose kubelet was measured, or failed, at the last measurement by this replica",
+    ["outcome"],
+)
 reachable = Gauge("provisioner_reachable", "1 if reachable, otherwise 0", ["what"])

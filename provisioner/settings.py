@@ -5,7 +5,7 @@ import os
 import socket
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
@@ -68,6 +68,9 @@ class Settings(BaseSettings):
         max_attempts: how often the provisioning of a new instance is attempted.
         first_backoff_seconds: longest delay of the second attempt; doubles with each further one.
         last_backoff_seconds: the limit of that delay.
+        measure: whether what instances use is measured, by the kubelets, or not at all.
+        measure_seconds: between two measurements.
+        kubelet_ca: CAs (PEM) that kubelets' certificates may be of, beside the API server's.
         grace_seconds: to finish what is in progress after SIGTERM; below the pod's grace period.
     """
 
@@ -94,6 +97,9 @@ class Settings(BaseSettings):
     max_attempts: Annotated[int, Field(gt=0)] = 5
     first_backoff_seconds: Annotated[float, Field(gt=0)] = 5
     last_backoff_seconds: Annotated[float, Field(gt=0)] = 300
+    measure: Literal["kubelet", "none"] = "none"
+    measure_seconds: Annotated[float, Field(gt=0)] = 300
+    kubelet_ca: str = ""
     grace_seconds: Annotated[float, Field(ge=0)] = 45
 
     @property

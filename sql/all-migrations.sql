@@ -1790,6 +1790,64 @@ set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
 values (0, 'migrations', '0032_rows_of_subscription_ends.sql', '0f039950454befe4c821e1558195089998ce0312fbc7577d77c112a5354974b7', NULL, '1.0.0');
 
+-- migrations/0033_measured_usage.sql
+
+-- What instances use, as the instance-provisioner measures it.
+
+alter table private.provisioning add column volumes jsonb not null default '{}';
+
+comment on column private.provisioning.volumes is
+  'Claim -> bytes used when it was measured last: one that no pod mounts keeps its value.';
+
+alter table public.instances
+  add column measured_at timestamptz,
+  -- squawk-ignore ban-drop-constraint
+  drop constraint instances_times_readable,
+  add constraint instances_times_readable check (
+    least(
+      last_health_check, last_active_at, provisioned_at, started_at, stopped_at, deprovisioned_at,
+      remove_after, measured_at, created_at, updated_at
+    ) >= '0001-01-02 00:00+00'
+    and greatest(
+      last_health_check, last_active_at, provisioned_at, started_at, stopped_at, deprovisioned_at,
+      remove_after, measured_at, created_at, updated_at
+    ) <= '9999-12-31 00:00+00'
+  ) not valid;
+
+comment on column public.instances.measured_at is
+  'When what it uses was measured last; null = never, as where the stack measures nothing.';
+comment on column public.instances.cpu_used is
+  'CPU cores in use when it was measured last (measured_at), as in the next two.';
+comment on column public.instances.memory_used_mb is 'Mebibytes, without what the kernel may take back.';
+comment on column public.instances.storage_used_gb is
+  'Gibibytes in its volumes. What calculate_storage_usage() adds up.';
+
+
+reset session authorization;
+reset all;
+set client_encoding = 'UTF8';
+set client_connection_check_interval = '2s';
+set lock_timeout = '5s';
+set statement_timeout = '15min';
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'migrations', '0033_measured_usage.sql', '894add86ca78e50765202f39c0e45959d1d58b0d26b2ee3b9c32311c87df854a', NULL, '1.0.0');
+
+-- migrations/0034_rows_of_measured_usage.sql
+
+-- The rows that were there before 0033_measured_usage.sql.
+
+alter table public.instances validate constraint instances_times_readable;
+
+
+reset session authorization;
+reset all;
+set client_encoding = 'UTF8';
+set client_connection_check_interval = '2s';
+set lock_timeout = '5s';
+set statement_timeout = '15min';
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'migrations', '0034_rows_of_measured_usage.sql', '7a09541ce9e6b06b9d8285646f3515eaeb9dad110653678d424c14857cce98ed', NULL, '1.0.0');
+
 -- repeatable/10_shared.sql
 
 -- What the tables' own files build on: timestamps, who is acting, the audit log.
@@ -3698,6 +3756,7 @@ returns table (
   updated_at timestamptz,
   stop_reason text,
   remove_after timestamptz,
+  measured_at timestamptz,
   tier text,
   subscription_status text
 )
@@ -3781,7 +3840,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '50_user_functions.sql', '96c99b9bb6d39b0421238f8a2c06729af0e752f31965ec597f85c075e6bcf067', NULL, '1.0.0');
+values (0, 'repeatable', '50_user_functions.sql', '24dd5c95fd441269b92c1c30165213d79175fbd9182f585137e5a9069cd2f270', NULL, '1.0.0');
 
 -- repeatable/51_usage_functions.sql
 

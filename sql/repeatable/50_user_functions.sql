@@ -72,6 +72,7 @@ returns table (
   updated_at timestamptz,
   stop_reason text,
   remove_after timestamptz,
+  measured_at timestamptz,
   tier text,
   subscription_status text
 )

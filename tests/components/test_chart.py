@@ -317,6 +317,27 @@ class TestSecurity:
             for resource in resources
         }
 
+    def test_measuring_takes_the_statistics_of_nodes_and_a_way_to_them(
+        self, render: Render, values: Values
+    ) -> None:
+        values["config"] |= {"measure": "kubelet", "kubeletCa": "-----BEGIN..."}
+        objects = render(values)
+        name = f"{PROJECT}-{RELEASE}-measure"
+        role = only(objects, "ClusterRole", name)
+        binding = only(objects, "ClusterRoleBinding", name)
+        assert [(rule["resources"], rule["verbs"]) for rule in role["rules"]] == [
+            (["nodes"], ["list"]),
+            (["nodes/stats"], ["get"]),
+        ]
+        assert binding["roleRef"]["name"] == name
+        assert binding["subjects"] == only(objects, "RoleBinding")["subjects"]
+        (egress,) = only(objects, "NetworkPolicy")["spec"]["egress"]
+        assert {"port": 10250, "protocol": "TCP"} in egress["ports"]
+        settings = only(objects, "ConfigMap")["data"]
+        assert (settings["MEASURE"], settings["KUBELET_CA"]) == ("kubelet", "-----BEGIN...")
+        for item in objects:
+            kubernetes_validate.validate(item, KUBERNETES[0], strict=True)
+
     def test_binding_joins_role_and_account(self, render: Render, values: Values) -> None:
         objects = render(values)
         binding = only(objects, "RoleBinding")
@@ -581,6 +602,7 @@ class TestValues:
             ),
             "INSTANCES_NAMESPACE": "mindroom-instances",
             "LOG_LEVEL": "debug",
+            "MEASURE": "none",
             "RESYNC_SECONDS": "3000000",
             "WORKERS": "8",
         }

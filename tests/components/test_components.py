@@ -878,7 +878,7 @@ class TestProvisioner:
             "gateway": {"existingSecret": "instance-gateway"},
             "databaseCa": False,
             "instancesNamespace": "mindroom-instances",
-            "config": {"baseDomain": "mindroom.example"},
+            "config": {"baseDomain": "mindroom.example", "measure": "kubelet"},
             "networkPolicy": {"databasePort": 5433},
         }
 

@@ -165,6 +165,7 @@ def test_missing_key_is_told(key: str, value: str | None) -> None:
         ("databasePort", "65536", "should be less than 65536, not '65536'"),
         ("databaseSslmode", "full", "or 'verify-full', not 'full'"),
         ("automation", "cron", "must be 'pg_cron', 'kubernetes' or 'none', not 'cron'"),
+        ("measure", "kubelets", "must be 'kubelet' or 'none', not 'kubelets'"),
         ("protect", "perhaps", "should be a valid boolean, unable to interpret input, not 'perhap"),
         ("provisionerImage", "registry.example/provisioner", "is not repository:tag or repository"),
         ("provisionerImage", "registry.example:5000/provisioner", "is not repository:tag or rep"),

@@ -296,8 +296,8 @@ class World:
         """The claim of an instance's MindRoom."""
         return self.object(f"pvc/{self.row(instance)['app_name']}-backend")
 
-    def kubectl(self, *arguments: str) -> str:
-        return self.cluster.kubectl(*arguments, "-n", self.namespace)
+    def kubectl(self, *arguments: str, stdin: str = "") -> str:
+        return self.cluster.kubectl(*arguments, "-n", self.namespace, stdin=stdin)
 
     def releases(self) -> dict[str, list[str]]:
         """Release -> the statuses of its revisions."""
@@ -320,6 +320,7 @@ class World:
     def apply_rbac(self) -> None:
         """The chart's ServiceAccount, Role and RoleBinding."""
         values = yaml.safe_load((CHART / "ci" / "minimal-values.yaml").read_text())
+        values["config"]["measure"] = "kubelet"
         rendered = subprocess.run(
             [
                 *(self.helm, "template", RELEASE, CHART, "-f-"),
@@ -358,6 +359,8 @@ def a_world(
             world.kill_all()
             for name in (namespace, f"{namespace}-service"):
                 cluster.kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
+            roles = "clusterrole,clusterrolebinding"
+            cluster.kubectl("delete", roles, f"{namespace}-service-{RELEASE}-measure")
 
 
 def make_namespace(world: World) -> None:
