@@ -282,9 +282,9 @@ class Pods:
 
 def here(text: str, paths: Mapping[str, Path]) -> str:
     """A text with the paths that it names as they are on this machine."""
-    for theirs, ours in paths.items():
-        text = re.sub(rf"(?<![\w./-]){re.escape(theirs)}(?![\w.-])", str(ours), text)
-    return text
+    # All at once, since one of ours may begin with one of theirs, as /tmp.
+    theirs = "|".join(re.escape(path) for path in paths)
+    return re.sub(rf"(?<![\w./-])({theirs})(?![\w.-])", lambda match: str(paths[match[1]]), text)
 
 
 def _is_ready(url: str) -> bool:

@@ -5,6 +5,7 @@
 
 import asyncio
 import json
+import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from provisioner.actions import chart_values, first_secrets
 from provisioner.config import PLATFORM
 from provisioner.database import Database
 from provisioner.settings import Settings
+from tests.support import confined
 from tests.support.gateways import running_gateway
 from tests.support.manifests import CHARTS, run
 from tests.support.platforms import Platform
@@ -123,6 +125,25 @@ def provisioned(
 @pytest.fixture(scope="module")
 def programs() -> Path:
     return environment()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _confine() -> Iterator[None]:
+    """Where this machine lets us, a process may write where its container may, as its user."""
+    with pytest.MonkeyPatch.context() as patch:
+        if confined.is_possible():
+            patch.setattr("dev.published.spawn", confined.spawn_confined)
+        yield
+
+
+@pytest.mark.skipif(not confined.is_possible(), reason="no namespaces: run as root, or see sysctl")
+def test_they_are_confined(tmp_path: Path) -> None:
+    for name in ("container/mounted/config", "container/mounted/tmp", "volumes/data"):
+        (tmp_path / name).mkdir(parents=True)
+    touch = "id -u; touch ../volumes/data/x mounted/tmp/x && ! touch mounted/config/x"
+    command = confined.confined(["sh", "-c", touch], tmp_path / "container")
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (done.stdout, "Read-only file system" in done.stderr) == ("1000\n", True)
 
 
 @pytest.fixture(scope="module")
