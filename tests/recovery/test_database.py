@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
@@ -103,9 +104,51 @@ def test_restored_from_yesterdays_backup(
     whole(project)
 
 
+def test_a_role_that_is_gone_is_told_and_made_again(project: Project) -> None:
+    execute(project.url, "drop owned by stripe_handler")
+    execute(project.url, "drop role stripe_handler")
+    with pytest.raises(automation.CommandError, match="up --refresh") as caught:
+        project.up()
+    assert "the role stripe_handler, and the server has not" in str(caught.value)
+    refreshed(project)
+    whole(project)
+
+
+def test_a_deleted_ledger_is_written_again_unless_something_was_changed(project: Project) -> None:
+    execute(project.url, "drop schema migrate cascade")
+    execute(project.url, "alter table public.api_keys add column extra text")
+    with pytest.raises(automation.CommandError) as caught:
+        project.up()
+    assert re.search(
+        r"column public\.api_keys\.extra\s+expected: \(absent\)\s+found: +text", str(caught.value)
+    )
+    execute(project.url, "alter table public.api_keys drop column extra")
+    result = project.up()
+    assert "equal to what the files make: a run only records that" in result.stdout
+    assert "applied migrations/" not in result.stdout
+    whole(project)
+
+
+def test_deleted_rows_of_the_ledger_are_told(project: Project) -> None:
+    """What to do then is to delete the whole ledger, which the test above does."""
+    with psycopg.connect(project.url, autocommit=True) as connection:
+        for which in ("min", "max"):
+            name = f"(select {which}(name) from migrate.ledger where folder = 'migrations')"
+            delete = f"delete from migrate.ledger where name = {name} returning *"
+            (row,) = connection.execute(delete.encode())
+            with pytest.raises(
+                automation.CommandError, match=r"state has \d+_\w+\.sql, and the database has"
+            ):
+                project.up()
+            values = ", ".join(["%s"] * len(row))
+            connection.execute(f"insert into migrate.ledger values ({values})".encode(), row)
+    whole(project)
+
+
 def test_moved_to_another_server_when_the_old_one_is_gone(
     project: Project, server: Server, postgres_bin: Path, tmp_path: Path
 ) -> None:
+    """The last test: the project stays there."""
     roles, backup = tmp_path / "roles.sql", tmp_path / "backup"
     port, password = (f"{PROJECT}:{key}" for key in ("databasePort", "databasePassword"))
     command = [f"{postgres_bin}/pg_dumpall", "--globals-only", f"--dbname={server.url()}"]
@@ -133,52 +176,11 @@ def test_moved_to_another_server_when_the_old_one_is_gone(
                 psycopg.connect(each).close()
             execute(urls["stripe_handler"], "update public.subscriptions set status = status")
 
-            execute(url, "alter role postgres password 'reset on the dashboard'")
-            reset = automation.ConfigValue("reset on the dashboard", secret=True)
+            execute(url, "alter role postgres password 'reset-on-the-dashboard'")
+            reset = automation.ConfigValue("reset-on-the-dashboard", secret=True)
             project.stack.set_config(password, reset)
             refreshed(project)
+            project.up()  # and what is rendered from it
+            whole(replace(project, url=url.replace(server.password, "reset-on-the-dashboard")))
     finally:
         server.start()
-        project.stack.set_config(port, automation.ConfigValue(str(server.port)))
-        former = automation.ConfigValue(server.password, secret=True)
-        project.stack.set_config(password, former)
-        project.up()
-    whole(project)
-
-
-def test_a_role_that_is_gone_is_told_and_made_again(project: Project) -> None:
-    execute(project.url, "drop owned by stripe_handler")
-    execute(project.url, "drop role stripe_handler")
-    with pytest.raises(automation.CommandError, match="up --refresh") as caught:
-        project.up()
-    assert "the role stripe_handler, and the server has not" in str(caught.value)
-    refreshed(project)
-    whole(project)
-
-
-def test_a_deleted_ledger_is_written_again_unless_something_was_changed(project: Project) -> None:
-    execute(project.url, "drop schema migrate cascade")
-    execute(project.url, "alter table public.api_keys add column extra text")
-    with pytest.raises(automation.CommandError) as caught:
-        project.up()
-    assert re.search(
-        r"column public\.api_keys\.extra\s+expected: \(absent\)\s+found: +text", str(caught.value)
-    )
-    execute(project.url, "alter table public.api_keys drop column extra")
-    result = project.up()
-    assert "equal to what the files make: a run only records that" in result.stdout
-    assert "applied migrations/" not in result.stdout
-    whole(project)
-
-
-@pytest.mark.parametrize("which", ["min", "max"])
-def test_deleted_rows_of_the_ledger_are_told(project: Project, which: str) -> None:
-    row = f"(select {which}(name) from migrate.ledger where folder = 'migrations')"
-    execute(project.url, f"delete from migrate.ledger where name = {row}")
-    with pytest.raises(
-        automation.CommandError, match=r"state has \d+_\w+\.sql, and the database has"
-    ):
-        project.up()
-    execute(project.url, "drop schema migrate cascade")
-    project.up()
-    whole(project)

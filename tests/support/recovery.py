@@ -5,6 +5,7 @@ import shutil
 import subprocess
 
 import psycopg
+from pulumi import automation
 
 from tests.support.engines import Project, changes
 
@@ -12,15 +13,17 @@ RENDERED = ["**kubernetes**"]
 """What a refresh leaves out: there is no cluster to ask."""
 
 
-def whole(project: Project) -> None:
+def whole(project: Project) -> automation.UpResult:
     """The platform is as declared, its customer is there, and every service can log in."""
-    assert set(changes(project.up())) == {"same"}
+    result = project.up()
+    assert set(changes(result)) == {"same"}
     with psycopg.connect(project.url) as connection:
         assert connection.execute("select email from public.accounts").fetchall() == [
             ("kept@x.test",)
         ]
     for url in project.stack.outputs()["service_database_urls"].value.values():
         psycopg.connect(url).close()
+    return result
 
 
 def pulumi(project: Project, *arguments: str) -> subprocess.CompletedProcess[str]:
