@@ -56,17 +56,17 @@ tunnel: .venv/.installed ## Open a shell that reaches the database of STACK=prod
 new-env: .venv/.installed ## Write the stack file of a new environment: make new-env NAME=qa
 	@$(PYTHON) -m ops.new_environment "$$NAME"
 
-# One more worker than two cores: tests of the engine and of the cluster wait a part of their time.
+# More workers than two cores: tests of the engine and of the cluster wait a part of their time.
 # Servers are made and removed by the hundred: in memory, where 8 GB of it are free.
 ROOM := $(shell df --output=avail --block-size=1G /dev/shm 2> /dev/null | tail -n 1)
 PYTEST := $(if $(filter-out 0 1 2 3 4 5 6 7,$(ROOM)),TMPDIR=/dev/shm) \
-  $(PYTHON) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+  $(PYTHON) -m pytest --dist loadfile --no-loadscope-reorder
 
 test: .venv/.installed $(TOOLS) $(PROMTOOL) $(KUBERNETES) ## Run all tests
-	$(PYTEST) tests
+	$(PYTEST) -n 4 tests
 
 test-fast: .venv/.installed $(TOOLS) $(PROMTOOL) ## Run all but those that take long or need a cluster, on one PostgreSQL
-	$(PYTEST) -m "not long" --postgres 18 tests
+	$(PYTEST) -n 3 -m "not long" --postgres 18 tests
 
 test-published: .venv/.installed $(TOOLS) ## Run the published MindRoom as the pods of an instance
 	$(PYTHON) -m pytest -m published tests/provisioner/test_published.py

@@ -111,15 +111,14 @@ ON_EACH = {
 """Modules, and classes and tests in them, that are run on each version, and where those differ."""
 
 LONG = (
-    "recovery/database",
+    "program/engine",
     "program/dev",
     "program/engine_supabase",
-    "program/engine",
+    "recovery/database",
     "recovery/killed",
     "provisioner/failures",
     "recovery/state",
     "program/program",
-    "migrate/crash",
     "provisioner/life",
     "ops/reviews",
     "database/supabase",
@@ -127,6 +126,7 @@ LONG = (
     "components/automation",
     "migrate/adoption",
     "ops/tunnel",
+    "migrate/crash",
     "provisioner/api",
     "provisioner/gateway",
     "provisioner/scale",
