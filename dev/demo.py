@@ -33,9 +33,6 @@ TIMEOUT = 120.0
 TALKED = 4
 """Messages a day where MindRoom runs: a Matrix server takes ten of a user, then one each 5 s."""
 
-THINKING = "Thinking"
-"""In an answer that is not there yet."""
-
 CONFIG = {
     "agents": {
         "ada": {
@@ -235,20 +232,19 @@ class Demo:
             self.wait_for_use(instance, 2 * number)
         self.ask(chat, f"{chat.agent} what is beyond my plan?")
         self.wait_for_use(instance, TALKED + 2)
-        told = len(chat.heard())
-        chat.say(f"{chat.agent} are you there?")
-        self.wait("she is told in the room", lambda: len(chat.heard()) > told)
-        print(f"         {chat.heard()[-1]}")
+        refused = chat.say(f"{chat.agent} are you there?")
+        self.wait("she is told in the room", lambda: chat.notices() != [])
+        print(f"         {chat.notices()[-1]}")
+        self.check(chat.answer(refused) == "", "and is not answered")
         return chat
 
     def talk_on(self, chat: Chat) -> None:
         """Talk on, with the larger plan, which MindRoom hears of within half a minute."""
-        heard = len(chat.heard())
 
         def answered() -> bool:
-            chat.say(f"{chat.agent} and now?")
+            message = chat.say(f"{chat.agent} and now?")
             time.sleep(5)
-            return len(chat.heard()) > heard
+            return chat.answer(message) != ""
 
         self.wait("her agent answers again", answered)
 
@@ -334,9 +330,9 @@ class Demo:
     def wait(self, finding: str, good: Callable[[], bool]) -> None:
         """Show what comes true within TIMEOUT."""
         deadline = time.monotonic() + TIMEOUT
-        while not good() and time.monotonic() < deadline:
+        while not (found := good()) and time.monotonic() < deadline:
             time.sleep(0.2)
-        self.check(good(), finding)
+        self.check(found, finding)
 
     def follow(self, instance: str, status: str) -> dict[str, Any]:
         """Show what changes until an instance is settled with a status; its row."""
@@ -370,14 +366,9 @@ class Demo:
 
     def ask(self, chat: Chat, question: str) -> None:
         """Write to an agent, who answers."""
-        heard = len(chat.heard())
-        chat.say(question)
-
-        def answered() -> bool:
-            return len(chat.heard()) > heard and THINKING not in chat.heard()[-1]
-
-        self.wait("her agent answers", answered)
-        print(f"         {chat.heard()[-1][:80]}")
+        message = chat.say(question)
+        self.wait("her agent answers", lambda: chat.answer(message) != "")
+        print(f"         {chat.answer(message)[:80]}")
 
     def wait_for_use(self, instance: str, messages: int) -> None:
         """Show that messages are counted."""

@@ -47,6 +47,9 @@ uvicorn.run("mindroom.api.sandbox_runner_app:app", port=8766)
 """
 """What a script of the image does."""
 
+THINKING = "Thinking..."
+"""What stands in the room before an answer does."""
+
 COMMANDS = {"/app/run-sandbox-runner.sh": ("python", "-c", SANDBOX)}
 
 Manifest = Mapping[str, Any]
@@ -350,15 +353,40 @@ class Chat:
 
     def heard(self) -> list[str]:
         """What others wrote to the room, the newest last; an edited message as it is now."""
+        return [content["body"] for _, content in self._messages()]
+
+    def answer(self, question: str) -> str:
+        """What was answered to a message, by its id; "" while it is being thought about."""
+        texts = (
+            content["body"]
+            for thread, content in self._messages()
+            if thread == question and content["body"] != THINKING
+        )
+        return next(texts, "")
+
+    def notices(self) -> list[str]:
+        """The notices that are no part of an answer."""
+        return [
+            content["body"]
+            for thread, content in self._messages()
+            if thread is None and content["msgtype"] == "m.notice"
+        ]
+
+    def _messages(self) -> list[tuple[str | None, dict[str, str]]]:
+        """What others wrote: the message that began the thread, and the content as it is now."""
         chunk = self._call("GET", f"rooms/{_quoted(self.room)}/messages?dir=b&limit=100")["chunk"]
-        messages: dict[str, str] = {}
+        messages: dict[str, tuple[str | None, dict[str, str]]] = {}
         for event in reversed(chunk):
             if event["type"] != "m.room.message" or event["sender"] == self.user:
                 continue
-            relation = event["content"].get("m.relates_to", {})
-            edited = relation.get("event_id") if relation.get("rel_type") == "m.replace" else None
-            content = event["content"].get("m.new_content", event["content"])
-            messages[edited or event["event_id"]] = content.get("body", "")
+            content = event["content"]
+            relation = content.get("m.relates_to", {})
+            related = relation.get("event_id")
+            if relation.get("rel_type") == "m.replace":
+                thread, _ = messages.get(related, (None, {}))
+                messages[related] = thread, content["m.new_content"]
+            else:
+                messages[event["event_id"]] = related, content
         return list(messages.values())
 
     def _call(self, method: str, path: str, body: object = None) -> Any:
