@@ -232,6 +232,7 @@ TABLES: Mapping[str, Mapping[str, Privileges]] = {
     },
     "private.api_key_hashes": {},
     "private.usage_events": {},
+    "private.database_backups": {"instance_provisioner": READ},
     "private.erasures": {"instance_provisioner": READ | {"UPDATE": ("volumes_deleted_at",)}},
     "private.stripe_events": {},
     "private.stripe_prices": {},

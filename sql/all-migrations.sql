@@ -1848,6 +1848,37 @@ set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
 values (0, 'migrations', '0034_rows_of_measured_usage.sql', '7a09541ce9e6b06b9d8285646f3515eaeb9dad110653678d424c14857cce98ed', NULL, '1.0.0');
 
+-- migrations/0035_database_backups.sql
+
+-- Backups of this database that were restored elsewhere and found whole.
+
+create table private.database_backups (
+  location text primary key,
+  taken_at timestamptz not null,
+  proven_at timestamptz not null default now(),
+  size_bytes bigint not null,
+  row_counts jsonb not null,
+  constraint database_backups_size_positive check (size_bytes > 0)
+);
+
+alter table private.database_backups enable row level security;
+
+comment on table private.database_backups is
+  'Backups of this database that ops/database_backup.py has restored into a throwaway server, verified and counted.';
+comment on column private.database_backups.location is 'Where its files are kept.';
+comment on column private.database_backups.taken_at is 'The moment that it is of.';
+comment on column private.database_backups.row_counts is 'Table -> rows.';
+
+
+reset session authorization;
+reset all;
+set client_encoding = 'UTF8';
+set client_connection_check_interval = '2s';
+set lock_timeout = '5s';
+set statement_timeout = '15min';
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'migrations', '0035_database_backups.sql', 'ef965a8fe3e6ba136b2146a79f192b27a466856a0fcc6697ca59fb0a3b7941ca', NULL, '1.0.0');
+
 -- repeatable/10_shared.sql
 
 -- What the tables' own files build on: timestamps, who is acting, the audit log.
@@ -3537,6 +3568,7 @@ revoke all on
   private.provisioning,
   private.api_key_hashes,
   private.usage_events,
+  private.database_backups,
   private.erasures,
   private.stripe_events,
   private.stripe_prices,
@@ -3607,6 +3639,15 @@ create policy "services read the events that were counted" on private.usage_even
   for select to platform_service
   using (true);
 
+create or replace trigger database_backups_bound_json
+  before insert or update of row_counts on private.database_backups
+  for each row execute function private.bound_json('65536', 'row_counts');
+
+drop policy if exists "services read the backups of the database" on private.database_backups;
+create policy "services read the backups of the database" on private.database_backups
+  for select to platform_service
+  using (true);
+
 drop policy if exists "services read the erasures" on private.erasures;
 create policy "services read the erasures" on private.erasures
   for select to platform_service
@@ -3646,7 +3687,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '30_private.sql', '8cdb3cd7f2121673abb365337766f631777f94cf9e33be6fe9cc3ba85b93ddfd', NULL, '1.0.0');
+values (0, 'repeatable', '30_private.sql', '99dd1d628d72b7f04112615dc4ba6a95792bfffcd743709e13adebf628a4c14d', NULL, '1.0.0');
 
 -- repeatable/40_realtime.sql
 

@@ -12,6 +12,7 @@ revoke all on
   private.provisioning,
   private.api_key_hashes,
   private.usage_events,
+  private.database_backups,
   private.erasures,
   private.stripe_events,
   private.stripe_prices,
@@ -79,6 +80,15 @@ create policy "services look keys up by their hash" on private.api_key_hashes
 
 drop policy if exists "services read the events that were counted" on private.usage_events;
 create policy "services read the events that were counted" on private.usage_events
+  for select to platform_service
+  using (true);
+
+create or replace trigger database_backups_bound_json
+  before insert or update of row_counts on private.database_backups
+  for each row execute function private.bound_json('65536', 'row_counts');
+
+drop policy if exists "services read the backups of the database" on private.database_backups;
+create policy "services read the backups of the database" on private.database_backups
   for select to platform_service
   using (true);
 

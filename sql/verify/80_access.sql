@@ -63,6 +63,7 @@ expected_privilege (kind, name, role, privilege, columns) as (
     ('table', 'private.instance_secrets', 'instance_provisioner', 'DELETE', '{}'),
     ('table', 'private.provisioning', 'instance_provisioner', 'SELECT', '{}'),
     ('table', 'private.provisioning', 'instance_provisioner', 'UPDATE', '{due_at,attempts,lease,leased_by,leased_until,applied,held,volumes}'),
+    ('table', 'private.database_backups', 'instance_provisioner', 'SELECT', '{}'),
     ('table', 'private.erasures', 'instance_provisioner', 'SELECT', '{}'),
     ('table', 'private.erasures', 'instance_provisioner', 'UPDATE', '{volumes_deleted_at}'),
     ('table', 'public.accounts', 'admin_dashboard', 'SELECT', '{}'),

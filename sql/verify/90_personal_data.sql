@@ -32,6 +32,7 @@ select a.attrelid::regclass as table, a.attname as column, a.atttypid::regtype a
          -- The platform's own: no customer writes these.
          ('private.tiers', null),
          ('private.retention', null),
+         ('private.database_backups', null),
          ('private.reserved_subdomains', null),
          ('private.instance_status_transitions', null),
          ('private.stripe_prices', null)
