@@ -55,6 +55,9 @@ _OWNERS = "who creates a role is its member with ADMIN OPTION from 16, and its s
 _CATALOGS = "catalogs differ: NOT NULL is a constraint from 18, memberships have options from 16"
 _BODIES = "what a function or trigger calls is looked up when it runs, and 15 has fewer functions"
 _TEXTS = "the server's messages, and where in a file it finds an error, differ"
+_PSQL = "psql's own"
+_REHEARSED = "a rehearsal is on the database's own version"
+_TIMEOUT = "transaction_timeout is a setting from 17"
 _LOCKS = "which statements refuse a transaction, lock a table or rewrite it differs"
 
 ON_EACH = {
@@ -73,17 +76,36 @@ ON_EACH = {
     "database/given_by_hand": _CATALOGS,
     "database/instance_functions": _BODIES,
     "migrate/adoption": _CATALOGS,
-    "migrate/bundle": "psql's own",
+    "migrate/bundle": _PSQL,
     "migrate/catalog": _CATALOGS,
     "migrate/differential": _CATALOGS,
-    "migrate/failures": _TEXTS,
+    "migrate/failures::test_a_failure_says_what_was_approved": _TEXTS,
+    "migrate/failures::test_what_refuses_a_transaction_is_run_without_one": _LOCKS,
     "migrate/lint_server": _LOCKS,
     "migrate/login_role": _OWNERS,
-    "migrate/new_sessions": _CATALOGS,
-    "migrate/no_transaction": _LOCKS,
+    "migrate/new_sessions::test_psql_has_to_have_begun_new_sessions_for_a_database_to_be_adopted": (
+        _PSQL
+    ),
+    "migrate/new_sessions::test_the_bundle_is_refused_where_psql_would_need_new_sessions": _PSQL,
+    "migrate/no_transaction::test_a_file_can_run_without_a_transaction": _LOCKS,
+    "migrate/no_transaction::test_an_index_whose_build_was_cut_off_is_there_once_and_valid": _LOCKS,
+    "migrate/no_transaction::test_half_an_index_that_a_reindex_left_is_told": _LOCKS,
+    "migrate/no_transaction::test_what_refuses_a_transaction_runs_in_a_file_without_one": _LOCKS,
     "migrate/notices": _TEXTS,
-    "migrate/rehearsal": _CATALOGS,
-    "migrate/session": "transaction_timeout is a setting from 17",
+    "migrate/rehearsal::test_an_extension_that_only_the_database_has_is_told": _REHEARSED,
+    "migrate/rehearsal::test_an_extension_that_only_the_throwaway_server_has_is_told": _REHEARSED,
+    "migrate/rehearsal::test_an_extension_that_the_database_lacks_too_is_a_failure": _REHEARSED,
+    "migrate/rehearsal::test_another_major_version_is_told_with_what_of_the_files_depends_on_it": (
+        _REHEARSED
+    ),
+    "migrate/rehearsal::test_it_is_done_in_the_database_s_own_major_version": _REHEARSED,
+    "migrate/rehearsal::test_the_command_line_rehearses_what_is_pending": _REHEARSED,
+    "migrate/rehearsal::test_what_is_pending_meets_what_is_applied": _REHEARSED,
+    "migrate/rehearsal::test_what_the_database_s_own_parser_refuses_fails_it": _REHEARSED,
+    "migrate/session::test_a_role_that_the_server_gives_a_login_is_kept": _OWNERS,
+    "migrate/session::test_a_timeout_is_for_each_statement_and_not_for_the_file": _TIMEOUT,
+    "migrate/session::test_every_statement_has_a_lock_timeout_and_a_statement_timeout": _TIMEOUT,
+    "migrate/session::test_what_a_file_sets_ends_with_the_file": _TIMEOUT,
     "migrate/verify": _CATALOGS,
     "database/migrated_rows": _BODIES,
     "database/migrating": _BODIES,
@@ -93,7 +115,6 @@ ON_EACH = {
     "database/search_path": _BODIES,
     "database/services": _BODIES,
     "database/stripe": _BODIES,
-    "database/stripe_model": _BODIES,
     "database/supabase": _OWNERS,
     "database/tables": _BODIES,
     "database/accounts": _BODIES,
