@@ -70,7 +70,7 @@ def test_rebuilt_cluster(
         assert "namespace-on-the-cluster" in str(caught.value)
         assert "'mindroom-instances' does not exist" in str(caught.value)
         project.up(refresh=True)
-        assert cluster.kubectl(*ready) == "2"
+        assert cluster.kubectl(*ready) == "2 2"
         assert set(changes(project.preview(expect_no_changes=True, refresh=True))) == {
             "same",
             "read",
@@ -89,4 +89,4 @@ def test_rebuilt_cluster(
             "same",
             "read",
         }
-        assert cluster.kubectl(*ready) == "2"
+        assert cluster.kubectl(*ready) == "2 2"
