@@ -59,13 +59,14 @@ def newer_python() -> str | None:
     """A Python that MindRoom runs on, 3.12 or later; None if none is found."""
     if sys.version_info >= (3, 12):
         return sys.executable
-    for minor in (13, 12):
-        if found := shutil.which(f"python3.{minor}"):
-            return found
-        under_pyenv = Path.home().glob(f".pyenv/versions/3.{minor}.*/bin/python")
-        if found_there := sorted(under_pyenv):
-            return str(found_there[-1])
-    return None
+    under_pyenv = Path.home().glob(".pyenv/versions/3.1[23].*/bin/python")
+    found = [shutil.which("python3.13"), shutil.which("python3.12"), *map(str, under_pyenv)]
+    # A shim of pyenv is found, and does not run, where its version is not the one in use.
+    return next((each for each in found if each and _runs(each)), None)
+
+
+def _runs(python: str) -> bool:
+    return subprocess.run([python, "-c", ""], capture_output=True).returncode == 0
 
 
 def environment() -> Path:
