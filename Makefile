@@ -87,6 +87,7 @@ bench: .venv/.installed $(TOOLS) $(KUBERNETES) ## Measure, each against a baseli
 	$(PYTHON) -m bench.make_up
 	$(PYTHON) -m bench.database
 	$(PYTHON) -m bench.provisioner
+	$(PYTHON) -m bench.gateway
 
 generate: .venv/.installed ## Write the generated files again
 	$(PYTHON) -m docs.generate

@@ -13,8 +13,9 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 
-MAX_CONNECTIONS = 6
-"""Of one process: two replicas, and a third during a rollout, stay below the role's limit."""
+MAX_CONNECTIONS = 5
+"""Of one process: two replicas, and a third during a rollout, have what Supabase's pooler gives a
+role, which is less than the role's own limit."""
 
 RECORDING = 2
 """Connections that count at the same time; the others are left to API keys."""
@@ -93,7 +94,7 @@ class Database:
                 "application_name": "instance-gateway",
                 "connect_timeout": int(TIMEOUT_SECONDS),
                 "tcp_user_timeout": int(TIMEOUT_SECONDS * 1000),
-                "keepalives_idle": 1,
+                "keepalives_idle": 3,
                 "keepalives_interval": 1,
             },
             min_size=2,
