@@ -51,7 +51,7 @@ CONFIG = {
             "extra_kwargs": {"max_response_chars": 400, "chars_per_second": 4000},
         }
     },
-    "matrix_room_access": {"mode": "multi_user", "multi_user_join_rule": "public"},
+    "room_defaults": {"join_policy": "public"},
 }
 
 STARTED = 1_700_000_000
