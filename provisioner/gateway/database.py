@@ -24,7 +24,7 @@ BATCHES = 25
 """Batches that one statement counts at most."""
 
 MAX_WAITING = 1_000
-"""Requests that wait for a connection."""
+"""Batches, and API keys, that wait for a connection; more are told to come again."""
 
 TIMEOUT_SECONDS = 3.0
 """To get a connection, or for the server to take what is sent to it."""
@@ -130,6 +130,8 @@ class Database:
             psycopg.DataError: an event is malformed; nothing of the batch was counted.
             psycopg.Error: the database cannot be reached, or does not answer in time.
         """
+        if len(self._waiting) >= MAX_WAITING:
+            raise TooManyRequests("too many batches wait")
         batch = _Batch(token_hash, events)
         self._waiting.append(batch)
         if len(self._recording) < RECORDING:

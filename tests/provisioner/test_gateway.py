@@ -1,5 +1,6 @@
 """The instance gateway as a process, on a real database: each route with good input and bad."""
 
+import asyncio
 import http.client
 import json
 import socket
@@ -18,11 +19,14 @@ from uuid import UUID
 
 import httpx2
 import pytest
+from psycopg import OperationalError
 from psycopg.conninfo import conninfo_to_dict
+from psycopg_pool import TooManyRequests
 from starlette.datastructures import Headers
 
 from components import ROOT
 from provisioner.gateway.app import BATCHES_AT_ONCE, MAX_BODY_BYTES, needed_permission
+from provisioner.gateway.database import MAX_WAITING, Counted, Database
 from provisioner.gateway.rates import MAX_SENDERS, Rates
 from tests.support.customers import NOBODY, Db, customer_of_its_own, key_hash
 from tests.support.gateways import environment, running_gateway
@@ -517,6 +521,16 @@ class TestOutages:
             assert customer.ask(X_API_Key=customer.key).status_code == 200
             assert customer.counted == 3
 
+    def test_no_more_wait_than_memory_is_for(self) -> None:
+        async def send_them() -> list[BaseException | Counted | None]:
+            async with Database("postgresql://instance_gateway@127.0.0.1:1/mindroom") as database:
+                sent = [database.record_usage("0a" * 32, "[]") for _ in range(MAX_WAITING + 10)]
+                return await asyncio.gather(*sent, return_exceptions=True)
+
+        answers = asyncio.run(send_them())
+        assert all(isinstance(answer, OperationalError) for answer in answers)
+        assert sum(isinstance(answer, TooManyRequests) for answer in answers) == 10
+
     def test_it_starts_without_a_database(self, tmp_path: Path) -> None:
         url = "postgresql://instance_gateway:word@127.0.0.1:1/mindroom"
         with running_gateway(url, tmp_path / "log") as gateway:
@@ -578,6 +592,28 @@ def test_no_secret_is_logged(customer: Customer) -> None:
     assert "API key refused" in log
     for secret in (customer.token, customer.key, NEVER_MADE, key_hash(customer.key)):
         assert secret not in log
+
+
+UNEXPECTED = """
+import logging, structlog
+from provisioner import log
+log.configure("info")
+def f(token):
+    raise RuntimeError("unexpected")
+for logger in (logging.getLogger("uvicorn.error"), structlog.get_logger()):
+    try:
+        f("the-" + "secret")
+    except RuntimeError:
+        logger.error("failed", exc_info=True)
+"""
+
+
+def test_unexpected_error_is_logged_without_the_values_of_variables() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", UNEXPECTED], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.count("unexpected") == 2
+    assert "the-secret" not in done.stdout
 
 
 def test_its_openapi_document_is_kept_by_every_answer(platform: Platform, tmp_path: Path) -> None:
