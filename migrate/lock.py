@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 import psycopg
 
 from migrate.errors import MigrateError
-from migrate.session import Connection
+from migrate.session import Connection, OutdatedSessionError
 
 LOCK_KEY = 0x6D69677261746500
 """The advisory lock of a run: the letters of "migrate"."""
@@ -30,7 +30,8 @@ def lock(connection: Connection, wait: float, waiting: Callable[[str], None]) ->
         waiting: is called once with who holds it, when it has to be waited for.
 
     Raises:
-        MigrateError: another run holds it for longer than that; the message names it.
+        MigrateError: another run holds it for longer than that, and the message names it; or a file
+            let it go.
     """
     deadline = time.monotonic() + wait
     reported = False
@@ -44,9 +45,11 @@ def lock(connection: Connection, wait: float, waiting: Callable[[str], None]) ->
             waiting(_holder(connection))
             reported = True
         time.sleep(0.2)
-    held = True
+    held, outdated = True, None
     try:
         yield
+    except OutdatedSessionError as error:
+        outdated = error
     finally:
         if not connection.closed:
             unlock = connection.execute("select pg_advisory_unlock(%s)", [LOCK_KEY])
@@ -57,6 +60,8 @@ def lock(connection: Connection, wait: float, waiting: Callable[[str], None]) ->
             "another run may have worked at the same time",
             "run `verify`; leave that call out of the next files",
         )
+    if outdated:
+        raise outdated
 
 
 def _holder(connection: Connection) -> str:

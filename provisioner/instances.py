@@ -164,10 +164,15 @@ async def accounts_to_erase(database: Database) -> set[str]:
             """
             select account_id::text
               from private.erasures
-             where volumes_deleted_at is null
+             where erased_at is null
                and not exists (
                  select from public.instances
                   where instances.account_id = erasures.account_id and status <> 'deprovisioned'
+               )
+               and exists (
+                 select from public.instances
+                  where instances.account_id = erasures.account_id
+                    and (volumes_deleted_at >= deprovisioned_at) is not true
                )
             """
         )

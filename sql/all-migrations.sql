@@ -1677,14 +1677,14 @@ create table private.erasures (
   erased_at timestamptz
 );
 
-create index erasures_pending_idx on private.erasures (account_id) where volumes_deleted_at is null;
+create index erasures_pending_idx on private.erasures (account_id) where erased_at is null;
 
 alter table private.erasures enable row level security;
 
 comment on table private.erasures is
   'The accounts that erase_account() was called for. Without a foreign key: it outlives the account.';
 comment on column private.erasures.volumes_deleted_at is
-  'When the instance-provisioner had deleted the last volume, kept ones included; null until then.';
+  'When the instance-provisioner found no volume of the account any more; counts for the instances that were deprovisioned before.';
 comment on column private.erasures.erased_at is 'When the last row was deleted; null until then.';
 
 
@@ -1695,7 +1695,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0030_erasures.sql', 'ca211febfab757af50f88af5df4d908919d5d8d225c1720931967f1cdc088ad6', NULL, '1.0.0');
+values (0, 'migrations', '0030_erasures.sql', 'f8d800b7bad882b03c47476ecbc8fb7e20ce17ee50d6b2b05657abd5de72f887', NULL, '1.0.0');
 
 -- migrations/0031_subscription_ends.sql
 
@@ -3435,6 +3435,7 @@ create or replace function private.check_api_key_permissions() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
+  perform private.refuse_erased(new.account_id);
   if private.acting_as_user() then
     if 'admin' = any (new.permissions) then
       raise exception 'users cannot grant the permission admin'
@@ -3550,7 +3551,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '27_api_keys.sql', 'dda0cdf4097eabf64799d1aa105e3e15856d15eecbbdc3e302fdeece3e78f2e6', NULL, '1.0.0');
+values (0, 'repeatable', '27_api_keys.sql', '84ac4f44bdbd4283e36e1efa9242872ada09daaf67729831686198916846e489', NULL, '1.0.0');
 
 -- repeatable/30_private.sql
 
@@ -4564,6 +4565,7 @@ begin
     raise exception 'no subscription %', provision_instance.subscription_id
       using errcode = 'no_data_found', hint = 'Pass the id of a subscription.';
   end if;
+  perform private.refuse_erased(plan.account_id);
   if plan.live_until > now() is not true then
     raise exception 'subscription % (%) is not live', plan.id, plan.status
       using errcode = 'object_not_in_prerequisite_state',
@@ -4820,7 +4822,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '52_instance_functions.sql', '22d57a13803f03f157987a484a48a58a7321a6d8fae9e99fddfd1fec8a0088fd', NULL, '1.0.0');
+values (0, 'repeatable', '52_instance_functions.sql', '70c12f35ed544e30addd3c5ebd66f6c05e2814619c83839019f442ec983b8faa', NULL, '1.0.0');
 
 -- repeatable/53_automation_functions.sql
 
@@ -6105,7 +6107,8 @@ values (0, 'repeatable', '56_gateway_functions.sql', 'de4563b6822598b87cbb8ac397
 -- column that may have personal data to one of these two ways: its row goes with the account, or it is
 -- named there.
 
--- Whatever has an account_id, so that a new table is exported with its first row.
+-- Whatever has an account_id, so that a new table is exported with its first row; and what is found by
+-- the account's instances and its customers at Stripe.
 create or replace function public.export_account(account_id uuid) returns jsonb
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -6133,7 +6136,31 @@ begin
     ) into found_rows using account_id;
     export := export || jsonb_build_object(owned.table_name, found_rows);
   end loop;
-  return export;
+  return export || jsonb_build_object(
+    'audit_logs', (
+      select coalesce(jsonb_agg(to_jsonb(log)), '[]')
+        from public.audit_logs as log
+       where export_account.account_id in (log.account_id, log.actor_user_id)
+    ),
+    'usage_events', (
+      select coalesce(jsonb_agg(to_jsonb(event)), '[]')
+        from private.usage_events as event
+        join public.instances as instance on instance.id = event.instance_id
+       where instance.account_id = export_account.account_id
+    ),
+    'stripe_subscriptions', (
+      select coalesce(jsonb_agg(to_jsonb(subscription)), '[]')
+        from private.stripe_subscriptions as subscription
+        join private.stripe_customers as customer using (customer_id)
+       where customer.account_id = export_account.account_id
+    ),
+    'stripe_events', (
+      select coalesce(jsonb_agg(to_jsonb(event)), '[]')
+        from private.stripe_events as event
+        join private.stripe_customers as customer using (customer_id)
+       where customer.account_id = export_account.account_id
+    )
+  );
 end
 $$;
 
@@ -6194,7 +6221,7 @@ begin
   waiting_for := array(
     select app_name from public.instances
      where account_id = erase_account.account_id and runtime = 'kubernetes'
-       and erasure.volumes_deleted_at is null
+       and (erasure.volumes_deleted_at >= deprovisioned_at) is not true
      order by 1
   );
   if waiting_for <> '{}' then
@@ -6238,6 +6265,22 @@ begin
 end
 $$;
 
+create or replace function private.refuse_erased(account_id uuid) returns void
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if exists (
+    select from private.erasures where erasures.account_id = refuse_erased.account_id
+  ) then
+    raise exception 'account % is being erased', account_id
+      using errcode = 'object_not_in_prerequisite_state',
+            hint = 'It gets no instance and no API key any more.';
+  end if;
+end
+$$;
+
+comment on function private.refuse_erased(uuid) is
+  'Refuses an account that erase_account() was called for.';
 comment on function public.export_account(uuid) is
   'All rows of an account, by table: what a person may ask to see. No secret and no hash is among them.';
 comment on function public.erase_account(uuid) is
@@ -6248,7 +6291,8 @@ comment on function private.check_account(uuid) is
 revoke all on function
   public.export_account(uuid),
   public.erase_account(uuid),
-  private.check_account(uuid)
+  private.check_account(uuid),
+  private.refuse_erased(uuid)
 from public, anon, authenticated, service_role;
 grant execute on function
   public.export_account(uuid),
@@ -6263,6 +6307,6 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '57_erasure_functions.sql', 'da0ab5b173848ff7e330cda001b6ca58807979166c2b0b6a6267bc2b4fe8adf5', NULL, '1.0.0');
+values (0, 'repeatable', '57_erasure_functions.sql', '7441d2bc6e84f2335d254829564b00eafb9d7a7762e3f374996efc4ceb3aaff5', NULL, '1.0.0');
 
 commit;

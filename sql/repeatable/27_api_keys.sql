@@ -29,6 +29,7 @@ create or replace function private.check_api_key_permissions() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
+  perform private.refuse_erased(new.account_id);
   if private.acting_as_user() then
     if 'admin' = any (new.permissions) then
       raise exception 'users cannot grant the permission admin'

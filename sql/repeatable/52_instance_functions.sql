@@ -98,6 +98,7 @@ begin
     raise exception 'no subscription %', provision_instance.subscription_id
       using errcode = 'no_data_found', hint = 'Pass the id of a subscription.';
   end if;
+  perform private.refuse_erased(plan.account_id);
   if plan.live_until > now() is not true then
     raise exception 'subscription % (%) is not live', plan.id, plan.status
       using errcode = 'object_not_in_prerequisite_state',

@@ -2,7 +2,8 @@
 -- column that may have personal data to one of these two ways: its row goes with the account, or it is
 -- named there.
 
--- Whatever has an account_id, so that a new table is exported with its first row.
+-- Whatever has an account_id, so that a new table is exported with its first row; and what is found by
+-- the account's instances and its customers at Stripe.
 create or replace function public.export_account(account_id uuid) returns jsonb
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -30,7 +31,31 @@ begin
     ) into found_rows using account_id;
     export := export || jsonb_build_object(owned.table_name, found_rows);
   end loop;
-  return export;
+  return export || jsonb_build_object(
+    'audit_logs', (
+      select coalesce(jsonb_agg(to_jsonb(log)), '[]')
+        from public.audit_logs as log
+       where export_account.account_id in (log.account_id, log.actor_user_id)
+    ),
+    'usage_events', (
+      select coalesce(jsonb_agg(to_jsonb(event)), '[]')
+        from private.usage_events as event
+        join public.instances as instance on instance.id = event.instance_id
+       where instance.account_id = export_account.account_id
+    ),
+    'stripe_subscriptions', (
+      select coalesce(jsonb_agg(to_jsonb(subscription)), '[]')
+        from private.stripe_subscriptions as subscription
+        join private.stripe_customers as customer using (customer_id)
+       where customer.account_id = export_account.account_id
+    ),
+    'stripe_events', (
+      select coalesce(jsonb_agg(to_jsonb(event)), '[]')
+        from private.stripe_events as event
+        join private.stripe_customers as customer using (customer_id)
+       where customer.account_id = export_account.account_id
+    )
+  );
 end
 $$;
 
@@ -91,7 +116,7 @@ begin
   waiting_for := array(
     select app_name from public.instances
      where account_id = erase_account.account_id and runtime = 'kubernetes'
-       and erasure.volumes_deleted_at is null
+       and (erasure.volumes_deleted_at >= deprovisioned_at) is not true
      order by 1
   );
   if waiting_for <> '{}' then
@@ -135,6 +160,22 @@ begin
 end
 $$;
 
+create or replace function private.refuse_erased(account_id uuid) returns void
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if exists (
+    select from private.erasures where erasures.account_id = refuse_erased.account_id
+  ) then
+    raise exception 'account % is being erased', account_id
+      using errcode = 'object_not_in_prerequisite_state',
+            hint = 'It gets no instance and no API key any more.';
+  end if;
+end
+$$;
+
+comment on function private.refuse_erased(uuid) is
+  'Refuses an account that erase_account() was called for.';
 comment on function public.export_account(uuid) is
   'All rows of an account, by table: what a person may ask to see. No secret and no hash is among them.';
 comment on function public.erase_account(uuid) is
@@ -145,7 +186,8 @@ comment on function private.check_account(uuid) is
 revoke all on function
   public.export_account(uuid),
   public.erase_account(uuid),
-  private.check_account(uuid)
+  private.check_account(uuid),
+  private.refuse_erased(uuid)
 from public, anon, authenticated, service_role;
 grant execute on function
   public.export_account(uuid),

@@ -6,7 +6,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg.errors import NoDataFound, NullValueNotAllowed
+from psycopg.errors import NoDataFound, NullValueNotAllowed, ObjectNotInPrerequisiteState
 from psycopg.types.json import Jsonb
 
 from tests.support.customers import (
@@ -29,6 +29,7 @@ ADDRESS = "203.0.113.77"
 OUR_OWN = {
     "private.tiers",
     "private.retention",
+    "private.database_backups",
     "private.reserved_subdomains",
     "private.instance_status_transitions",
     "private.stripe_prices",
@@ -177,11 +178,26 @@ def test_it_says_what_somebody_else_has_to_do_first(db: Db) -> None:
     assert db.counts(BOB)["public.instances"] == 1
 
 
-def test_its_keys_open_nothing_from_the_first_call(db: Db) -> None:
+def test_it_has_no_key_and_gets_no_instance_from_the_first_call(db: Db) -> None:
     add_key(db, "a key", account_id=ANN.account)
     db.update("subscriptions", ANN.subscription, stripe_subscription_id="sub_1")
     erase(db)
     assert db.run("select is_active from api_keys") == [(False,)]
+    for role in ("authenticated", "service_role"):
+        with db.acting(role, ANN), db.refused(ObjectNotInPrerequisiteState, "is being erased"):
+            add_key(db, "another key", account_id=ANN.account)
+    with db.refused(ObjectNotInPrerequisiteState, "is being erased"):
+        db.run("select provision_instance(%s)", ANN.subscription)
+
+
+def test_volumes_count_as_deleted_for_instances_that_were_gone_by_then(db: Db) -> None:
+    db.update("subscriptions", ANN.subscription, stripe_subscription_id="sub_1")
+    erase(db)
+    db.run("update private.erasures set volumes_deleted_at = now() - interval '1 minute'")
+    db.update("subscriptions", ANN.subscription, status="cancelled")
+    erase(db)
+    remove_instances(db)
+    assert erase(db) == ("volumes", [ANN.name])
 
 
 def test_where_the_owner_may_not_delete_users_supabase_auth_has_to(db: Db) -> None:
@@ -227,6 +243,9 @@ def test_an_export_has_every_row_and_no_secret(everything: Db) -> None:
         assert len(exported[table.removeprefix("public.")]) == count, table
     assert exported["accounts"][0]["email"] == ANN.email
     assert [row["customer_id"] for row in exported["stripe_customers"]] == ["cus_1"]
+    assert [row["subscription_id"] for row in exported["stripe_subscriptions"]] == ["sub_1"]
+    assert [row["event_id"] for row in exported["stripe_events"]] == ["evt_1"]
+    assert [row["event_id"] for row in exported["usage_events"]] == ["a"]
     assert key_hash("another key") not in json.dumps(exported)
     assert "TOKEN" not in json.dumps(exported)
     add_key(everything, "one more", account_id=ANN.account)

@@ -208,8 +208,17 @@ def test_a_holder_is_named_to_a_role_that_may_not_see_its_activity(
         assert f"lock: pid {holder.info.backend_pid} (deploy 7, user postgres); waited" in message
 
 
-def test_a_file_that_lets_the_lock_of_the_run_go_is_noticed(database: str, tmp_path: Path) -> None:
-    write(tmp_path, {**tables(1), "migrations/0002_a.sql": "select pg_advisory_unlock_all();"})
+CHANGES_DEFAULTS = """
+do $$ begin execute format('alter database %I set work_mem = 5000', current_database()); end $$;
+"""
+
+
+@pytest.mark.parametrize("before", ["", CHANGES_DEFAULTS], ids=["", "in a new session"])
+def test_a_file_that_lets_the_lock_of_the_run_go_is_noticed(
+    database: str, tmp_path: Path, before: str
+) -> None:
+    unlock = f"{before}select pg_advisory_unlock_all();"
+    write(tmp_path, {**tables(1), "migrations/0002_a.sql": unlock})
     assert up_fails(database, tmp_path) == (
         "one of the files let the lock of this run go, as pg_advisory_unlock_all() does: another "
         "run may have worked at the same time\n"
