@@ -1,5 +1,6 @@
 """The process: `python -m provisioner.gateway`."""
 
+import resource
 import signal
 import sys
 
@@ -7,12 +8,10 @@ import uvicorn
 
 from provisioner import log
 from provisioner.gateway.app import create_app
+from provisioner.gateway.connections import Connection
 from provisioner.gateway.database import Database
 from provisioner.gateway.settings import Settings
 from provisioner.settings import SettingsError, load
-
-MAX_CONNECTIONS = 2_000
-"""Of senders: more are answered 503."""
 
 
 def main() -> int:
@@ -23,6 +22,9 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     log.configure(settings.log_level)
+    # The soft limit of a container may be 1,024 files, and each connection is one.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     # Once the server has stopped, it raises the signal again that stopped it.
     signal.signal(signal.SIGTERM, lambda *_: None)
     uvicorn.run(
@@ -32,8 +34,7 @@ def main() -> int:
         log_config=None,
         access_log=False,
         server_header=False,
-        limit_concurrency=MAX_CONNECTIONS,
-        backlog=MAX_CONNECTIONS,
+        http=Connection,
         timeout_graceful_shutdown=5,
     )
     return 0

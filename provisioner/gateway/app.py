@@ -6,6 +6,7 @@ import math
 import re
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBea
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from provisioner.gateway import metrics
@@ -28,8 +30,11 @@ from provisioner.gateway.database import Database
 from provisioner.gateway.rates import Rates
 
 MAX_BODY_BYTES = 1024 * 1024
-MAX_BUFFERED_BYTES = 64 * MAX_BODY_BYTES
-"""Of all bodies that are being read."""
+MAX_HELD_BYTES = 32 * MAX_BODY_BYTES
+"""Of all bodies that are being read, or wait to be counted."""
+
+MAX_HELD_OF_ONE = 4 * MAX_BODY_BYTES
+"""Of those from one address."""
 
 BODY_SECONDS = 10.0
 """Within which a body has to arrive."""
@@ -129,30 +134,44 @@ class Gateway:
 
     Attributes:
         rates: of the instances, by the hashes of their tokens.
-        buffered_bytes: of the bodies that are being read.
+        held: bytes of the bodies that are not answered yet, by address of the client.
     """
 
     database: Database
     rates: Rates = field(default_factory=lambda: Rates(BATCHES_PER_SECOND, BATCHES_AT_ONCE))
-    buffered_bytes: int = 0
+    held: Counter[str] = field(default_factory=Counter)
 
-    async def body_of(self, request: Request) -> bytes:
-        """The body of a request, unless it is too large or too slow."""
-        body = bytearray()
+    @asynccontextmanager
+    async def body_of(self, request: Request) -> AsyncIterator[bytes]:
+        """The body of a request, held until it is answered; unless it is too large or too slow."""
+        body, client = bytearray(), _client(request)
         try:
-            async with asyncio.timeout(BODY_SECONDS):
-                async for chunk in request.stream():
-                    body += chunk
-                    self.buffered_bytes += len(chunk)
-                    if len(body) > MAX_BODY_BYTES:
-                        raise _unread(413, "a batch has at most 1 MiB: send fewer events")
-                    if self.buffered_bytes > MAX_BUFFERED_BYTES:
-                        raise _unread(503, "too much is being sent at once", RETRY_SECONDS)
-        except TimeoutError:
-            raise _unread(408, f"the body did not arrive within {BODY_SECONDS:g} s") from None
+            try:
+                async with asyncio.timeout(BODY_SECONDS):
+                    async for chunk in request.stream():
+                        body += chunk
+                        self.held[client] += len(chunk)
+                        if len(body) > MAX_BODY_BYTES:
+                            raise _unread(413, "a batch has at most 1 MiB: send fewer events")
+                        if (
+                            self.held[client] > MAX_HELD_OF_ONE
+                            or self.held.total() > MAX_HELD_BYTES
+                        ):
+                            raise _unread(503, "too much is being sent at once", RETRY_SECONDS)
+            except TimeoutError:
+                raise _unread(408, f"the body did not arrive within {BODY_SECONDS:g} s") from None
+            except ClientDisconnect:
+                raise _unread(499, "the client has gone") from None
+            yield bytes(body)
         finally:
-            self.buffered_bytes -= len(body)
-        return bytes(body)
+            self.held[client] -= len(body)
+            if not self.held[client]:
+                del self.held[client]
+
+
+def _client(request: Request) -> str:
+    """The address that a request comes from."""
+    return request.client.host if request.client else ""
 
 
 def _unread(status: int, detail: str, retry_after: int | None = None) -> HTTPException:
@@ -208,21 +227,23 @@ async def usage(request: Request, presented: Bearer, gateway: Injected) -> Usage
     if wait := gateway.rates.seconds_to_wait(token_hash.encode()):
         raise _unread(429, "too many batches", math.ceil(wait))
     try:
-        events = BATCH.validate_json(await gateway.body_of(request)).events
+        async with gateway.body_of(request) as body:
+            counted = await gateway.database.record_usage(token_hash, _events_of(body))
     except ValidationError as error:
         raise _bad_batch(error) from None
-    try:
-        counted = await gateway.database.record_usage(
-            token_hash, EVENTS.dump_json(events, exclude_none=True).decode()
-        )
     except (psycopg.DataError, UnicodeError) as error:
         raise _refused_batch(error) from None
     if counted is None:
-        log.warning("unknown token", client=request.client.host if request.client else None)
+        log.warning("unknown token", client=_client(request))
         raise _unauthorized("no instance has this token")
     metrics.events.labels("counted").inc(counted.counted)
     metrics.events.labels("duplicate").inc(counted.duplicates)
     return Usage.model_construct(**counted._asdict())
+
+
+def _events_of(body: bytes) -> str:
+    """The events of a batch, JSON: far smaller than they are as objects."""
+    return EVENTS.dump_json(BATCH.validate_json(body).events, exclude_none=True).decode()
 
 
 def _bad_batch(error: ValidationError) -> BadBatchError:
@@ -354,7 +375,7 @@ async def _bad_batch_answer(_: Request, error: Exception) -> JSONResponse:
 async def _database_error(request: Request, error: Exception) -> JSONResponse:
     # The first line only: an error may quote what was sent.
     diagnosis = error.diag.message_primary if isinstance(error, psycopg.Error) else None
-    text = diagnosis or str(error).partition("\n")[0]
+    text = diagnosis or str(error).partition("\n")[0] or "no answer in time"
     log.warning("database", path=request.url.path, error=text)
     return JSONResponse(
         {"detail": "the database cannot be reached"}, 503, {"Retry-After": str(RETRY_SECONDS)}
@@ -402,7 +423,11 @@ def create_app(database: Database) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
-        exception_handlers={BadBatchError: _bad_batch_answer, psycopg.Error: _database_error},
+        exception_handlers={
+            BadBatchError: _bad_batch_answer,
+            psycopg.Error: _database_error,
+            TimeoutError: _database_error,
+        },
     )
     app.add_middleware(Measured)
     app.state.gateway = Gateway(database)

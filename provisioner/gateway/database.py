@@ -29,6 +29,9 @@ MAX_WAITING = 1_000
 TIMEOUT_SECONDS = 3.0
 """To get a connection, or for the server to take what is sent to it."""
 
+ANSWER_SECONDS = 8.0
+"""After which nobody waits for an answer any more: senders give up after ten."""
+
 # The token is looked up where it is used, so that one that was rotated is known at once; `offset 0`
 # has it looked up once. In the order of tokens, no two statements wait for one another in a circle.
 RECORD = """
@@ -69,7 +72,7 @@ class Verdict(NamedTuple):
     reason: str | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Batch:
     """A batch of events, JSON, of the instance whose token has this SHA-256."""
 
@@ -128,7 +131,8 @@ class Database:
 
         Raises:
             psycopg.DataError: an event is malformed; nothing of the batch was counted.
-            psycopg.Error: the database cannot be reached, or does not answer in time.
+            psycopg.Error: the database cannot be reached, or too many batches wait.
+            TimeoutError: the database does not answer in time.
         """
         if len(self._waiting) >= MAX_WAITING:
             raise TooManyRequests("too many batches wait")
@@ -138,7 +142,12 @@ class Database:
             task = asyncio.create_task(self._record_waiting())
             self._recording.add(task)
             task.add_done_callback(self._recording.discard)
-        return await batch.answer
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                return await batch.answer
+        finally:
+            if batch in self._waiting:
+                self._waiting.remove(batch)
 
     async def verify_api_key(
         self, key_hash: str, instance_id: uuid.UUID, permission: str
@@ -146,39 +155,49 @@ class Database:
         """Judge an API key by its SHA-256, hexadecimal.
 
         Raises:
-            psycopg.Error: the database cannot be reached, or does not answer in time.
+            psycopg.Error: the database cannot be reached.
+            TimeoutError: the database does not answer in time.
         """
-        [row] = await self._rows(VERIFY, key_hash, instance_id, permission)
+        asked = asyncio.create_task(self._rows(VERIFY, key_hash, instance_id, permission))
+        await asyncio.wait([asked], timeout=ANSWER_SECONDS)
+        if not asked.done():
+            asked.cancel()  # which may take as long again
+            raise TimeoutError
+        [row] = asked.result()
         return Verdict(*row)
 
     async def _record_waiting(self) -> None:
         """Count all batches that wait, some at a time."""
         while self._waiting:
-            batches = [self._waiting.popleft() for _ in range(min(BATCHES, len(self._waiting)))]
-            try:
-                await self._record(batches)
-            except psycopg.Error as error:
-                if not is_connection_error(error):
-                    for each in batches:
-                        await self._record_alone(each)
-                    continue
-                # Those that wait would only learn the same later.
-                for each in (*batches, *self._waiting):
-                    each.answer.set_exception(error)
-                self._waiting.clear()
+            await self._record(
+                [self._waiting.popleft() for _ in range(min(BATCHES, len(self._waiting)))]
+            )
 
     async def _record(self, batches: Sequence[_Batch]) -> None:
+        """Count those of the batches whose answer somebody waits for, and answer them."""
+        batches = [each for each in batches if not each.answer.done()]
+        if not batches:
+            return
         hashes, events = zip(*((each.token_hash, each.events) for each in batches), strict=True)
-        rows = await self._rows(RECORD, list(hashes), list(events))
-        counted = {number: Counted(*row) for number, *row in rows}
-        for number, each in enumerate(batches, 1):
-            each.answer.set_result(counted.get(number))
-
-    async def _record_alone(self, batch: _Batch) -> None:
         try:
-            await self._record([batch])
-        except psycopg.Error as error:
-            batch.answer.set_exception(error)
+            rows = await self._rows(RECORD, list(hashes), list(events))
+            counted = {number: Counted(*row) for number, *row in rows}
+        except Exception as error:
+            if len(batches) > 1 and is_of_one_batch(error):
+                for each in batches:
+                    await self._record([each])
+                return
+            if is_connection_error(error):
+                # Those that wait would only learn the same later.
+                batches += self._waiting
+                self._waiting.clear()
+            for each in batches:
+                if not each.answer.done():
+                    each.answer.set_exception(error)
+            return
+        for number, each in enumerate(batches, 1):
+            if not each.answer.done():
+                each.answer.set_result(counted.get(number))
 
     async def _rows(self, statement: str, *values: object) -> list[TupleRow]:
         """What a statement returns; it can safely be repeated, and is where a connection broke."""
@@ -198,8 +217,15 @@ class Database:
             return await cursor.fetchall()
 
 
-def is_connection_error(error: psycopg.Error) -> bool:
+def is_of_one_batch(error: Exception) -> bool:
+    """Whether a batch is refused for what it says, and others counted with it are not."""
+    return isinstance(error, psycopg.Error) and (error.sqlstate or "").startswith(
+        ("22", "23", "P0")
+    )
+
+
+def is_connection_error(error: Exception) -> bool:
     """Whether there is no connection, and not only a statement that failed."""
-    if error.sqlstate:
+    if isinstance(error, psycopg.Error) and error.sqlstate:
         return error.sqlstate.startswith(("08", "57P"))
     return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)

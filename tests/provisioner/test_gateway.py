@@ -7,9 +7,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -18,6 +18,7 @@ from typing import Any
 from uuid import UUID
 
 import httpx2
+import psycopg
 import pytest
 from psycopg import OperationalError
 from psycopg.conninfo import conninfo_to_dict
@@ -25,7 +26,15 @@ from psycopg_pool import TooManyRequests
 from starlette.datastructures import Headers
 
 from components import ROOT
-from provisioner.gateway.app import BATCHES_AT_ONCE, MAX_BODY_BYTES, needed_permission
+from provisioner.gateway import database
+from provisioner.gateway.app import (
+    BATCHES_AT_ONCE,
+    MAX_BODY_BYTES,
+    MAX_HELD_OF_ONE,
+    create_app,
+    needed_permission,
+)
+from provisioner.gateway.connections import HEAD_SECONDS, MAX_CONNECTIONS
 from provisioner.gateway.database import MAX_WAITING, Counted, Database
 from provisioner.gateway.rates import MAX_SENDERS, Rates
 from tests.support.customers import NOBODY, Db, customer_of_its_own, key_hash
@@ -482,6 +491,132 @@ def test_client_cannot_speak_for_the_ingress(
     assert needed_permission(Headers({})) is None
 
 
+class TestOneOfMany:
+    """What one sender can take from all others."""
+
+    def test_connections(self, customer: Customer) -> None:
+        address = ("127.0.0.1", customer.gateway.port)
+        with ExitStack() as stack:
+            for _ in range(MAX_CONNECTIONS):
+                stack.enter_context(
+                    socket.create_connection(address, source_address=("127.0.0.2", 0))
+                )
+            one_more = stack.enter_context(
+                socket.create_connection(address, PATIENCE, source_address=("127.0.0.2", 0))
+            )
+            with suppress(ConnectionError):
+                assert one_more.recv(1) == b""
+            assert customer.send(event("a")).status_code == 200
+
+    def test_memory_until_a_batch_is_answered(self) -> None:
+        waits = asyncio.Event()
+
+        class Slow(Database):
+            async def record_usage(self, *_: str) -> None:
+                await waits.wait()
+
+        async def statuses() -> list[int]:
+            app = create_app(Slow("postgresql://a@b/c"))
+            body = json.dumps({"events": []}).encode().ljust(MAX_BODY_BYTES)
+            asked = [
+                asyncio.create_task(answer_to(app, address, body))
+                for address in ("10.0.0.1",) * (MAX_HELD_OF_ONE // len(body) + 1) + ("10.0.0.2",)
+            ]
+            await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+            waits.set()
+            answers = [await each for each in asked]
+            assert not app.state.gateway.held
+            return answers
+
+        assert asyncio.run(statuses()) == [401] * 4 + [503, 401]
+
+    def test_client_that_leaves_is_no_error(self) -> None:
+        app = create_app(Database("postgresql://a@b/c"))
+        assert asyncio.run(answer_to(app, "10.0.0.1", None)) == 499
+
+
+async def answer_to(app: Any, address: str, body: bytes | None) -> int:
+    """The status of what is answered to a batch; without a body, of a client that leaves."""
+    status: list[int] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body} if body else {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        status.append(message.get("status", 0))
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/usage", "query_string": b""}
+    headers = [(b"authorization", b"Bearer a")]
+    await app(scope | {"headers": headers, "client": (address, 1)}, receive, send)
+    return status[0]
+
+
+class Broken(Database):
+    """Whose statements all fail.
+
+    Attributes:
+        asked: how many there were.
+    """
+
+    def __init__(self, fail: Callable[[], Awaitable[Any]]) -> None:
+        super().__init__("postgresql://a@b/c")
+        self.fail, self.asked = fail, 0
+
+    async def _execute(self, *_: object) -> Any:
+        self.asked += 1
+        await asyncio.sleep(0)
+        return await self.fail()
+
+    async def outcomes(self, calls: int) -> list[Any]:
+        """Of batches that come at once, and of a key."""
+        batches = [self.record_usage("hash", "[]") for _ in range(calls)]
+        async with asyncio.timeout(PATIENCE):
+            return await asyncio.gather(
+                *batches, self.verify_api_key("hash", UUID(NOBODY), "read"), return_exceptions=True
+            )
+
+
+@pytest.mark.parametrize(
+    ("error", "statements"),
+    [
+        (psycopg.errors.QueryCanceled(), 2),
+        (psycopg.errors.LockNotAvailable(), 2),
+        (psycopg.errors.DiskFull(), 2),
+        (ValueError(), 2),
+        (psycopg.errors.InvalidParameterValue(), 8),
+    ],
+    ids=repr,
+)
+def test_only_a_malformed_batch_has_each_counted_alone(error: Exception, statements: int) -> None:
+    """Six that come at once, and a key."""
+
+    async def fail() -> None:
+        raise error
+
+    async def asked() -> tuple[list[Any], int]:
+        broken = Broken(fail)
+        return await broken.outcomes(6), broken.asked
+
+    assert asyncio.run(asked()) == ([error] * 7, statements)
+
+
+def test_no_answer_takes_longer_than_a_sender_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "ANSWER_SECONDS", 0.1)
+
+    async def hang() -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(PATIENCE)
+        await asyncio.sleep(PATIENCE)
+
+    async def outcomes() -> list[Any]:
+        broken = Broken(hang)
+        found = await broken.outcomes(60)
+        assert not broken._waiting
+        return found
+
+    assert {type(each) for each in asyncio.run(outcomes())} == {TimeoutError}
+
+
 class TestOutages:
     """The database is away."""
 
@@ -498,6 +633,10 @@ class TestOutages:
             )
             customer = stack.enter_context(a_customer(platform, gateway))
             assert customer.send(event("a")).status_code == 200
+            silent = stack.enter_context(
+                socket.create_connection(("127.0.0.1", gateway.port), timeout=HEAD_SECONDS)
+            )
+            silent.sendall(b"POST /v1/usage HTTP/1.1\r\n")
             proxy.cut()
             began = time.monotonic()
             with ThreadPoolExecutor(4) as pool:
@@ -520,11 +659,12 @@ class TestOutages:
             assert customer.send(event("c")).status_code == 200
             assert customer.ask(X_API_Key=customer.key).status_code == 200
             assert customer.counted == 3
+            assert silent.recv(1) == b""
 
     def test_no_more_wait_than_memory_is_for(self) -> None:
         async def send_them() -> list[BaseException | Counted | None]:
-            async with Database("postgresql://instance_gateway@127.0.0.1:1/mindroom") as database:
-                sent = [database.record_usage("0a" * 32, "[]") for _ in range(MAX_WAITING + 10)]
+            async with Database("postgresql://instance_gateway@127.0.0.1:1/mindroom") as nowhere:
+                sent = [nowhere.record_usage("0a" * 32, "[]") for _ in range(MAX_WAITING + 10)]
                 return await asyncio.gather(*sent, return_exceptions=True)
 
         answers = asyncio.run(send_them())
