@@ -355,43 +355,37 @@ def test_destroy_on_dev_leaves_nothing(project: Project, server: Server) -> None
         ).fetchall()
     assert names == []
     assert not list((project.directory / "manifests").rglob("*.yaml"))
+
+
+def test_deployed_to_a_cluster(project: Project, deploy_to: ClusterAccess) -> None:
+    """Where nothing was left of the stack, it comes up again."""
+    ready = ("get", "deployments", "-n", "mindroom", "-o", "jsonpath={..readyReplicas}")
+    to = {"kubernetesContext": deploy_to.context, "renderDirectory": ""}
+    project.stack.set_all_config(
+        {f"{PROJECT}:{key}": automation.ConfigValue(value) for key, value in to.items()}
+    )
     project.up()
     assert "table public.accounts" in live_catalog(project.url)
-
-
-def test_deployed_to_a_cluster(
-    deploy_to: ClusterAccess, postgres_bin: Path, tmp_path: Path
-) -> None:
-    directory = tmp_path / "project"
-    directory.mkdir()
-    ready = ("get", "deployments", "-n", "mindroom", "-o", "jsonpath={..readyReplicas}")
-    with own_server(tmp_path, postgres_bin) as server:
-        url = server.url("mindroom")
-        to = {"kubernetesContext": deploy_to.context, "renderDirectory": ""}
-        project = make_project(directory, stack_config(url, directory, **to), url)
-        project.up()
-        assert deploy_to.kubectl(*ready) == "2 2"
-        assert set(changes(project.preview(expect_no_changes=True, refresh=True))) == {
-            "same",
-            "read",
-        }
-        image = automation.ConfigValue("localhost/instance-provisioner:next")
-        project.stack.set_config(f"{PROJECT}:provisionerImage", image)
-        preview = project.preview()
-        assert changes(preview).get("update") == 2 + len(SCHEDULES)  # it is the jobs' image, too
-        assert re.search(r"~ kubernetes:apps/v1:Deployment: \(update\)", preview.stdout)
-        assert re.search(r'~ image *: ".*:dev" => ".*:next"', preview.stdout)
-        project.up()
-        used = ("get", "pods", "-n", "mindroom", "-o", "jsonpath={..containers[*].image}")
-        assert ":next" in deploy_to.kubectl(*used)
-        deploy_to.kubectl(
-            "scale", "deployment/instance-provisioner", "-n", "mindroom", "--replicas=1"
-        )
-        assert changes(project.preview(refresh=True)).get("update") == 1
-        project.up(refresh=True)
-        assert deploy_to.kubectl(*ready) == "2 2"
-        project.stack.destroy(color="never")
-        assert "mindroom" not in deploy_to.kubectl("get", "namespaces")
+    assert deploy_to.kubectl(*ready) == "2 2"
+    assert set(changes(project.preview(expect_no_changes=True, refresh=True))) == {
+        "same",
+        "read",
+    }
+    image = automation.ConfigValue("localhost/instance-provisioner:next")
+    project.stack.set_config(f"{PROJECT}:provisionerImage", image)
+    preview = project.preview()
+    assert changes(preview).get("update") == 2 + len(SCHEDULES)  # it is the jobs' image, too
+    assert re.search(r"~ kubernetes:apps/v1:Deployment: \(update\)", preview.stdout)
+    assert re.search(r'~ image *: ".*:dev" => ".*:next"', preview.stdout)
+    project.up()
+    used = ("get", "pods", "-n", "mindroom", "-o", "jsonpath={..containers[*].image}")
+    assert ":next" in deploy_to.kubectl(*used)
+    deploy_to.kubectl("scale", "deployment/instance-provisioner", "-n", "mindroom", "--replicas=1")
+    assert changes(project.preview(refresh=True)).get("update") == 1
+    project.up(refresh=True)
+    assert deploy_to.kubectl(*ready) == "2 2"
+    project.stack.destroy(color="never")
+    assert "mindroom" not in deploy_to.kubectl("get", "namespaces")
 
 
 def test_jobs_of_pg_cron_follow_the_stack(tmp_path: Path) -> None:
