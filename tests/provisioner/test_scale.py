@@ -22,6 +22,7 @@ def purpose(statement: str) -> str:
         "keep-alive": r"^select 1$",
         "resync": r"work\.due_at is not null as due",
         "claim": r"^with next as",
+        "erasures": r"from private\.erasures",
         "pending": r"as length",
         "check of a connection": r"^$",
     }.items():
@@ -72,6 +73,7 @@ def test_two_replicas_provision_fifty_instances_once_each_and_are_idle_then(
     assert 0 < counts["resync"] <= resyncs
     assert counts.pop("claim") <= resyncs
     assert counts.pop("pending") <= resyncs
+    assert counts.pop("erasures") <= resyncs
     counts.pop("check of a connection", None)
     assert set(counts) == {"resync"}
     for service in services:
