@@ -16,9 +16,11 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 
+from components.authorization import SERVICES
 from components.instance_provisioner import RESTRICTED
 from embedded.cluster import ClusterAccess
 from embedded.errors import UserError
+from provisioner.gateway.database import MAX_CONNECTIONS
 from tests.support.manifests import (
     CHARTS,
     KUBERNETES,
@@ -453,16 +455,32 @@ class TestGateway:
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
             assert container[probe]["httpGet"] == {"path": "/health", "port": "http"}
 
-    def test_network_is_open_to_the_cluster_and_leads_to_the_database_only(
+    def test_network_is_open_to_who_asks_and_leads_to_the_database_only(
         self, render: Render, values: Values
     ) -> None:
-        changed = values | {"networkPolicy": {"databasePort": 6000}}
+        changed = everything(values)
+        changed["networkPolicy"]["databasePort"] = 6000
+        changed["gateway"] = values["gateway"] | {"ingressNamespace": "ingress"}
         policy = only(render(changed), "NetworkPolicy", GATEWAY)["spec"]
         assert policy["policyTypes"] == ["Ingress", "Egress"]
         (ingress,), (egress,) = policy["ingress"], policy["egress"]
-        assert ingress["from"] == [{"namespaceSelector": {}}]
+        own, *others = ingress["from"]
+        assert own == {"podSelector": {}}
+        assert (
+            others
+            == [
+                {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
+                for name in (values["instancesNamespace"], "ingress")
+            ]
+            + changed["networkPolicy"]["allowFrom"]
+        )
         assert ingress["ports"] == [{"port": "http", "protocol": "TCP"}]
         assert [port["port"] for port in egress["ports"]] == [53, 53, 6000]
+
+    def test_role_has_connections_for_every_pod_of_a_rollout(self) -> None:
+        schema = json.loads((CHART / "values.schema.json").read_text())
+        pods = schema["properties"]["gateway"]["properties"]["replicas"]["maximum"] + 1
+        assert pods * MAX_CONNECTIONS <= SERVICES["instance_gateway"].connection_limit
 
     def test_its_secret_rolls_its_pods_alone(self, render: Render, values: Values) -> None:
         before = everything(values)
@@ -680,6 +698,8 @@ class TestValues:
             ("existingSecret", "", "at '/existingSecret': '' does not match"),
             ("existingSecret", {"name": "x"}, "at '/existingSecret': got object, want string"),
             ("gateway.replicas", 0, "at '/gateway/replicas': minimum: got 0, want 1"),
+            ("gateway.replicas", 4, "at '/gateway/replicas': maximum: got 4, want 3"),
+            ("gateway.ingressNamespace", "a.b", "at '/gateway/ingressNamespace': "),
             ("gateway.enabled", True, "at '/gateway': additional properties 'enabled'"),
             ("secretChecksum", "hunter2", "at '/secretChecksum': 'hunter2' does not match"),
             ("instancesNamespace", "In_Stances", "at '/instancesNamespace': "),
