@@ -24,6 +24,7 @@ TOKENS = (
     "MINDROOM_API_KEY",
     "MINDROOM_CREDENTIALS_ENCRYPTION_KEY",
     "MINDROOM_SANDBOX_PROXY_TOKEN",
+    "OPENAI_COMPAT_API_KEYS",
     "PLATFORM_USAGE_TOKEN",
 )
 """The secrets that are generated for every instance, each 32 bytes in URL-safe base64, as MindRoom

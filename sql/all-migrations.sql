@@ -1879,6 +1879,23 @@ set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
 values (0, 'migrations', '0035_database_backups.sql', 'ef965a8fe3e6ba136b2146a79f192b27a466856a0fcc6697ca59fb0a3b7941ca', NULL, '1.0.0');
 
+-- migrations/0036_verify_api_key.sql
+
+-- It returns one more column, which `create or replace` in sql/repeatable/ cannot add. Until that has
+-- run, the gateway answers the ingress 503.
+-- squawk-ignore ban-drop-function
+drop function if exists public.verify_api_key(text, uuid, text);
+
+
+reset session authorization;
+reset all;
+set client_encoding = 'UTF8';
+set client_connection_check_interval = '2s';
+set lock_timeout = '5s';
+set statement_timeout = '15min';
+insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
+values (0, 'migrations', '0036_verify_api_key.sql', 'ace9adfa8ee53f8076b2b66d7e456f5159e0238fd833af6bf1e761cb7a8f8ddc', NULL, '1.0.0');
+
 -- repeatable/10_shared.sql
 
 -- What the tables' own files build on: timestamps, who is acting, the audit log.
@@ -5975,7 +5992,7 @@ $$;
 -- Every key is judged by the same statement, whatever is wrong with it, and every refusal is noted by the
 -- same one.
 create or replace function public.verify_api_key(key_hash text, instance_id uuid, permission text)
-returns table (valid boolean, account_id uuid, scopes text[], reason text)
+returns table (valid boolean, account_id uuid, scopes text[], reason text, upstream_key text)
 language plpgsql security definer rows 1 set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
@@ -6018,6 +6035,9 @@ begin
   if valid then
     account_id := judged.account_id;
     scopes := judged.permissions;
+    select secret.value into upstream_key
+      from private.instance_secrets as secret
+     where secret.instance_id = verify_api_key.instance_id and secret.name = 'OPENAI_COMPAT_API_KEYS';
     -- Whoever holds the row at this moment notes it, or the next use does.
     update public.api_keys
        set last_used_at = now()
@@ -6077,7 +6097,7 @@ $$;
 comment on function public.instance_of_token(text) is
   'The instance with this PLATFORM_USAGE_TOKEN, by its SHA-256; null without one, or when it is deprovisioned.';
 comment on function public.verify_api_key(text, uuid, text) is
-  'May the API key with this SHA-256 do this on this instance? Then account_id and scopes say whose it is and what it may do. Else reason, for the log and never for who presented it: unknown, account (another''s, or no such instance), expired, revoked, plan (without API access) or scope. Notes last_used_at once a minute, and counts refusals in one audit row a day.';
+  'May the API key with this SHA-256 do this on this instance? Then account_id and scopes say whose it is and what it may do, and upstream_key is the instance''s own, OPENAI_COMPAT_API_KEYS, which MindRoom wants to see. Else reason, for the log and never for who presented it: unknown, account (another''s, or no such instance), expired, revoked, plan (without API access) or scope. Notes last_used_at once a minute, and counts refusals in one audit row a day.';
 comment on function private.note_refused_key(uuid, uuid, uuid, text) is
   'Counts a refused API key in the audit log of the instance''s account.';
 
@@ -6099,7 +6119,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '56_gateway_functions.sql', 'de4563b6822598b87cbb8ac3975c15eb93cfdc0c91a0cc2176886b0c3cb5b1ce', NULL, '1.0.0');
+values (0, 'repeatable', '56_gateway_functions.sql', 'b08a0c7e1987d6509db0d2b318a13e257a442010023f1bfbc27265bb9e71afd4', NULL, '1.0.0');
 
 -- repeatable/57_erasure_functions.sql
 

@@ -273,7 +273,8 @@ def _refused_batch(error: psycopg.DataError | UnicodeError) -> BadBatchError:
         200: {
             "content": None,
             "headers": {
-                name: {"schema": {"type": "string"}} for name in ("X-Account-Id", "X-Api-Scopes")
+                name: {"schema": {"type": "string"}}
+                for name in ("X-Account-Id", "X-Api-Scopes", "Authorization")
             },
         },
         403: {"model": Problem, "description": "The API key does not allow the request"},
@@ -283,6 +284,8 @@ async def auth(
     instance: uuid.UUID, request: Request, bearer: Bearer, api_key: ApiKey, gateway: Injected
 ) -> Response:
     """Whether an ingress may let a request pass: nginx' auth-url, Traefik's ForwardAuth.
+
+    The ingress passes the answer's headers on: with its Authorization MindRoom takes the request.
 
     Method and path of the request are in X-Original-Method and X-Original-URL, or in
     X-Forwarded-Method and X-Forwarded-Uri.
@@ -296,10 +299,13 @@ async def auth(
         verdict = await gateway.database.verify_api_key(_sha256(key), instance, permission)
         if verdict.valid:
             metrics.keys.labels("valid").inc()
-            scopes = ",".join(verdict.scopes or ())
-            return Response(
-                headers={"X-Account-Id": str(verdict.account_id), "X-Api-Scopes": scopes}
-            )
+            headers = {
+                "X-Account-Id": str(verdict.account_id),
+                "X-Api-Scopes": ",".join(verdict.scopes or ()),
+            }
+            if verdict.upstream_key:
+                headers["Authorization"] = f"Bearer {verdict.upstream_key}"
+            return Response(headers=headers)
         reason = verdict.reason
     metrics.keys.labels(reason).inc()
     log.info("API key refused", instance_id=str(instance), reason=reason, permission=permission)

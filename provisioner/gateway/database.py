@@ -63,13 +63,15 @@ class Counted(NamedTuple):
     resets_at: datetime
 
 
-class Verdict(NamedTuple):
-    """What `verify_api_key` answers; `reason` is for the log."""
+@dataclass(frozen=True)
+class Verdict:
+    """What `verify_api_key` answers; `reason` is for the log, `upstream_key` never."""
 
     valid: bool
     account_id: uuid.UUID | None
     scopes: Sequence[str] | None
     reason: str | None
+    upstream_key: str | None = field(repr=False)
 
 
 @dataclass(frozen=True, eq=False)

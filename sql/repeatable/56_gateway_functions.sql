@@ -24,7 +24,7 @@ $$;
 -- Every key is judged by the same statement, whatever is wrong with it, and every refusal is noted by the
 -- same one.
 create or replace function public.verify_api_key(key_hash text, instance_id uuid, permission text)
-returns table (valid boolean, account_id uuid, scopes text[], reason text)
+returns table (valid boolean, account_id uuid, scopes text[], reason text, upstream_key text)
 language plpgsql security definer rows 1 set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
@@ -67,6 +67,9 @@ begin
   if valid then
     account_id := judged.account_id;
     scopes := judged.permissions;
+    select secret.value into upstream_key
+      from private.instance_secrets as secret
+     where secret.instance_id = verify_api_key.instance_id and secret.name = 'OPENAI_COMPAT_API_KEYS';
     -- Whoever holds the row at this moment notes it, or the next use does.
     update public.api_keys
        set last_used_at = now()
@@ -126,7 +129,7 @@ $$;
 comment on function public.instance_of_token(text) is
   'The instance with this PLATFORM_USAGE_TOKEN, by its SHA-256; null without one, or when it is deprovisioned.';
 comment on function public.verify_api_key(text, uuid, text) is
-  'May the API key with this SHA-256 do this on this instance? Then account_id and scopes say whose it is and what it may do. Else reason, for the log and never for who presented it: unknown, account (another''s, or no such instance), expired, revoked, plan (without API access) or scope. Notes last_used_at once a minute, and counts refusals in one audit row a day.';
+  'May the API key with this SHA-256 do this on this instance? Then account_id and scopes say whose it is and what it may do, and upstream_key is the instance''s own, OPENAI_COMPAT_API_KEYS, which MindRoom wants to see. Else reason, for the log and never for who presented it: unknown, account (another''s, or no such instance), expired, revoked, plan (without API access) or scope. Notes last_used_at once a minute, and counts refusals in one audit row a day.';
 comment on function private.note_refused_key(uuid, uuid, uuid, text) is
   'Counts a refused API key in the audit log of the instance''s account.';
 

@@ -53,7 +53,7 @@ CALLS = {
     "auto_pause_inactive_instances()": "uuid",
     "instance_of_token(token_hash => %(hash)s)": "uuid",
     "verify_api_key(key_hash => %(hash)s, instance_id => %(instance)s, permission => 'read')": (
-        "valid account_id scopes reason"
+        "valid account_id scopes reason upstream_key"
     ),
     "export_account(account_id => %(ann)s)": "jsonb",
     "erase_account(account_id => %(ann)s)": "jsonb",

@@ -101,7 +101,11 @@ def test_a_token_is_found_by_an_index(db: Db) -> None:
 
 def test_a_valid_key_gets_its_account_and_scopes(db: Db) -> None:
     add_key(db, "new", account_id=ANN.account, permissions=["read", "write"])
-    assert verify(db, permission="write") == (True, ANN.account, ["read", "write"], None)
+    valid = (True, ANN.account, ["read", "write"], None)
+    assert verify(db, permission="write") == (*valid, None)
+    give(db, "of MindRoom", name="OPENAI_COMPAT_API_KEYS")
+    give(db, "another's", BOB.instance, name="OPENAI_COMPAT_API_KEYS")
+    assert verify(db, permission="write") == (*valid, "of MindRoom")
     assert said(db, "api_key.refused") == []
 
 
@@ -114,6 +118,8 @@ def test_every_state_of_a_key_is_judged_and_refused_for_one_reason(db: Db) -> No
     }
     key = add_key(db, "new", account_id=ANN.account, permissions=["read"])["id"]
     bobs = BOB.instance
+    for instance in (ANN.instance, bobs):
+        give(db, "of MindRoom", instance, name="OPENAI_COMPAT_API_KEYS")
     for plan, active, expiry, mine, permission in product(
         plans,
         (True, False),
@@ -137,14 +143,16 @@ def test_every_state_of_a_key_is_judged_and_refused_for_one_reason(db: Db) -> No
             (permission != "read", "scope"),
         ]
         reason = next((reason for is_so, reason in wrong if is_so), None)
-        wanted = (False, None, None, reason) if reason else (True, ANN.account, ["read"], None)
+        wanted: tuple[Any, ...] = (False, None, None, reason, None)
+        if not reason:
+            wanted = (True, ANN.account, ["read"], None, "of MindRoom")
         asked = verify(db, instance=ANN.instance if mine else bobs, permission=permission)
         assert asked == wanted, (plan, active, expiry, mine, permission)
 
 
 @pytest.mark.parametrize("instance", [ANN.instance, NOBODY])
 def test_an_unknown_key_is_refused(db: Db, instance: object) -> None:
-    assert verify(db, "never made", instance) == (False, None, None, "unknown")
+    assert verify(db, "never made", instance) == (False, None, None, "unknown", None)
 
 
 def test_a_deleted_key_is_unknown(db: Db) -> None:
@@ -208,7 +216,7 @@ def test_nobody_learns_that_a_key_is_anothers(db: Db) -> None:
 def test_an_unknown_instance_leaves_no_row(db: Db) -> None:
     add_key(db, "new", account_id=ANN.account)
     before = db.one("select count(*) from audit_logs")
-    assert verify(db, instance=NOBODY) == (False, None, None, "account")
+    assert verify(db, instance=NOBODY) == (False, None, None, "account", None)
     assert db.one("select count(*) from audit_logs") == before
 
 

@@ -35,7 +35,7 @@ from provisioner.gateway.app import (
     needed_permission,
 )
 from provisioner.gateway.connections import HEAD_SECONDS, MAX_CONNECTIONS
-from provisioner.gateway.database import MAX_WAITING, Counted, Database
+from provisioner.gateway.database import MAX_WAITING, Counted, Database, Verdict
 from provisioner.gateway.rates import MAX_SENDERS, Rates
 from tests.support.customers import NOBODY, Db, customer_of_its_own, key_hash
 from tests.support.gateways import environment, running_gateway
@@ -82,12 +82,15 @@ class Customer:
         return f"http://127.0.0.1:{self.gateway.port}"
 
     def rotate(self, token: str) -> None:
+        self.keep("PLATFORM_USAGE_TOKEN", token)
+
+    def keep(self, name: str, secret: str) -> None:
         self.db.run(
-            """insert into private.instance_secrets (instance_id, name, value)
-               values (%s, 'PLATFORM_USAGE_TOKEN', %s)
+            """insert into private.instance_secrets (instance_id, name, value) values (%s, %s, %s)
                on conflict (instance_id, name) do update set value = excluded.value""",
             self.instance,
-            token,
+            name,
+            secret,
         )
 
     def send(self, *events: Any, token: str | None = None) -> httpx2.Response:
@@ -382,6 +385,17 @@ class TestKeys:
         assert answer.headers["X-Account-Id"] == str(customer.account)
         assert answer.headers["X-Api-Scopes"] == "read,execute"
         assert answer.content == b""
+
+    def test_mindroom_is_shown_its_own_key_which_no_log_has(self, customer: Customer) -> None:
+        assert "Authorization" not in customer.ask(X_API_Key=customer.key).headers
+        secret = f"key-for-mindroom-of-{customer.instance}"
+        customer.keep("OPENAI_COMPAT_API_KEYS", secret)
+        answer = customer.ask(X_API_Key=customer.key)
+        assert answer.headers["Authorization"] == f"Bearer {secret}"
+        refused = customer.ask(X_API_Key=NEVER_MADE)
+        assert "Authorization" not in refused.headers
+        assert secret not in customer.gateway.log.read_text() + answer.text + refused.text
+        assert secret not in repr(Verdict(True, customer.account, ["read"], None, secret))
 
     def test_without_one_a_request_does_not_pass(self, customer: Customer) -> None:
         for headers in ({}, {"Authorization": "Basic YTpi"}, {"X_API_Key": ""}):

@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import hashlib
 import json
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -147,13 +148,16 @@ def test_they_are_confined(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def instance(
-    platform: Platform, connection: psycopg.Connection, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Provisioned]:
-    """With the instance gateway, which it reports to."""
+def gateway(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     log = tmp_path_factory.mktemp("gateway") / "log"
     with running_gateway(platform.service_url("instance_gateway"), log) as gateway:
-        yield provisioned(platform, connection, f"http://127.0.0.1:{gateway.port}")
+        yield f"http://127.0.0.1:{gateway.port}"
+
+
+@pytest.fixture(scope="module")
+def instance(platform: Platform, connection: psycopg.Connection, gateway: str) -> Provisioned:
+    """Which reports to the gateway."""
+    return provisioned(platform, connection, gateway)
 
 
 def test_a_config_that_it_refuses_does_not_start_and_says_why(
@@ -215,8 +219,42 @@ def test_only_who_has_its_key_administers_it(pods: Pods, instance: Provisioned) 
     agents = f"{url}/api/config/agents"
     assert httpx2.get(agents, trust_env=False).status_code == 401
     assert httpx2.get(agents, headers=key, trust_env=False).status_code == 200
-    # Without an ingress that asks the gateway, nobody has an API key that it takes.
-    assert httpx2.get(f"{url}/v1/models", headers=key, trust_env=False).status_code == 401
+
+
+def test_only_whom_the_gateway_lets_pass_uses_the_openai_compatible_api(
+    pods: Pods, instance: Provisioned, gateway: str, connection: psycopg.Connection
+) -> None:
+    [[account]] = connection.execute(
+        "select account_id from public.instances where id = %s", [instance.id]
+    )
+    [[key]] = connection.execute("select 'mr_' || gen_random_uuid()")
+    connection.execute(
+        """insert into public.api_keys (account_id, name, key_prefix, key_hash, permissions)
+           values (%s, 'a key', 'mr_12345', %s, '{read}')""",
+        [account, hashlib.sha256(key.encode()).hexdigest()],
+    )
+    connection.execute(
+        "update public.subscriptions set tier = 'professional' where account_id = %s", [account]
+    )
+    models = f"{pods.url('mindroom')}/v1/models"
+    mine = {"Authorization": f"Bearer {key}"}
+    asked = mine | {"X-Original-Method": "GET", "X-Original-URL": models}
+    given = {"instance": str(instance.id)}
+    passed = httpx2.get(f"{gateway}/auth", params=given, headers=asked, trust_env=False)
+    assert passed.status_code == 200, passed.text
+    shown = {"Authorization": passed.headers["Authorization"]}
+    assert httpx2.get(models, headers=shown, trust_env=False).is_success
+    for without in (
+        {},
+        mine,
+        {"Authorization": f"Bearer {instance.secrets['MINDROOM_API_KEY']}"},
+        {"Authorization": f"Bearer {instance.secrets['MINDROOM_SANDBOX_PROXY_TOKEN']}"},
+    ):
+        assert httpx2.get(models, headers=without, trust_env=False).status_code == 401
+    # What agents' code sees.
+    secret = instance.secrets["OPENAI_COMPAT_API_KEYS"].encode()
+    files = [path for path in pods.directory.rglob("*") if path.is_file()]
+    assert [path for path in files if secret in path.read_bytes()] == []
 
 
 @pytest.mark.usefixtures("pods")
