@@ -102,6 +102,7 @@ class Measure:
                         try:
                             await self._measure_while_first(session, kubelets)
                         finally:
+                            metrics.nodes.clear()
                             if not session.closed:
                                 await _unlock(session)
                 await asyncio.sleep(settings.measure_seconds)

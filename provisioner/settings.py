@@ -3,6 +3,7 @@
 import hashlib
 import os
 import socket
+import ssl
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -33,6 +34,15 @@ def _database_url(value: SecretStr) -> SecretStr:
         conninfo_to_dict(value.get_secret_value())
     except ProgrammingError:
         raise ValueError("must be postgresql://USER:PASSWORD@HOST:PORT/DATABASE") from None
+    return value
+
+
+def _certificates(value: str) -> str:
+    if value:
+        try:
+            ssl.create_default_context(cadata=value)
+        except (ssl.SSLError, ValueError):
+            raise ValueError("must be certificates (PEM)") from None
     return value
 
 
@@ -99,7 +109,7 @@ class Settings(BaseSettings):
     last_backoff_seconds: Annotated[float, Field(gt=0)] = 300
     measure: Literal["kubelet", "none"] = "none"
     measure_seconds: Annotated[float, Field(gt=0)] = 300
-    kubelet_ca: str = ""
+    kubelet_ca: Annotated[str, AfterValidator(_certificates)] = ""
     grace_seconds: Annotated[float, Field(ge=0)] = 45
 
     @property

@@ -99,6 +99,8 @@ def test_without_a_token_configured_it_does_not_start(world: World, token: str |
         ("INSTANCE_VALUES", "[1]", "Input should be a valid dictionary"),
         ("WORKERS", "0", "Input should be greater than 0"),
         ("LOG_LEVEL", "loud", "must be one of debug, info, warning, error"),
+        ("MEASURE", "kubelets", "Input should be 'kubelet' or 'none'"),
+        ("KUBELET_CA", "a certificate", "must be certificates (PEM)"),
         ("KUBECONFIG", "/not/there", "Configuration file /not/there not found"),
     ],
 )
