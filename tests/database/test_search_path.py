@@ -62,6 +62,7 @@ STATEMENTS = [
     f"select public.instance_of_token('{key_hash('a')}')",
     "update public.api_keys set is_active = false",
     "update public.api_keys set is_active = true",
+    f"select public.export_account('{ANN.account}')",
     f"select public.deprovision_instance('{ANN.instance}', 'the end')",
     "update public.instances set status = 'deprovisioning'",
     "update public.instances set status = 'deprovisioned'",
@@ -71,6 +72,7 @@ STATEMENTS = [
     "delete from public.instances",
     "update public.subscriptions set status = 'cancelled'",
     "delete from public.subscriptions",
+    f"select public.erase_account('{ANN.account}')",
 ]
 """Together they call every function that runs with its owner's rights and every trigger, and none
 of the former only through another one, whose path it would have."""
