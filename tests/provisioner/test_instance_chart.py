@@ -200,6 +200,18 @@ class TestRenderedManifests:
         ]
         assert "secrets" not in {each["name"] for each in pod["containers"][1]["volumeMounts"]}
 
+    def test_agents_code_does_not_reach_what_is_still_to_be_reported(self) -> None:
+        pod = workloads(render(EVERYTHING))["mindroom"]["spec"]["template"]["spec"]
+        mindroom, sandbox = (
+            {each["mountPath"]: each for each in container["volumeMounts"]}
+            for container in pod["containers"]
+        )
+        assert mindroom["/data"] == sandbox["/data"] == {"name": "data", "mountPath": "/data"}
+        buffer = "/data/platform-usage"
+        assert (mindroom[buffer]["name"], sandbox[buffer]["name"]) == ("data", "sandbox")
+        assert mindroom[buffer]["subPath"] == "platform-usage"
+        assert {"name": "sandbox", "emptyDir": {"sizeLimit": "1Gi"}} in pod["volumes"]
+
     def test_network_is_closed_to_other_instances(self) -> None:
         policy = find(render(MINIMAL), "NetworkPolicy", RELEASE)["spec"]
         own = {"matchLabels": {"mindroom.chat/instance": MINIMAL["instanceId"]}}

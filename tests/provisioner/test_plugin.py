@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -275,6 +276,26 @@ class TestGatewayAway:
             instance.send()
         assert gateway.counted.keys() == {f"${number}" for number in range(dropped, 3_000)}
 
+    def test_a_volume_without_room_costs_no_event_that_waits(
+        self, instance: Instance, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for number in range(10):
+            instance.receive(f"${number}")
+        buffer = instance.usage._buffer
+
+        def execute(statement: str, *values: object) -> object:
+            if "insert" not in statement:
+                return buffer.execute(statement, *values)
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise error
+
+        instance.usage._buffer = SimpleNamespace(execute=execute)
+        with pytest.raises(sqlite3.OperationalError):
+            instance.receive("$10")
+        assert instance.buffered == 10
+        assert "dropped" not in caplog.text
+
     def test_the_buffer_holds_a_hundred_thousand_events_in_32_mib(self, instance: Instance) -> None:
         event = {"id": "$" + "e" * 43, "type": "received", "platform": "matrix", "at": "t" * 32}
         instance.usage._buffer.execute(
@@ -406,6 +427,33 @@ asyncio.run(main())
         assert len(gateway.counted) <= len(handled) + 4
         sent = sum(len(batch) for batch in gateway.received)
         assert sent >= len(gateway.counted)
+
+    @pytest.mark.parametrize("found", ["by a hook", "by the sending", "at the start"])
+    def test_a_malformed_buffer_is_left_aside(
+        self, instance: Instance, gateway: Gateway, found: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        instance.receive("$lost")
+        instance.usage._buffer.execute("pragma wal_checkpoint(truncate)")
+        file = instance.volume / "platform-usage" / "events.sqlite3"
+        rubbish = b"rubbish" * 4096
+        file.write_bytes(rubbish)
+        if found == "by a hook":
+            # Whoever changes a database says so in its first page, which this one has not.
+            instance.usage._buffer = sqlite3.connect(file, isolation_level=None)
+        elif found == "by the sending":
+            instance.send()
+        else:
+            instance.start()
+        for again in range(3):
+            assert instance.receive(f"${again}")
+            instance.answer(f"${again} answered")
+            instance.send()
+            instance.start()
+        assert gateway.counted.keys() == {
+            f"${again}{answered}" for again in range(3) for answered in ("", " answered")
+        }
+        assert file.read_bytes() == rubbish
+        assert caplog.text.count("events.sqlite3: file is not a database") == 1
 
     def test_a_reloaded_module_shares_the_buffer(
         self, instance: Instance, gateway: Gateway

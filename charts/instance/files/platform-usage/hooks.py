@@ -17,6 +17,7 @@ import logging
 import os
 import random
 import sqlite3
+import threading
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -25,7 +26,7 @@ from email.message import Message
 from email.utils import parsedate_to_datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from mindroom.plugin_api import hook
@@ -42,8 +43,13 @@ BATCH_BYTES = 1_000_000
 BUFFER_PAGES = 8_192
 """Pages of 4 KiB that the buffer may have: room for more than 100,000 events."""
 
+PAGES_OF_A_CHANGE = 16
+"""Pages that an event needs at most."""
+
 DROPPED_AT_ONCE = 1_000
 """Events, the oldest, that make room in a full buffer."""
+
+MALFORMED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 ASK_EVERY = 30.0
 """Seconds between questions whether messages are allowed again."""
@@ -64,19 +70,21 @@ create table if not exists told (room text primary key, until real not null);
 
 logger = logging.getLogger("platform_usage")
 
+T = TypeVar("T")
+
 
 class Usage:
     """The buffer, and what the gateway last said of the limit.
 
-    What hooks call touches the volume only, and never waits for it: `send` also does what the
-    buffer has to flush.
+    What hooks call touches the volume only, and does not wait for it: `send` also does what the
+    buffer has to flush, unless there is as much of that as the buffer may have.
     """
 
     def __init__(
         self, directory: Path, url: str, token_file: Path, clock: Callable[[], float] = time.time
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        self._file = directory / "events.sqlite3"
+        self._directory = directory
         self._host = urlsplit(url).netloc
         self._token_file = token_file
         self._clock = clock
@@ -87,8 +95,11 @@ class Usage:
         self._batch_events = BATCH_EVENTS
         self._added = 0
         self._many_added = asyncio.Event()
-        self._buffer = self._open()
-        self._buffer.execute("pragma wal_autocheckpoint = 0")
+        self._number = 0
+        while self._file(self._number + 1).exists():
+            self._number += 1
+        self._replacing = threading.Lock()
+        self._buffer = self._repaired(self._open_for_hooks)
 
     # ---- for the hooks
 
@@ -96,12 +107,17 @@ class Usage:
         """Buffer an event; one with an id that is there is no further one."""
         event = {"id": id, "type": type, "platform": "matrix", "at": self._now().isoformat()}
         event |= {k: name[:100] for k, name in (("agent", agent), ("tool", tool)) if name}
-        row = [id, json.dumps(event)]
+        self._repaired(lambda: self._insert([id, json.dumps(event)]))
+        self._added += 1
+        if self._added >= SEND_AT:
+            self._many_added.set()
+
+    def _insert(self, row: list[str]) -> None:
         insert = "insert or ignore into events values (?, ?)"
         try:
             self._buffer.execute(insert, row)
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+            if error.sqlite_errorcode != sqlite3.SQLITE_FULL or not self._is_full():
                 raise
             dropped = self._buffer.execute(
                 """delete from events
@@ -110,9 +126,14 @@ class Usage:
             ).rowcount
             logger.error("the buffer is full: its %d oldest events are dropped, uncounted", dropped)
             self._buffer.execute(insert, row)
-        self._added += 1
-        if self._added >= SEND_AT:
-            self._many_added.set()
+
+    def _is_full(self) -> bool:
+        """Whether the buffer has as many pages as it may, rather than the volume no room."""
+        pages, free, most = (
+            self._buffer.execute(f"pragma {name}").fetchone()[0]
+            for name in ("page_count", "freelist_count", "max_page_count")
+        )
+        return bool(pages - free + PAGES_OF_A_CHANGE > most)
 
     def refused_until(self) -> datetime | None:
         """When messages are allowed again, if they are not now."""
@@ -122,13 +143,16 @@ class Usage:
 
     def mark_told(self, room: str) -> bool:
         """Note that a room is told of this refusal; False if it was."""
+        return self._repaired(lambda: self._insert_told([room, self._refused_until]))
+
+    def _insert_told(self, row: list[object]) -> bool:
         self._buffer.execute("delete from told where until <= ?", [self._now().timestamp()])
-        insert = "insert or ignore into told values (?, ?)"
-        return self._buffer.execute(insert, [room, self._refused_until]).rowcount == 1
+        return self._buffer.execute("insert or ignore into told values (?, ?)", row).rowcount == 1
 
     def mark_untold(self, room: str) -> None:
         """Note that a room could not be told."""
-        self._buffer.execute("delete from told where room = ?", [room])
+        delete = "delete from told where room = ?"
+        self._repaired(lambda: self._buffer.execute(delete, [room]))
 
     # ---- the sending
 
@@ -150,6 +174,9 @@ class Usage:
 
     def send(self) -> float:
         """Send the oldest events, if there are any; returns the seconds to wait afterwards."""
+        return self._repaired(self._send)
+
+    def _send(self) -> float:
         with closing(self._open()) as buffer:
             buffer.execute("pragma wal_checkpoint")
             ids, body = self._oldest(buffer)
@@ -230,10 +257,42 @@ class Usage:
         jitter: float = random.uniform(1, 1.5)  # noqa: S311
         return pause * jitter
 
+    # ---- the buffer
+
+    def _file(self, number: int) -> Path:
+        """The nth buffer: each but the last is malformed."""
+        return self._directory / (f"events-{number}.sqlite3" if number else "events.sqlite3")
+
     def _open(self) -> sqlite3.Connection:
-        buffer = sqlite3.connect(self._file, isolation_level=None, check_same_thread=False)
-        buffer.executescript(SCHEMA)
+        file = self._file(self._number)
+        buffer = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+        try:
+            buffer.executescript(SCHEMA)
+        except sqlite3.Error:
+            buffer.close()
+            raise
         return buffer
+
+    def _open_for_hooks(self) -> sqlite3.Connection:
+        buffer = self._open()
+        buffer.execute(f"pragma wal_autocheckpoint = {BUFFER_PAGES}")
+        return buffer
+
+    def _repaired(self, work: Callable[[], T]) -> T:
+        """What some work returns; if the buffer is malformed it is done with a new one."""
+        number = self._number
+        try:
+            return work()
+        except sqlite3.DatabaseError as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF not in MALFORMED:
+                raise
+            with self._replacing:
+                if self._number == number:
+                    # Not renamed: SQLite knows a file that is open by its name.
+                    logger.error("%s: %s; it stays there, uncounted", self._file(number), error)
+                    self._number += 1
+                    self._buffer = self._open_for_hooks()
+            return work()
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock() + self._clock_is_behind, UTC)
