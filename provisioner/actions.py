@@ -47,45 +47,29 @@ and is no longer."""
 
 async def ensure_present(context: Context, instance: Instance, worker: Worker) -> Outcome:
     """Install or upgrade the release so that it matches the row; a stopped one has no pods."""
-    content = await instance_secrets.add_missing(
-        context.database, instance.id, first_secrets(context.settings, instance)
-    )
-    checksum = instance_secrets.checksum(content)
-    labels = {INSTANCE_LABEL: str(instance.id), ACCOUNT_LABEL: str(instance.account_id)}
-    secret_name, _ = await asyncio.gather(
-        context.cluster.write_secret(instance.app_name, labels, content),
-        context.cluster.delete_interrupted_revisions(instance.app_name),
-    )
-    values = chart_values(context.settings, instance, secret_name, content)
+    values, secrets_checksum = await _write_what_pods_read(context, instance)
     release = Release(context, instance, worker)
-    before = Applied.parse(instance.applied)
     newest = await context.cluster.newest_revision(instance.app_name)
+    before = Applied.parse(instance.applied)
     if not before.revision:
         before = before._replace(revision=newest)
     change = _digest(context.settings, values)
-    is_running = context.health_watch.is_running(instance.id)
-    config_name = values["configName"]
-    await context.cluster.write_config(config_name, labels, instance.config)
-    if instance.provisioned_at is not None:
+    ran_before = instance.provisioned_at is not None
+    if ran_before:
         await context.cluster.delete_trials(str(instance.id))
     if instance.held == change:
-        if is_running and any(reason in (instance.error_message or "") for reason in FORESEEABLE):
-            objects = await helm.render(context.settings, instance.app_name, values)
-            await preflight.check(context, instance, worker, objects)
-        return await _held(release, before)
-    if instance.provisioned_at is not None:
-        objects = await helm.render(context.settings, instance.app_name, values)
-        if is_running and instance.status == "running":
-            await preflight.check(context, instance, worker, objects)
-        values = await release.grow_volumes(values, objects)
+        return await _held(release, before, values)
+    if ran_before:
+        values = await _checked(release, values)
+    is_running = context.health_watch.is_running(instance.id)
     generations = await release.generations()
     await context.cluster.delete_configs(
-        str(instance.id), all_but=(config_name, before.config_name)
+        str(instance.id), all_but=(values["configName"], before.config_name)
     )
     try:
-        applied = await release.upgrade(context.settings.instance_chart, values, checksum)
+        applied = await release.upgrade(context.settings.instance_chart, values, secrets_checksum)
     except (HelmError, UpgradeError) as error:
-        if instance.provisioned_at is None or await release.is_as(before):
+        if not ran_before or await release.is_as(before):
             raise
         was_stopped = is_running and generations != await release.generations()
         # An earlier attempt that was not finished may be what it does not run for.
@@ -105,9 +89,39 @@ async def ensure_present(context: Context, instance: Instance, worker: Worker) -
     )
 
 
-async def _held(release: Release, before: Applied) -> Outcome:
-    """Leave a change alone that failed; see that what ran before is as it was."""
-    instance = release.instance
+async def _write_what_pods_read(
+    context: Context, instance: Instance
+) -> tuple[Mapping[str, Any], str]:
+    """Write the Secret and the config; returns the chart's values and the digest of the secrets."""
+    content = await instance_secrets.add_missing(
+        context.database, instance.id, first_secrets(context.settings, instance)
+    )
+    labels = {INSTANCE_LABEL: str(instance.id), ACCOUNT_LABEL: str(instance.account_id)}
+    secret_name, _ = await asyncio.gather(
+        context.cluster.write_secret(instance.app_name, labels, content),
+        context.cluster.delete_interrupted_revisions(instance.app_name),
+    )
+    values = chart_values(context.settings, instance, secret_name, content)
+    await context.cluster.write_config(values["configName"], labels, instance.config)
+    return values, instance_secrets.checksum(content)
+
+
+async def _checked(release: Release, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Refuse what would stop a running instance for nothing; these values, as volumes can grow."""
+    context, instance = release.context, release.instance
+    objects = await helm.render(context.settings, instance.app_name, values)
+    if instance.status == "running" and context.health_watch.is_running(instance.id):
+        await preflight.check(context, instance, release.worker, objects)
+    return await release.grow_volumes(values, objects)
+
+
+async def _held(release: Release, before: Applied, values: Mapping[str, Any]) -> Outcome:
+    """Leave a change alone that failed, unless it is refused now; put back what ran before."""
+    context, instance = release.context, release.instance
+    is_foreseeable = any(reason in (instance.error_message or "") for reason in FORESEEABLE)
+    if is_foreseeable and context.health_watch.is_running(instance.id):
+        objects = await helm.render(context.settings, instance.app_name, values)
+        await preflight.check(context, instance, release.worker, objects)
     applied = instance.applied
     if not await release.is_as(before):
         try:
@@ -119,7 +133,7 @@ async def _held(release: Release, before: Applied) -> Outcome:
         old_status=instance.status,
         new_status=instance.status,
         error=instance.error_message,
-        retry_in=release.context.settings.last_backoff_seconds,
+        retry_in=context.settings.last_backoff_seconds,
         applied=applied,
         held=instance.held,
     )

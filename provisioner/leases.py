@@ -118,12 +118,12 @@ async def queue(database: Database) -> Queue:
     return row
 
 
-async def renew(database: Database, held: Claim, lease_seconds: float) -> bool:
+async def renew(database: Database, claimed: Claim, lease_seconds: float) -> bool:
     """Extend a lease; False if the instance's row has changed since it was claimed.
 
     Args:
         database: the pool to use.
-        held: the claim.
+        claimed: the claim.
         lease_seconds: the new term, from now.
 
     Raises:
@@ -137,21 +137,21 @@ async def renew(database: Database, held: Claim, lease_seconds: float) -> bool:
              where instance_id = %(instance_id)s and lease = %(lease)s
             returning revision
             """,
-            asdict(held) | {"seconds": lease_seconds},
+            asdict(claimed) | {"seconds": lease_seconds},
         )
         row = await cursor.fetchone()
     if row is None:
         raise LeaseLostError
-    return bool(row[0] == held.revision)
+    return bool(row[0] == claimed.revision)
 
 
-async def finish(database: Database, held: Claim, outcome: Outcome) -> None:
+async def finish(database: Database, claimed: Claim, outcome: Outcome) -> None:
     """Write the outcome of an attempt and end its lease, in one transaction.
 
     Raises:
         LeaseLostError: another worker has taken over.
     """
-    values = asdict(held) | asdict(outcome)
+    values = asdict(claimed) | asdict(outcome)
     async with database.transaction() as connection:
         async with connection.pipeline():
             # The row of instances is locked first, as by all who change it and thereby ask for
@@ -199,12 +199,12 @@ async def finish(database: Database, held: Claim, outcome: Outcome) -> None:
                 """,
                 values,
             )
-            await _notify(connection, held)
+            await _notify(connection, claimed)
         if ended.rowcount == 0:
             raise LeaseLostError
 
 
-async def release(database: Database, held: Claim, retry_in: float) -> None:
+async def release(database: Database, claimed: Claim, retry_in: float) -> None:
     """End a lease as if the attempt had never been made; due again in so many seconds."""
     async with database.connection() as connection:
         await connection.execute(
@@ -216,11 +216,11 @@ async def release(database: Database, held: Claim, retry_in: float) -> None:
                    attempts = greatest(attempts - 1, 0)
              where instance_id = %(instance_id)s and lease = %(lease)s
             """,
-            asdict(held) | {"retry_in": retry_in},
+            asdict(claimed) | {"retry_in": retry_in},
         )
-        await _notify(connection, held)
+        await _notify(connection, claimed)
 
 
-async def _notify(connection: AsyncConnection, held: Claim) -> None:
+async def _notify(connection: AsyncConnection, claimed: Claim) -> None:
     """Wake other workers, and requests that wait for the instance."""
-    await connection.execute("select pg_notify('instances', %s)", [str(held.instance_id)])
+    await connection.execute("select pg_notify('instances', %s)", [str(claimed.instance_id)])
