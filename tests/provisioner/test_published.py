@@ -24,7 +24,7 @@ from dev.in_process import HELM
 from dev.published import Chat, Pods, environment
 from embedded.errors import UserError
 from provisioner import instance_secrets, instances
-from provisioner.actions import chart_values, first_secrets
+from provisioner.actions import TOKENS, chart_values, first_secrets
 from provisioner.config import PLATFORM
 from provisioner.database import Database
 from provisioner.settings import Settings
@@ -258,9 +258,17 @@ def test_only_whom_the_gateway_lets_pass_uses_the_openai_compatible_api(
 
 
 @pytest.mark.usefixtures("pods")
-def test_its_sandbox_answers_who_has_its_token(instance: Provisioned) -> None:
-    url = "http://127.0.0.1:8766/api/sandbox-runner/workers"
-    token = instance.secrets["MINDROOM_SANDBOX_PROXY_TOKEN"]
-    given = {"x-mindroom-sandbox-token": token}
-    assert httpx2.get(url, trust_env=False).status_code == 401
-    assert eventually(lambda: httpx2.get(url, headers=given, trust_env=False).is_success, PATIENCE)
+def test_agents_code_runs_in_the_sandbox_and_sees_no_secret(instance: Provisioned) -> None:
+    url = "http://127.0.0.1:8766/api/sandbox-runner/execute"
+    token = {"x-mindroom-sandbox-token": instance.secrets["MINDROOM_SANDBOX_PROXY_TOKEN"]}
+    call = {
+        "tool_name": "shell",
+        "function_name": "run_shell_command",
+        "args": [["sh", "-c", "echo ran; env; cat /proc/$PPID/environ"]],
+    }
+    assert httpx2.post(url, json=call, trust_env=False).status_code == 401
+    answer = httpx2.post(url, json=call, headers=token, timeout=PATIENCE, trust_env=False).json()
+    assert answer["ok"], answer
+    assert answer["result"].startswith("ran")
+    for name in TOKENS:
+        assert instance.secrets[name] not in answer["result"], name
