@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from provisioner.gateway import metrics
 from provisioner.gateway.database import Database
-from provisioner.gateway.rates import Rates
+from provisioner.gateway.rates import Rates, Senders
 
 MAX_BODY_BYTES = 1024 * 1024
 MAX_HELD_BYTES = 32 * MAX_BODY_BYTES
@@ -42,6 +42,18 @@ BODY_SECONDS = 10.0
 BATCHES_PER_SECOND = 2.0
 BATCHES_AT_ONCE = 20
 """Of one instance; it sends one every two seconds, and more to make up for an outage."""
+
+KEYS_PER_SECOND = 50.0
+KEYS_AT_ONCE = 500
+"""Requests with one API key."""
+
+STRANGERS_PER_SECOND = 10.0
+STRANGERS_AT_ONCE = 100
+"""Requests of one address with what is not known to be good; with API keys, for one instance."""
+
+ASKERS_PER_SECOND = 100.0
+ASKERS_AT_ONCE = 1_000
+"""Those of one address, for all instances: of an ingress controller, or of who is none."""
 
 RETRY_SECONDS = 2
 """After which to come again when the database cannot be reached."""
@@ -133,12 +145,25 @@ class Gateway:
     """What the routes use.
 
     Attributes:
-        rates: of the instances, by the hashes of their tokens.
+        instances: by their tokens.
+        keys: by instance and API key.
+        askers: about API keys, by address.
         held: bytes of the bodies that are not answered yet, by address of the client.
     """
 
     database: Database
-    rates: Rates = field(default_factory=lambda: Rates(BATCHES_PER_SECOND, BATCHES_AT_ONCE))
+    instances: Senders = field(
+        default_factory=lambda: Senders(
+            Rates(BATCHES_PER_SECOND, BATCHES_AT_ONCE),
+            Rates(STRANGERS_PER_SECOND, STRANGERS_AT_ONCE),
+        )
+    )
+    keys: Senders = field(
+        default_factory=lambda: Senders(
+            Rates(KEYS_PER_SECOND, KEYS_AT_ONCE), Rates(STRANGERS_PER_SECOND, STRANGERS_AT_ONCE)
+        )
+    )
+    askers: Rates = field(default_factory=lambda: Rates(ASKERS_PER_SECOND, ASKERS_AT_ONCE))
     held: Counter[str] = field(default_factory=Counter)
 
     @asynccontextmanager
@@ -224,7 +249,8 @@ async def usage(request: Request, presented: Bearer, gateway: Injected) -> Usage
     if not presented:
         raise _unauthorized("present the instance's token: Authorization: Bearer TOKEN")
     token_hash = _sha256(presented.credentials)
-    if wait := gateway.rates.seconds_to_wait(token_hash.encode()):
+    client = _client(request)
+    if wait := gateway.instances.seconds_to_wait(token_hash, client):
         raise _unread(429, "too many batches", math.ceil(wait))
     try:
         async with gateway.body_of(request) as body:
@@ -233,8 +259,9 @@ async def usage(request: Request, presented: Bearer, gateway: Injected) -> Usage
         raise _bad_batch(error) from None
     except (psycopg.DataError, UnicodeError) as error:
         raise _refused_batch(error) from None
+    gateway.instances.learn(token_hash, client, good=counted is not None)
     if counted is None:
-        log.warning("unknown token", client=_client(request))
+        log.warning("unknown token", client=client)
         raise _unauthorized("no instance has this token")
     metrics.events.labels("counted").inc(counted.counted)
     metrics.events.labels("duplicate").inc(counted.duplicates)
@@ -278,6 +305,7 @@ def _refused_batch(error: psycopg.DataError | UnicodeError) -> BadBatchError:
             },
         },
         403: {"model": Problem, "description": "The API key does not allow the request"},
+        429: {"model": Problem, "description": "Too many requests: see Retry-After"},
     },
 )
 async def auth(
@@ -293,10 +321,19 @@ async def auth(
     key = api_key or (bearer.credentials if bearer else None)
     if not key:
         raise _unauthorized("present an API key: Authorization: Bearer KEY, or X-API-Key: KEY")
+    key_hash, client = _sha256(key), _client(request)
+    secret, origin = (instance, key_hash), (instance, client)
+    wait = gateway.keys.seconds_to_wait(secret, origin)
+    if not wait and secret not in gateway.keys:
+        wait = gateway.askers.seconds_to_wait(client)
+    if wait:
+        metrics.keys.labels("rate").inc()
+        raise _unread(429, "too many requests", math.ceil(wait))
     permission = needed_permission(request.headers)
     reason: str | None = "request"
     if permission:
-        verdict = await gateway.database.verify_api_key(_sha256(key), instance, permission)
+        verdict = await gateway.database.verify_api_key(key_hash, instance, permission)
+        gateway.keys.learn(secret, origin, good=verdict.valid)
         if verdict.valid:
             metrics.keys.labels("valid").inc()
             headers = {

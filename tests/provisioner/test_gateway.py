@@ -28,15 +28,17 @@ from starlette.datastructures import Headers
 from components import ROOT
 from provisioner.gateway import database
 from provisioner.gateway.app import (
+    ASKERS_AT_ONCE,
     BATCHES_AT_ONCE,
     MAX_BODY_BYTES,
     MAX_HELD_OF_ONE,
+    STRANGERS_AT_ONCE,
     create_app,
     needed_permission,
 )
 from provisioner.gateway.connections import HEAD_SECONDS, MAX_CONNECTIONS
 from provisioner.gateway.database import MAX_WAITING, Counted, Database, Verdict
-from provisioner.gateway.rates import MAX_SENDERS, Rates
+from provisioner.gateway.rates import MAX_SENDERS, Rates, Senders
 from tests.support.customers import NOBODY, Db, customer_of_its_own, key_hash
 from tests.support.gateways import environment, running_gateway
 from tests.support.platforms import Platform
@@ -371,6 +373,49 @@ class TestRates:
         assert rates.seconds_to_wait(b"a") > 0
         assert len(rates._empty_at) == MAX_SENDERS
 
+    def test_who_tries_secrets_hinders_nobody_who_has_one(
+        self, customer: Customer, other: Customer
+    ) -> None:
+        """As all come from one address, whoever is not known waits; and a key, at its instance."""
+        for each in (customer, other):
+            assert each.send().status_code == 200
+        assert customer.ask(X_API_Key=customer.key).status_code == 200
+        tokens = until_429(lambda number: customer.send(token=f"{NEVER_MADE}{number}"))
+        keys = until_429(lambda number: customer.ask(X_API_Key=f"{NEVER_MADE}{number}"))
+        assert (set(tokens), set(keys)) == ({401}, {403})
+        assert customer.refusals() == {"unknown": len(keys)}
+        assert customer.send(event("a")).status_code == 200
+        assert customer.ask(X_API_Key=customer.key).status_code == 200
+        assert other.ask(X_API_Key=other.key).status_code == 200
+        customer.db.update("subscriptions", customer.plan, tier="free")
+        assert set(until_429(lambda _: customer.ask(X_API_Key=customer.key))) == {403}
+
+    def test_asker_is_limited_whatever_instances_it_names(self) -> None:
+        class Refusing(Database):
+            async def verify_api_key(self, *_: object) -> Verdict:
+                return Verdict(False, None, None, "unknown", None)
+
+        async def ask() -> set[int]:
+            app = create_app(Refusing("postgresql://a@b/c"))
+            path = "/auth?instance="
+            answers = [
+                await answer_to(app, "10.0.0.1", b"", f"{path}{UUID(int=number)}")
+                for number in range(ASKERS_AT_ONCE + 200)
+            ]
+            assert await answer_to(app, "10.0.0.2", b"", f"{path}{NOBODY}") == 403
+            return set(answers)
+
+        assert asyncio.run(ask()) == {403, 429}
+
+    def test_secret_that_is_good_does_not_count_for_its_address(self) -> None:
+        senders = Senders(Rates(1, 1, lambda: 0.0), Rates(1, 1, lambda: 0.0))
+        for secret in ("one", "another"):
+            assert senders.seconds_to_wait(secret, "here") == 0
+            senders.learn(secret, "here", good=True)
+        assert senders.seconds_to_wait("one", "here") == 1
+        assert senders.seconds_to_wait("a third", "here") == 0
+        assert senders.seconds_to_wait("a fourth", "here") == 1
+
 
 class TestKeys:
     """What an ingress asks for a request."""
@@ -441,6 +486,9 @@ class TestKeys:
         assert customer.refusals() == noted
         assert other.refusals() == {}
         assert customer.ask(**mine).status_code == 200
+
+    def test_preflight_of_a_browser_does_not_pass(self, customer: Customer) -> None:
+        assert customer.ask(X_Original_Method="OPTIONS").status_code == 401
 
     def test_key_opens_no_instance_of_another(self, customer: Customer, other: Customer) -> None:
         for instance in (other.instance, NOBODY):
@@ -549,17 +597,35 @@ class TestOneOfMany:
         assert asyncio.run(answer_to(app, "10.0.0.1", None)) == 499
 
 
-async def answer_to(app: Any, address: str, body: bytes | None) -> int:
-    """The status of what is answered to a batch; without a body, of a client that leaves."""
+def until_429(call: Callable[[int], httpx2.Response]) -> list[int]:
+    """The statuses of calls with 0, 1 and so on until one is told when to come again."""
+    statuses: list[int] = []
+    for number in range(4 * STRANGERS_AT_ONCE):
+        answer = call(number)
+        if answer.status_code == 429:
+            assert int(answer.headers["Retry-After"]) >= 1
+            return statuses
+        statuses.append(answer.status_code)
+    pytest.fail(f"never 429 in {len(statuses)}")
+
+
+async def answer_to(app: Any, address: str, body: bytes | None, url: str = "/v1/usage") -> int:
+    """The status of what is answered; without a body, to a client that leaves."""
     status: list[int] = []
 
     async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": body} if body else {"type": "http.disconnect"}
+        return {"type": "http.disconnect" if body is None else "http.request", "body": body}
 
     async def send(message: dict[str, Any]) -> None:
         status.append(message.get("status", 0))
 
-    scope = {"type": "http", "method": "POST", "path": "/v1/usage", "query_string": b""}
+    path, _, query = url.partition("?")
+    scope = {
+        "type": "http",
+        "method": "GET" if query else "POST",
+        "path": path,
+        "query_string": query.encode(),
+    }
     headers = [(b"authorization", b"Bearer a")]
     await app(scope | {"headers": headers, "client": (address, 1)}, receive, send)
     return status[0]
@@ -620,7 +686,7 @@ def test_no_answer_takes_longer_than_a_sender_waits(monkeypatch: pytest.MonkeyPa
     async def hang() -> None:
         with suppress(asyncio.CancelledError):
             await asyncio.sleep(PATIENCE)
-        await asyncio.sleep(PATIENCE)
+        await asyncio.sleep(0.5)
 
     async def outcomes() -> list[Any]:
         broken = Broken(hang)

@@ -14,10 +14,11 @@ from tests.support.provisioning import Service, eventually, free_port
 
 UNLIMITED = """
 from provisioner.gateway import __main__, app
-app.BATCHES_PER_SECOND = app.BATCHES_AT_ONCE = 1_000_000
+from provisioner.gateway.rates import Rates
+app.Rates = lambda *_: Rates(1_000_000, 1_000_000)
 __main__.main()
 """
-"""The gateway without a limit of how often an instance may come."""
+"""The gateway without a limit of how often somebody may come."""
 
 
 def environment(url: str, **changes: object) -> dict[str, str]:
@@ -34,7 +35,7 @@ def running_gateway(url: str, log: Path, *, unlimited: bool = False) -> Iterator
     Args:
         url: of the database, for the role instance_gateway.
         log: the file for its output.
-        unlimited: let an instance come as often as it likes.
+        unlimited: let everybody come as often as they like.
     """
     port = free_port()
     with log.open("w") as output:
