@@ -58,9 +58,10 @@ new-env: .venv/.installed ## Write the stack file of a new environment: make new
 
 # More workers than two cores: tests of the engine and of the cluster wait a part of their time.
 # Servers are made and removed by the hundred: in memory, where 8 GB of it are free.
+# Each worker reads all test modules, which pytest compiles by itself: it is to keep that.
 ROOM := $(shell df --output=avail --block-size=1G /dev/shm 2> /dev/null | tail -n 1)
 PYTEST := $(if $(filter-out 0 1 2 3 4 5 6 7,$(ROOM)),TMPDIR=/dev/shm) \
-  $(PYTHON) -m pytest --dist loadfile --no-loadscope-reorder
+  env -u PYTHONDONTWRITEBYTECODE $(PYTHON) -m pytest --dist loadfile --no-loadscope-reorder
 
 test: .venv/.installed $(TOOLS) $(PROMTOOL) $(KUBERNETES) ## Run all tests
 	$(PYTEST) -n 4 tests
