@@ -254,6 +254,7 @@ class TestRenderedManifests:
             "nginx.ingress.kubernetes.io/auth-response-headers": (
                 "Authorization,X-Account-Id,X-Api-Scopes"
             ),
+            "nginx.ingress.kubernetes.io/limit-rps": "20",
         }
         (rule,) = ingress["spec"]["rules"]
         assert [each["path"] for each in rule["http"]["paths"]] == ["/v1"]
