@@ -4,6 +4,8 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
@@ -21,6 +23,18 @@ pytestmark = [
     pytest.mark.engine,
     pytest.mark.skipif(not shutil.which("pulumi"), reason="needs the Pulumi CLI on PATH"),
 ]
+
+
+LEFT: list[psutil.Process] = []
+"""What killed runs had started: some of it waits for ever for who started it."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _end_what_is_left() -> Iterator[None]:
+    yield
+    for process in LEFT:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def kill(project: Project, server: Server, query: str, victim: str, *options: str) -> None:
@@ -66,6 +80,7 @@ def kill(project: Project, server: Server, query: str, victim: str, *options: st
                 other.execute(f"lock table pg_catalog.{shared[query]} in share mode".encode())
             wait(True)
             everybody = (up, *up.children(recursive=True))
+            LEFT.extend(everybody)
             (found,) = (each for each in everybody if victim in " ".join(each.cmdline()[:4]))
             found.kill()
         up.wait(timeout=120)
