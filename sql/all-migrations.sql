@@ -6030,6 +6030,18 @@ begin
      and plan.live_until > now()
      and plan.features -> 'api_access' = 'true';
 
+  -- MindRoom reports no request to its API that runs agents: each counts as a message here.
+  if judged.refused is null and verify_api_key.permission = 'execute' then
+    if (select messages_remaining from public.check_usage_limits(verify_api_key.instance_id)) = 0 then
+      judged.refused := 'limit';
+    else
+      perform public.record_usage(
+        verify_api_key.instance_id,
+        jsonb_build_array(jsonb_build_object('id', gen_random_uuid(), 'type', 'received', 'platform', 'api'))
+      );
+    end if;
+  end if;
+
   valid := judged.refused is null;
   reason := judged.refused;
   if valid then
@@ -6097,7 +6109,7 @@ $$;
 comment on function public.instance_of_token(text) is
   'The instance with this PLATFORM_USAGE_TOKEN, by its SHA-256; null without one, or when it is deprovisioned.';
 comment on function public.verify_api_key(text, uuid, text) is
-  'May the API key with this SHA-256 do this on this instance? Then account_id and scopes say whose it is and what it may do, and upstream_key is the instance''s own, OPENAI_COMPAT_API_KEYS, which MindRoom wants to see. Else reason, for the log and never for who presented it: unknown, account (another''s, or no such instance), expired, revoked, plan (without API access) or scope. Notes last_used_at once a minute, and counts refusals in one audit row a day.';
+  'May the API key with this SHA-256 do this on this instance? Then account_id and scopes say whose it is and what it may do, and upstream_key is the instance''s own, OPENAI_COMPAT_API_KEYS, which MindRoom wants to see. Else reason, for the log and never for who presented it: unknown, account (another''s, or no such instance), expired, revoked, plan (without API access), scope or limit (of messages, today). Counts a message received where the permission is execute. Notes last_used_at once a minute, and counts refusals in one audit row a day.';
 comment on function private.note_refused_key(uuid, uuid, uuid, text) is
   'Counts a refused API key in the audit log of the instance''s account.';
 
@@ -6119,7 +6131,7 @@ set client_connection_check_interval = '2s';
 set lock_timeout = '5s';
 set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'repeatable', '56_gateway_functions.sql', 'b08a0c7e1987d6509db0d2b318a13e257a442010023f1bfbc27265bb9e71afd4', NULL, '1.0.0');
+values (0, 'repeatable', '56_gateway_functions.sql', '54bb4b0a233b2594d883e0a93669c9289df7bb1617d27d8a4baa748515f514b4', NULL, '1.0.0');
 
 -- repeatable/57_erasure_functions.sql
 

@@ -202,7 +202,7 @@ class Database:
                 each.answer.set_result(counted.get(number))
 
     async def _rows(self, statement: str, *values: object) -> list[TupleRow]:
-        """What a statement returns; it can safely be repeated, and is where a connection broke."""
+        """What a statement returns; it is repeated where a connection broke."""
         try:
             return await self._execute(statement, *values)
         except (PoolTimeout, TooManyRequests):

@@ -177,6 +177,20 @@ def test_use_is_noted_at_most_once_a_minute(db: Db) -> None:
     assert db.one(noted) is None
 
 
+def test_running_agents_is_a_message_until_the_limit(db: Db) -> None:
+    add_key(db, "new", account_id=ANN.account, permissions=["read", "execute"])
+    db.update("subscriptions", ANN.subscription, max_messages_per_day=2)
+    counted = "select messages_received::int from usage_metrics where instance_id = %s"
+    for count in (1, 2):
+        assert verify(db, permission="execute")[0]
+        assert verify(db, permission="read")[0]
+        assert db.one(counted, ANN.instance) == count
+    assert verify(db, permission="execute") == (False, None, None, "limit", None)
+    assert verify(db, "never made", permission="execute")[3] == "unknown"
+    assert verify(db, permission="read")[0]
+    assert db.one(counted, ANN.instance) == 2
+
+
 def test_refusals_are_counted_in_one_row_a_day(db: Db) -> None:
     key = add_key(db, "new", account_id=ANN.account, permissions=["read"])["id"]
     for _ in range(3):

@@ -502,6 +502,16 @@ class TestKeys:
         assert customer.ask(**asked, X_Forwarded_Uri="/v1/chat").status_code == 200
         assert customer.ask(**asked, X_Forwarded_Uri="/api/config").status_code == 403
 
+    def test_running_agents_counts_as_a_message_until_the_limit(self, customer: Customer) -> None:
+        customer.db.update("subscriptions", customer.plan, max_messages_per_day=2)
+        asked = {"X_API_Key": customer.key, "X_Original_Method": "POST"}
+        url = "https://a.example/v1/chat/completions"
+        statuses = [customer.ask(**asked, X_Original_URL=url).status_code for _ in range(3)]
+        assert statuses == [200, 200, 403]
+        assert customer.ask(X_API_Key=customer.key).status_code == 200
+        assert customer.counted == 2
+        assert customer.send().json()["messages_remaining"] == 0
+
 
 NGINX = ("X-Original-Method", "X-Original-URL", "https://a.example")
 TRAEFIK = ("X-Forwarded-Method", "X-Forwarded-Uri", "")
