@@ -333,7 +333,7 @@ async def auth(
     reason: str | None = "request"
     if permission:
         verdict = await gateway.database.verify_api_key(key_hash, instance, permission)
-        gateway.keys.learn(secret, origin, good=verdict.valid)
+        gateway.keys.learn(secret, origin, good=verdict.valid or verdict.reason == "limit")
         if verdict.valid:
             metrics.keys.labels("valid").inc()
             headers = {
