@@ -38,8 +38,8 @@ _RETRIES = 4
 second.  A file without a transaction is not: the next run goes on with it."""
 
 _OPENING = f"{DISCARD_SESSION_OBJECTS}begin;commit;begin;"
-"""The statements of a message are a transaction, which the first `begin` turns into a block and
-`commit` ends: so that a file's SET TRANSACTION comes first in the next one."""
+"""SET TRANSACTION is refused after any other statement.  So the first `begin` and `commit` close
+the transaction that discards, and the last `begin` opens the file's own."""
 
 _THIS_MESSAGE = "extract(epoch from clock_timestamp() - statement_timestamp()) * 1000"
 """Milliseconds since the server received the message."""

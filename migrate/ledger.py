@@ -46,8 +46,7 @@ create table if not exists migrate.catalog (
 
 `content` is kept of repeatable files: a checkout has only their present text.
 `progress` holds how far a file without a transaction has come.
-`catalog` holds what the last run left.  Its `in_progress` is null, unless a run is in
-progress or was interrupted: then it holds the drift that there was before that run.  `leave` is
+`catalog` is a `RecordedCatalog`: `in_progress` is its `drift_before`.  `leave` is
 what the files leave to others.
 """
 

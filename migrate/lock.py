@@ -49,7 +49,7 @@ def lock(connection: Connection, wait: float, waiting: Callable[[str], None]) ->
     try:
         yield
     except OutdatedSessionError as error:
-        outdated = error
+        outdated = error  # later: that a file let the lock go is to be told first
     finally:
         if not connection.closed:
             unlock = connection.execute("select pg_advisory_unlock(%s)", [LOCK_KEY])

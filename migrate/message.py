@@ -66,7 +66,7 @@ class Message:
             results: how many results it has sent.
 
         Returns:
-            From 0; that of the first for the opening, and none of theirs for the closing.
+            From 0, also for the opening; `len(ends)` or more for the closing.
         """
         results = max(results - self.opening.count(";"), 0)
         return (results + 1) // 2 if self.marked else results

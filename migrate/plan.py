@@ -69,7 +69,7 @@ class Plan:
 
     Attributes:
         folders: in the order in which they are applied.
-        complete: the last run, if there was one, came to its end.
+        complete: see `Ledger.complete`.
     """
 
     folders: Sequence[Folder]

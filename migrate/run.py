@@ -6,8 +6,9 @@ What is done, in this order, and what the next run does where this one is killed
     lock        one run at a time; the server frees it when the connection is gone
     adopt       a database that psql has made of the files gets its ledger
     mark        the record says that a run is in progress, and which drift there was before it
-    apply       a file and its ledger row stand or fall together: the next run goes on behind it
-    record      the catalog as it is now; before that, the next run finds the mark and records
+    apply       what commits together has its ledger rows with it: the next run goes on behind that,
+                in a file without a transaction behind the statement that was noted last
+    record      the catalog as it is now; killed before, the mark makes the next run record it
 
 A file may change what sessions begin with, such as their search_path.  The rest of the run is then
 done in a new session, from the top.
@@ -121,9 +122,9 @@ def _run_in_session(
         _record_result(connection, before)
 
 
-# Drift outlives a run.  An index that was dropped by hand is in the record and not in the live
-# catalog.  A run that does not create it leaves it in the record, so that the drift is still told
-# of.  After any other change to it the record has what there is.
+# Drift that a run does not touch is still drift afterwards.  An index that was dropped by hand is in
+# the record and not in the live catalog.  A run that does not create it leaves it in the record, so
+# that the drift is still told of.  After any other change to it the record has what there is.
 
 
 def _recorded_before(connection: Connection, leave: Sequence[str]) -> RecordedCatalog:

@@ -1,9 +1,9 @@
 """What MindRoom did, told to the instance gateway, which counts it: the plugin platform-usage.
 
 Each hook writes an event into a buffer on the volume, and a task sends what is there. The gateway
-counts an id once, and an event leaves the buffer only when it was counted: whatever is killed, or
-away, nothing is lost and nothing counts twice. Ids are those of Matrix, so that a message that
-MindRoom handles again is no other one.
+counts an id once, and an event leaves the buffer only when it was counted: when a process is killed
+or the gateway away, nothing is lost and nothing counts twice. Ids are those of Matrix, so that a
+message that MindRoom handles again is no other one.
 
 MINDROOM_STORAGE_PATH is the volume, PLATFORM_GATEWAY_URL the gateway (without it nothing is done),
 PLATFORM_USAGE_TOKEN_FILE a file with the instance's token.
