@@ -122,9 +122,9 @@ def _run_in_session(
         _record_result(connection, before)
 
 
-# Drift that a run does not touch is still drift afterwards.  An index that was dropped by hand is in
-# the record and not in the live catalog.  A run that does not create it leaves it in the record, so
-# that the drift is still told of.  After any other change to it the record has what there is.
+# Drift that a run does not touch is still drift afterwards.  An index that was dropped by hand is
+# in the record and not in the live catalog.  A run that does not create it leaves it in the record,
+# so that the drift is still told of.  After any other change to it the record has what there is.
 
 
 def _recorded_before(connection: Connection, leave: Sequence[str]) -> RecordedCatalog:

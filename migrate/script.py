@@ -6,6 +6,7 @@ A file may have 50 MB: it is parsed a piece at a time, and no statement is kept.
 import re
 from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -76,46 +77,67 @@ def parse(content: bytes) -> Script:
     spans: list[_Span] = []
     problems: list[str] = []
     transactional, sets_transaction = True, False
-    start, line, first, size = 0, 1, 1, _PIECE_SIZE
+    start, line, first = 0, 1, 1
     while start < len(content):
-        last = start + size >= len(content)
-        closing = content.rfind(b";\n", start, start + size)
-        if closing < 0 and not last:
-            size *= 2
-            continue
-        stop = len(content) if last else closing + len(b";\n")
         try:
-            piece = Piece(_decoded(content[start:stop], line), line, first)
-            found = split(piece)
-        except ParseError as error:
-            if last:
-                problems = [forbidden.syntax_problem(piece, error)]  # and none before it
-                break
-            found = []  # the cut went through a string, a function body or a comment; or so
-        except _NoTextError as error:
-            problems = [str(error)]
+            piece, length, found = _next_piece(content, start, line, first)
+        except _UnreadableError as error:
+            problems = [str(error)]  # and none before it
             break
-        length = len(piece.text) if last else _closed_length(piece.text, found)
-        if not length:
-            size *= 2
-            continue
-        if length < len(piece.text):
-            stop = start + len(piece.text[:length].encode())
         if found and first == 1:
             transactional = not _NO_TRANSACTION.search(found[0].comment)
             sets_transaction = any(_SET_TRANSACTION.match(each.text) for each in found)
         problems += forbidden.problems(piece, length, found, transactional)
+        text = piece.text[:length]
+        stop = start + len(text.encode())
         ends = array("I", (statement.stop for statement in found))
         spans.append(_Span(start, stop, line, first, ends))
-        start, size = stop, _PIECE_SIZE
-        line, first = line + piece.text.count("\n", 0, length), first + len(found)
+        start, line, first = stop, line + text.count("\n"), first + len(found)
     if first == 1 and not problems:
         problems.append(with_remedy(" holds no statement", "delete the file or fill it"))
     return Script(content, spans, transactional, sets_transaction, problems)
 
 
-class _NoTextError(Exception):
-    """Bytes are no text: the problem."""
+class _UnreadableError(Exception):
+    """A content is no text, or the parser refuses it: the problem."""
+
+
+def _next_piece(
+    content: bytes, start: int, line: int, first: int
+) -> tuple[Piece, int, list[Statement]]:
+    """The next piece: how much of its text counts, and the statements in that.
+
+    The window doubles until it has a statement that ends a line.  A cut may go through a string, a
+    function body or a comment: then the parser refuses it, or that statement is left for the next
+    piece.
+
+    Raises:
+        _UnreadableError: the rest of the file, of which the last piece is made, is refused; or this
+            piece is no text.
+    """
+    window = _PIECE_SIZE
+    while start + window < len(content):
+        cut = content.rfind(b";\n", start, start + window)
+        if cut >= 0:
+            piece = Piece(_decoded(content[start : cut + len(b";\n")], line), line, first)
+            with suppress(ParseError):
+                length, found = _whole(piece.text, split(piece))
+                if found:
+                    return piece, length, found
+        window *= 2
+    piece = Piece(_decoded(content[start:], line), line, first)
+    try:
+        return piece, len(piece.text), split(piece)
+    except ParseError as error:
+        raise _UnreadableError(forbidden.syntax_problem(piece, error)) from None
+
+
+def _whole(text: str, found: list[Statement]) -> tuple[int, list[Statement]]:
+    """Characters up to the last statement that ends a line, and the statements up to it."""
+    for count in range(len(found), 0, -1):
+        if closing := _CLOSING.match(text, found[count - 1].stop):
+            return closing.end(), found[:count]
+    return 0, []
 
 
 def _decoded(content: bytes, line: int) -> str:
@@ -124,18 +146,9 @@ def _decoded(content: bytes, line: int) -> str:
     except UnicodeDecodeError as error:
         line += content.count(b"\n", 0, error.start)
         text = f"{line}: not UTF-8 (byte {content[error.start]:#04x})"
-        raise _NoTextError(with_remedy(text, "save the file as UTF-8")) from None
+        raise _UnreadableError(with_remedy(text, "save the file as UTF-8")) from None
     if "\0" in text:  # where every parser in C would take the file to end
         line += text.count("\n", 0, text.index("\0"))
         text = f"{line}: holds a zero byte, so it is no text"
-        raise _NoTextError(with_remedy(text, "save the file as UTF-8"))
+        raise _UnreadableError(with_remedy(text, "save the file as UTF-8"))
     return text
-
-
-def _closed_length(text: str, found: list[Statement]) -> int:
-    """Characters up to the last statement that ends a line; takes away those behind it."""
-    while found:
-        if closing := _CLOSING.match(text, found[-1].stop):
-            return closing.end()
-        found.pop()
-    return 0
