@@ -1879,23 +1879,6 @@ set statement_timeout = '15min';
 insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
 values (0, 'migrations', '0035_database_backups.sql', 'ef965a8fe3e6ba136b2146a79f192b27a466856a0fcc6697ca59fb0a3b7941ca', NULL, '1.0.0');
 
--- migrations/0036_verify_api_key.sql
-
--- It returns one more column, which `create or replace` in sql/repeatable/ cannot add. Until that has
--- run, the gateway answers the ingress 503.
--- squawk-ignore ban-drop-function
-drop function if exists public.verify_api_key(text, uuid, text);
-
-
-reset session authorization;
-reset all;
-set client_encoding = 'UTF8';
-set client_connection_check_interval = '2s';
-set lock_timeout = '5s';
-set statement_timeout = '15min';
-insert into migrate.ledger (duration_ms, folder, name, sha256, content, engine_version)
-values (0, 'migrations', '0036_verify_api_key.sql', 'ace9adfa8ee53f8076b2b66d7e456f5159e0238fd833af6bf1e761cb7a8f8ddc', NULL, '1.0.0');
-
 -- repeatable/10_shared.sql
 
 -- What the tables' own files build on: timestamps, who is acting, the audit log.
