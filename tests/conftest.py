@@ -5,6 +5,7 @@ database on it. Tests run on the newest version, those of `ON_EACH` on each; `py
 runs all of them on that one.
 """
 
+import asyncio
 import copy
 import os
 import secrets
@@ -223,6 +224,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             needed = f"--postgres {given} leaves out {' and '.join(only.args)}, which it needs"
             values, ids = [pytest.param("", marks=pytest.mark.skip(needed))], ["none"]
         metafunc.parametrize("postgres_bin", values, ids=ids, indirect=True, scope="session")
+
+
+def pytest_runtest_setup() -> None:
+    """Give Pulumi's SDK an event loop of the main thread, which any asyncio.run() takes away."""
+    try:
+        asyncio.get_event_loop()
+    except RuntimeError:
+        asyncio.set_event_loop(asyncio.new_event_loop())
 
 
 @pytest.fixture(scope="session")

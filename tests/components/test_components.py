@@ -4,7 +4,6 @@ The program runs under Pulumi's mocks.  What a resource's options say (protectio
 dependencies, providers) is in none of the mocks' arguments, so `Recorder` keeps the requests.
 """
 
-import asyncio
 import base64
 import importlib
 import json
@@ -246,7 +245,6 @@ def run(changes: Mapping[str, Any], *, preview: bool = False, result: Run | None
 
     recorder = Recorder(result, preview)
     interrupt = signal.getsignal(signal.SIGINT)  # the program gives up Python's own
-    asyncio.set_event_loop(asyncio.new_event_loop())  # an asyncio.run() before took the thread's
     mocks.set_mocks(
         recorder.mocks, project=PROJECT, stack="test", preview=preview, monitor=recorder
     )
