@@ -52,6 +52,8 @@ CONFIG = {
         }
     },
     "room_defaults": {"join_policy": "public"},
+    # The default needs packages beyond those that an answer needs.
+    "memory": "none",
 }
 
 STARTED = 1_700_000_000

@@ -50,6 +50,9 @@ uvicorn.run("mindroom.api.sandbox_runner_app:app", port=8766)
 THINKING = "Thinking..."
 """What stands in the room before an answer does."""
 
+FAILED = "⚠️ Error"
+"""What an answer has where an agent could not make one."""
+
 COMMANDS = {"/app/run-sandbox-runner.sh": ("python", "-c", SANDBOX)}
 
 Manifest = Mapping[str, Any]
@@ -357,13 +360,22 @@ class Chat:
         return [content["body"] for _, content in self._messages()]
 
     def answer(self, question: str) -> str:
-        """What was answered to a message, by its id; "" while it is being thought about."""
+        """What was answered to a message, by its id; "" while it is being thought about.
+
+        Raises:
+            UserError: the agent answered that it cannot.
+        """
         texts = (
             content["body"]
             for thread, content in self._messages()
             if thread == question and content["body"] != THINKING
         )
-        return next(texts, "")
+        text = next(texts, "")
+        if FAILED in text:
+            raise UserError(
+                f"the agent cannot answer: {text}", "correct the config, or the packages"
+            )
+        return text
 
     def notices(self) -> list[str]:
         """The notices that are no part of an answer."""
