@@ -122,6 +122,7 @@ def everything(db: Db) -> Db:
     db.run("delete from auth.users where id = %s", BOB.account)
     db.run("delete from audit_logs")
     db.run("delete from private.released_subdomains")
+    db.run("delete from private.usage_events")
     db.update("instances", ANN.instance, subdomain="another")
     one_row_of_each(db, ANN)
     db.run("insert into private.instance_secrets values (%s, 'TOKEN', 'x')", ANN.instance)

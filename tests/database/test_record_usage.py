@@ -107,7 +107,8 @@ def test_the_answer_says_what_was_counted_and_what_is_left(db: Db) -> None:
 
 def test_two_instances_may_have_the_same_ids(db: Db) -> None:
     record(db, event("a"))
-    db.run("update private.usage_events set instance_id = %s", uuid4())
+    move = "update private.usage_events set instance_id = %s where instance_id = %s"
+    db.run(move, uuid4(), ANN.instance)
     assert record(db, event("a"))["counted"] == 1
 
 
