@@ -36,7 +36,7 @@ from embedded.postgres import embedded_bin
 from migrate import plan, verify
 from migrate.connection import connect
 from migrate.files import read_tree
-from migrate.session import Connection
+from migrate.session import Connection, translated_errors
 from migrate.throwaway import throwaway
 
 DUMP, ROLES = "database.dump", "roles.sql"
@@ -69,23 +69,24 @@ def back_up(database_url: str, backup_url: str) -> Proof:
     Raises:
         UserError: what failed, and what to do. Nothing is recorded then.
     """
-    with _told("DATABASE_URL"), psycopg.connect(database_url, autocommit=True) as database:
-        store = _store(backup_url)
-        with tempfile.TemporaryDirectory(prefix="backup-") as name:
-            directory = Path(name)
-            with _snapshot(database) as (snapshot, taken_at):
-                row_counts = _row_counts(database)
-                _dump(database_url, directory, snapshot)
-            folder = f"{taken_at:%Y-%m-%dT%H-%M-%SZ}"
-            size = 0
-            for file in (DUMP, ROLES):
-                path, key = directory / file, f"{folder}/{file}"
-                size += path.stat().st_size
-                _upload(store, key, path)
-                path.unlink()
-                _download(store, key, path)
-            checks = _prove(directory, database.info.dbname, row_counts)
-        proof = Proof(f"{backup_url.rstrip('/')}/{folder}", taken_at, size, row_counts, checks)
+    store = _store(backup_url)
+    with tempfile.TemporaryDirectory(prefix="backup-") as name:
+        directory = Path(name)
+        with _connected(database_url) as database, _snapshot(database) as (snapshot, taken_at):
+            row_counts = _row_counts(database)
+            _dump(database_url, directory, snapshot)
+            database_name = database.info.dbname
+        folder = f"{taken_at:%Y-%m-%dT%H-%M-%SZ}"
+        size = 0
+        for file in (DUMP, ROLES):
+            path, key = directory / file, f"{folder}/{file}"
+            size += path.stat().st_size
+            _upload(store, key, path)
+            path.unlink()
+            _download(store, key, path)
+        checks = _prove(directory, database_name, row_counts)
+    proof = Proof(f"{backup_url.rstrip('/')}/{folder}", taken_at, size, row_counts, checks)
+    with _connected(database_url) as database:  # no session waits for hours to be used again
         database.execute(
             """insert into private.database_backups (location, taken_at, size_bytes, row_counts)
                values (%s, %s, %s, %s)""",
@@ -95,14 +96,15 @@ def back_up(database_url: str, backup_url: str) -> Proof:
 
 
 @contextmanager
-def _told(variable: str) -> Iterator[None]:
+def _connected(url: str) -> Iterator[Connection]:
     try:
-        yield
+        with psycopg.connect(url, autocommit=True) as connection:
+            yield connection
     except psycopg.Error as error:
         text = error.diag.message_primary or str(error).strip()
         if error.sqlstate is None and isinstance(error, psycopg.ProgrammingError):
             text = "it is not postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
-        raise UserError(f"{variable}: {text}", "correct it, or see to the database") from None
+        raise UserError(f"DATABASE_URL: {text}", "correct it, or see to the database") from None
 
 
 def _store(url: str) -> ObjectStore:
@@ -171,6 +173,7 @@ def _download(store: ObjectStore, key: str, path: Path) -> None:
         ) from None
 
 
+@translated_errors()
 def _prove(directory: Path, name: str, row_counts: Mapping[str, int]) -> int | None:
     """Restore a backup, and compare it with what was dumped; returns how many checks passed."""
     with throwaway() as server:
