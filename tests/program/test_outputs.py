@@ -47,7 +47,7 @@ OUTPUTS: dict[str, Any] = {
         "namespace": "mindroom",
         "service_url": "http://instance-provisioner.mindroom.svc:8080",
         "service_account": "instance-provisioner",
-        "chart_version": "0.1.0",
+        "chart_version": "0.2.0",
     },
     "instance_gateway": {
         "namespace": "mindroom",
